@@ -1,0 +1,308 @@
+"""GPTPangu (PanGu-alpha, arXiv:2104.12369) as a native transformers model.
+
+What differs from GPT-2: separate q, k, v projections; the final LayerNorm `ln_f` stands BEFORE the last block; the
+query of the last block comes from a learned table of positions (`wqe`), its keys, values and residual from the
+normalised stream.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_gptpangu import GPTPanguConfig
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Plain softmax attention: queries, keys, values (B, heads, T, head width) -> (B, T, heads, width), probabilities."""
+    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = scores.float().softmax(dim=-1).to(value.dtype)
+    probabilities = nn.functional.dropout(probabilities, p=dropout, training=module.training)
+    return torch.matmul(probabilities, value).transpose(1, 2), probabilities
+
+
+class GPTPanguAttention(nn.Module):
+    """Causal self-attention; the query may be computed from another tensor than keys and values."""
+
+    is_causal = True
+
+    def __init__(self, config: GPTPanguConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.hidden_size // config.num_heads
+        self.scaling = self.head_dim**-0.5 if config.scale_attn_weights else 1.0
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.c_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        # A module rather than a number, because disabling dropout means setting `p` on nn.Dropout modules.
+        self.attn_dropout = nn.Dropout(config.attn_pdrop)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        query_states: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """hidden_states (B, T, H) -> (B, T, H), attention probabilities where the implementation gives them."""
+        input_shape = hidden_states.shape[:-1]
+        head_shape = (*input_shape, -1, self.head_dim)
+        query = self.q_proj(hidden_states if query_states is None else query_states).view(head_shape).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(head_shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, probabilities = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attn_dropout.p if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        output = self.c_proj(output.reshape(*input_shape, -1).contiguous())
+        return self.resid_dropout(output), probabilities
+
+
+class GPTPanguMLP(nn.Module):
+    def __init__(self, config: GPTPanguConfig) -> None:
+        super().__init__()
+        intermediate_size = config.intermediate_size or 4 * config.hidden_size
+        self.c_fc = nn.Linear(config.hidden_size, intermediate_size)
+        self.c_proj = nn.Linear(intermediate_size, config.hidden_size)
+        self.act = ACT2FN[config.activation_function]
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.dropout(self.c_proj(self.act(self.c_fc(hidden_states))))
+
+
+class GPTPanguBlock(GradientCheckpointingLayer):
+    """Pre-LN block. Tensors that need gradients are positional, as re-entrant checkpointing demands."""
+
+    def __init__(self, config: GPTPanguConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.attn = GPTPanguAttention(config, layer_idx)
+        self.ln_2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.mlp = GPTPanguMLP(config)
+
+    def forward(self, hidden_states: Tensor, query_states: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """hidden_states (B, T, H), query_states (B, T, H) for the top query block only -> (B, T, H)."""
+        attention_output, _ = self.attn(self.ln_1(hidden_states), query_states, **kwargs)
+        hidden_states = hidden_states + attention_output
+        return hidden_states + self.mlp(self.ln_2(hidden_states))
+
+
+class GPTPanguPreTrainedModel(PreTrainedModel):
+    config: GPTPanguConfig
+    config_class = GPTPanguConfig
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["GPTPanguBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": GPTPanguBlock,
+        "attentions": OutputRecorder(GPTPanguAttention, layer_name=".attn", index=1),
+    }
+    # Causal-mask buffers that published checkpoints carry.
+    _keys_to_ignore_on_load_unexpected = [r"\.attn\.bias$", r"\.attn\.masked_bias$"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, (GPTPanguAttention, GPTPanguMLP)):
+            # Two residual branches a block: scaled as in GPT-2, so that depth does not grow the stream.
+            std = self.config.initializer_range / (2 * self.config.num_layers) ** 0.5
+            init.normal_(module.c_proj.weight, mean=0.0, std=std)
+
+
+class GPTPanguModel(GPTPanguPreTrainedModel):
+    """Embeddings and blocks; returns the output of the top query block, which no LayerNorm follows."""
+
+    def __init__(self, config: GPTPanguConfig) -> None:
+        super().__init__(config)
+        self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.wpe = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.wqe = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList(GPTPanguBlock(config, layer_idx) for layer_idx in range(config.num_layers))
+        self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.wte
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.wte = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Encodes a batch.
+
+        Args:
+            input_ids: Tokens, (B, T).
+            attention_mask: True or 1 for real tokens, (B, past + T); or a ready 4-D mask.
+            position_ids: Positions, (B, T) or (1, T). Derived from the mask when not given, so that a left-padded
+                row is computed as if it were alone.
+            past_key_values: Keys and values of earlier tokens.
+            inputs_embeds: Embedded tokens in place of `input_ids`, (B, T, H).
+            use_cache: Whether to return keys and values.
+
+        Raises:
+            ValueError: Neither or both of `input_ids` and `inputs_embeds`, or a position that the tables do not have.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("GPTPanguModel: pass exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.wte(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
+        self._check_positions(position_ids)
+
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        block_inputs = dict(attention_mask=causal_mask, past_key_values=past_key_values, position_ids=position_ids)
+        hidden_states = self.drop(inputs_embeds + self.wpe(position_ids))
+        for block in self.h[:-1]:
+            hidden_states = block(hidden_states, None, **block_inputs, **kwargs)
+        top_query = self.wqe(position_ids).expand_as(hidden_states)
+        hidden_states = self.h[-1](self.ln_f(hidden_states), top_query, **block_inputs, **kwargs)
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden_states, past_key_values=past_key_values if use_cache else None
+        )
+
+    @staticmethod
+    def _positions(inputs_embeds: Tensor, attention_mask: Tensor | None, past_key_values: Cache | None) -> Tensor:
+        """Positions (B or 1, T): a running count of the real tokens, or of all tokens without a 2-D mask."""
+        length = inputs_embeds.shape[1]
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if attention_mask is not None and attention_mask.ndim == 2:
+            # A static cache hands over a mask of its full length; only the part seen so far counts.
+            counted = attention_mask[:, : past_length + length].long().cumsum(dim=-1)
+            return (counted - 1).clamp(min=0)[:, -length:]
+        return (torch.arange(length, device=inputs_embeds.device) + past_length).unsqueeze(0)
+
+    def _check_positions(self, position_ids: Tensor) -> None:
+        if torch.compiler.is_compiling() or position_ids.is_meta or position_ids.numel() == 0:
+            return
+        last, limit = int(position_ids.max()), self.config.max_position_embeddings
+        if last >= limit:
+            raise ValueError(
+                f"GPTPanguModel: position {last} does not exist, the model has max_position_embeddings={limit} "
+                f"(positions 0 to {limit - 1}). Shorten the prompt or the number of new tokens."
+            )
+
+
+class GPTPanguForCausalLM(GPTPanguPreTrainedModel, GenerationMixin):
+    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: GPTPanguConfig) -> None:
+        super().__init__(config)
+        self.transformer = GPTPanguModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Next-token logits (B, T, V) and, with `labels` (B, T; -100 is ignored), the mean cross entropy.
+
+        Differs from the published code, which ignores the pad id in the labels instead of -100.
+        """
+        outputs: BaseModelOutputWithPast = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class GPTPanguForSequenceClassification(GenericForSequenceClassification, GPTPanguPreTrainedModel):
+    """A score head (no bias) at the last real token; with `num_labels=1` a reward or value model."""
+
+    # The generic class, first in the resolution order, calls its backbone "model".
+    base_model_prefix = "transformer"

@@ -1,0 +1,344 @@
+"""Tokenizer of GPTPangu: jieba's words, then SentencePiece, with the official ids bit for bit.
+
+Where it differs from the official code: `<eot>` and the other special tokens, where they stand in a text, become their
+own ids; the official code cuts them into characters. Encode what users write with `split_special_tokens=True`: that is
+the official behaviour, and a prompt cannot smuggle in an `<eot>`.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
+from transformers.tokenization_utils_base import TruncationStrategy
+from transformers.utils import PaddingStrategy
+
+from .vocabulary_gptpangu import NEWLINE, RESERVED_PIECES, SPACE, VOCABULARY_FILE, PanguVocabulary, piece_text
+
+# `<sep>` ends what the user says and `<eot>` what the assistant says: the tokens alone tell who spoke, a prompt always
+# ends at a special token, and tokens of prompt and answer never merge.
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{%- if message['role'] == 'system' -%}
+{{- message['content'] + '\\n' -}}
+{%- elif message['role'] == 'user' -%}
+{{- message['content'] + sep_token -}}
+{%- elif message['role'] == 'assistant' -%}
+{%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}
+{%- else -%}
+{{- raise_exception("the role of a message must be system, user or assistant, got '" + message['role'] + "'") -}}
+{%- endif -%}
+{%- endfor -%}
+"""
+
+# What the stock implementation handles; it is several times slower.
+_STOCK_OPTIONS = (
+    "is_split_into_words",
+    "return_token_type_ids",
+    "return_overflowing_tokens",
+    "return_special_tokens_mask",
+    "return_length",
+    "sanitize_control_tokens",
+)
+
+_CUTTING_STRATEGIES = (TruncationStrategy.LONGEST_FIRST, TruncationStrategy.ONLY_FIRST)
+
+Span = tuple[int, int]
+_NO_SPAN: Span = (0, 0)
+
+
+@dataclass
+class _Request:
+    """The options of `PreTrainedTokenizerBase.__call__` that the fast path honours, with the same meaning."""
+
+    split_special_tokens: bool
+    add_special_tokens: bool = True
+    padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD
+    truncation_strategy: TruncationStrategy = TruncationStrategy.DO_NOT_TRUNCATE
+    max_length: int | None = None
+    pad_to_multiple_of: int | None = None
+    padding_side: str | None = None
+    return_tensors: str | None = None
+    return_attention_mask: bool | None = None
+    return_offsets_mapping: bool = False
+    verbose: bool = True
+
+
+class TokenSpans:
+    """Says which token holds a character, the one question `apply_chat_template` asks to mask what the assistant said.
+
+    Args:
+        offsets: Characters (start, end) of each token; (0, 0) for padding and for tokens that were not in the text.
+    """
+
+    def __init__(self, offsets: Sequence[Span]) -> None:
+        self.offsets = offsets
+
+    def char_to_token(self, char_index: int, sequence_index: int = 0) -> int | None:
+        """Returns the token of a character, the next one if the vocabulary drops the character, None past the end."""
+        return next((index for index, (_, end) in enumerate(self.offsets) if end > char_index), None)
+
+
+class GPTPanguTokenizer(PreTrainedTokenizer):
+    """Tokenizer of GPTPangu over a `vocab.model` file, the official one or one of `train_vocabulary`.
+
+    Nothing is added to a text by default, as in the official code; a pair of texts is joined by `<sep>`. Decoding is a
+    concatenation, so the text of a prefix of ids is a prefix of the text. It writes special tokens as they are, `<unk>`
+    too, unless `skip_special_tokens`; the official decoder drops `<s>` and `</s>` and writes U+2047 for `<unk>`.
+
+    Args:
+        vocab_file: Path of `vocab.model`. Without it only unpickling can fill the tokenizer, as `datasets` does.
+        model_file: Name of the same argument in published code.
+        append_eot: Whether encoding with special tokens ends in `<eot>`. Saved with the tokenizer.
+        kwargs: As for every PreTrainedTokenizer.
+
+    Raises:
+        ValueError: The folder or the file holds no vocabulary that GPTPangu can use.
+    """
+
+    vocab_files_names = {"vocab_file": VOCABULARY_FILE}
+    model_input_names = ["input_ids", "attention_mask"]
+
+    def __init__(
+        self,
+        vocab_file: str | os.PathLike | None = None,
+        *,
+        model_file: str | os.PathLike | None = None,
+        bos_token: str | AddedToken = "<s>",
+        eos_token: str | AddedToken = "<eot>",
+        unk_token: str | AddedToken = "<unk>",
+        sep_token: str | AddedToken = "<sep>",
+        pad_token: str | AddedToken = "<pad>",
+        mask_token: str | AddedToken = "<mask>",
+        append_eot: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        path = vocab_file if vocab_file is not None else model_file
+        if path is None and "name_or_path" in kwargs:
+            raise ValueError(f"{kwargs['name_or_path']}: expected a file {VOCABULARY_FILE}, found none")
+        # The base class asks for the vocabulary while it is set up.
+        self._vocabulary = None if path is None else PanguVocabulary.read(Path(path))
+        self.append_eot = append_eot
+        self._added_tokens_decoder = {
+            index: AddedToken(piece, normalized=False, special=True)
+            for index, piece in enumerate(RESERVED_PIECES)
+            if piece not in (NEWLINE, SPACE)
+        }
+        # A saved copy would otherwise still point at the remote code of the published folder.
+        kwargs.pop("auto_map", None)
+        if kwargs.get("chat_template") is None:
+            kwargs["chat_template"] = CHAT_TEMPLATE
+        super().__init__(
+            bos_token=bos_token,
+            eos_token=eos_token,
+            unk_token=unk_token,
+            sep_token=sep_token,
+            pad_token=pad_token,
+            mask_token=mask_token,
+            append_eot=append_eot,
+            **kwargs,
+        )
+        # Without a name of their own in transformers, but special: skipped by skip_special_tokens.
+        self._extra_special_tokens += [token for token in ("</s>", "<eod>") if token not in self.all_special_tokens]
+
+    @property
+    def vocabulary(self) -> PanguVocabulary:
+        """The vocabulary file's content, without added tokens."""
+        if self._vocabulary is None:
+            raise ValueError("this GPTPanguTokenizer has no vocabulary; make it with from_pretrained or vocab_file=")
+        return self._vocabulary
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of pieces in the vocabulary file, without added tokens."""
+        return 0 if self._vocabulary is None else len(self._vocabulary.pieces)
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        """The id of every token, added ones included."""
+        return self.get_vocab()
+
+    def get_vocab(self) -> dict[str, int]:
+        """Returns the id of every token, added ones included."""
+        pieces = {} if self._vocabulary is None else self._vocabulary.ids
+        return {**pieces, **self._added_tokens_encoder}
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
+        """Writes `vocab.model` and returns its path."""
+        name = (f"{filename_prefix}-" if filename_prefix else "") + VOCABULARY_FILE
+        path = Path(save_directory) / name
+        path.write_bytes(self.vocabulary.model)
+        return (str(path),)
+
+    def _update_trie(self, unique_no_split_tokens: list[str] | None = None) -> None:
+        super()._update_trie(unique_no_split_tokens)
+        added = self._added_tokens_decoder.values()
+        longest_first = sorted((token.content for token in added), key=len, reverse=True)
+        self._added_token_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        self._matches_added_tokens_literally = not any(
+            token.lstrip or token.rstrip or token.single_word for token in added
+        )
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Returns the ids of a text, or of two texts joined by `<sep>`, followed by `<eot>` if `append_eot`."""
+        ids = token_ids_0 if token_ids_1 is None else [*token_ids_0, self.sep_token_id, *token_ids_1]
+        return [*ids, *self._ending(add_special_tokens=True)]
+
+    def get_special_tokens_mask(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
+    ) -> list[int]:
+        """Returns 1 for each token that `build_inputs_with_special_tokens` adds, 0 for those of the texts."""
+        if already_has_special_tokens:
+            return super().get_special_tokens_mask(token_ids_0, token_ids_1, already_has_special_tokens=True)
+        mask = [0] * len(token_ids_0)
+        if token_ids_1 is not None:
+            mask += [1] + [0] * len(token_ids_1)
+        return mask + [1] * len(self._ending(add_special_tokens=True))
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """Renders and tokenizes a conversation; see PreTrainedTokenizerBase, whose arguments these are.
+
+        `return_assistant_tokens_mask`, which the base class refuses to tokenizers written in Python, works.
+        """
+        tokenizer_kwargs = dict(kwargs.get("tokenizer_kwargs") or {})
+        if not kwargs.get("return_assistant_tokens_mask") or "return_offsets_mapping" in tokenizer_kwargs:
+            return super().apply_chat_template(conversation, *args, **kwargs)
+        kwargs["tokenizer_kwargs"] = {**tokenizer_kwargs, "return_offsets_mapping": True}
+        encoding = super().apply_chat_template(conversation, *args, **kwargs)
+        encoding.pop("offset_mapping")
+        return encoding
+
+    def _encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:
+        is_batch = isinstance(text, (list, tuple))
+        texts = text if is_batch else [text]
+        is_plain = text_pair is None and all(isinstance(item, str) for item in texts)
+        if not is_plain or any(options.get(name) for name in _STOCK_OPTIONS):
+            if options.get("return_offsets_mapping"):
+                raise NotImplementedError(
+                    "return_offsets_mapping needs a text or a list of texts, not pairs, words or ids, and none of "
+                    + ", ".join(_STOCK_OPTIONS)
+                )
+            return super()._encode_plus(text, text_pair, **options)
+        # `encode` passes this option only when its own caller does.
+        options.setdefault("split_special_tokens", self.split_special_tokens)
+        request = _Request(**{name: value for name, value in options.items() if name in _Request.__dataclass_fields__})
+        columns = self._pad_rows([self._encode_row(item, request) for item in texts], request)
+        encodings = [TokenSpans(spans) for spans in columns.get("offset_mapping", [])] or None
+        if not is_batch:
+            columns = {name: rows[0] for name, rows in columns.items()}
+        return BatchEncoding(
+            columns,
+            encoding=encodings,
+            tensor_type=request.return_tensors,
+            prepend_batch_axis=not is_batch,
+            n_sequences=1,
+        )
+
+    def _encode_row(self, text: str, request: _Request) -> dict[str, list]:
+        """Returns the columns of one text: its ids, cut and ended as requested, and what belongs to each id."""
+        ids, spans = self._encode_text(text, request)
+        ending = self._ending(request.add_special_tokens)
+        # A single text leaves the strategy "only_second" nothing to cut.
+        if request.max_length and request.truncation_strategy in _CUTTING_STRATEGIES:
+            room = max(0, request.max_length - len(ending))
+            kept = slice(max(0, len(ids) - room), None) if self.truncation_side == "left" else slice(room)
+            ids, spans = ids[kept], spans[kept]
+        row = {"input_ids": ids + ending}
+        self._eventual_warn_about_too_long_sequence(row["input_ids"], request.max_length, request.verbose)
+        if request.return_offsets_mapping:
+            row["offset_mapping"] = spans + [_NO_SPAN] * len(ending)
+        row["attention_mask"] = [1] * len(row["input_ids"])
+        return row
+
+    def _ending(self, add_special_tokens: bool) -> list[int]:
+        return [RESERVED_PIECES.index("<eot>")] if add_special_tokens and self.append_eot else []
+
+    def _encode_text(self, text: str, request: _Request) -> tuple[list[int], list[Span]]:
+        """Returns the ids of a text and, if requested, the characters that each stands for."""
+        with_spans = request.return_offsets_mapping
+        if request.split_special_tokens:
+            parts = [text]
+        elif self._matches_added_tokens_literally:
+            parts = self._added_token_pattern.split(text)
+        elif with_spans:
+            raise NotImplementedError("offsets are unknown with added tokens that strip or that match only whole words")
+        else:
+            return self.convert_tokens_to_ids(self.tokenize(text)), []
+        ids: list[int] = []
+        spans: list[Span] = []
+        start = 0
+        for index, part in enumerate(parts):
+            if index % 2:
+                ids.append(self._added_tokens_encoder[part])
+                spans.append((start, start + len(part)))
+            elif with_spans:
+                part_ids, part_spans = self.vocabulary.encode_with_spans(part)
+                ids += part_ids
+                spans += [(start + first, start + end) for first, end in part_spans]
+            elif part:
+                ids += self.vocabulary.encode(part)
+            start += len(part)
+        return ids, spans
+
+    def _pad_rows(self, rows: list[dict[str, list]], request: _Request) -> dict[str, list[list]]:
+        """Returns the rows as columns, filled up to one length if requested."""
+        fillers = {"input_ids": self.pad_token_id}
+        if request.return_offsets_mapping:
+            fillers["offset_mapping"] = _NO_SPAN
+        with_mask = request.return_attention_mask
+        if with_mask or (with_mask is None and "attention_mask" in self.model_input_names):
+            fillers["attention_mask"] = 0
+        width = 0
+        if request.padding_strategy == PaddingStrategy.LONGEST:
+            width = max((len(row["input_ids"]) for row in rows), default=0)
+        elif request.padding_strategy == PaddingStrategy.MAX_LENGTH:
+            width = request.max_length
+        if request.pad_to_multiple_of:
+            width = -(-width // request.pad_to_multiple_of) * request.pad_to_multiple_of
+        left = (request.padding_side or self.padding_side) == "left"
+        columns: dict[str, list[list]] = {name: [] for name in fillers}
+        for row in rows:
+            for name, filler in fillers.items():
+                padding = [filler] * (width - len(row[name]))
+                columns[name].append(padding + row[name] if left else row[name] + padding)
+        return columns
+
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        return [self.vocabulary.pieces[index] for index in self.vocabulary.encode(text)]
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self.vocabulary.ids.get(token, self.unk_token_id)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        if index not in self.vocabulary.texts:
+            raise ValueError(
+                f"id {index} is outside the vocabulary of {len(self)} tokens; replace ignored labels (-100) by the pad "
+                "id before decoding, and do not let a model with spare embedding rows sample them"
+            )
+        return self.vocabulary.pieces[index]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """Returns the text that tokens stand for."""
+        return piece_text("".join(tokens))
+
+    def _decode(
+        self,
+        token_ids: int | list[int],
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> str:
+        ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        if skip_special_tokens:
+            special = set(self.all_special_ids)
+            ids = [index for index in ids if index not in special]
+        texts = self.vocabulary.texts
+        text = "".join([texts[index] if index in texts else self.convert_ids_to_tokens(index) for index in ids])
+        if clean_up_tokenization_spaces or (clean_up_tokenization_spaces is None and self.clean_up_tokenization_spaces):
+            return self.clean_up_tokenization(text)
+        return text

@@ -1,0 +1,272 @@
+"""Judges answers that were sampled before, and sums up what the judgements say.
+
+A judge is anything that turns (prompts, completions) into scores: a Python function or a reward model.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pangu_trl.reward.evaluation import ranking_metrics
+from pangu_trl.reward.scoring import ScoringError, load_reward_model, score_responses
+from pangu_trl.sampling import (
+    Answers,
+    Record,
+    Scores,
+    answer_text,
+    first_occurrences,
+    is_finite_number,
+    per_answer_columns,
+)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Scores completions, and refuses scores that are missing or no finite numbers.
+
+    Attributes:
+        name: What the user called it, for errors.
+        score: `f(prompts, completions, **columns) -> list[float]`, higher is better.
+        batch_size: Number of completions handed to `score` at a time; None hands over all.
+    """
+
+    name: str
+    score: Callable[..., Sequence[float]]
+    batch_size: int | None = None
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
+        """Scores N completions.
+
+        Args:
+            prompts: N prompts, one for each completion.
+            completions: N completions.
+            **columns: Further columns of the records, N values each.
+
+        Raises:
+            ScoringError: If a score is missing or no finite number; its index is the completion's.
+        """
+        scores: list[float] = []
+        batch_size = self.batch_size or max(len(completions), 1)
+        for start in tqdm(range(0, len(completions), batch_size), desc="judging", disable=self.batch_size is None):
+            batch = slice(start, start + batch_size)
+            batch_columns = {name: values[batch] for name, values in columns.items()}
+            returned = self.score(prompts[batch], completions[batch], **batch_columns)
+            scores += self._checked(returned, expected=len(completions[batch]), start=start)
+        return scores
+
+    def _checked(self, returned: Any, expected: int, start: int) -> list[float]:
+        if not isinstance(returned, list | tuple | np.ndarray | torch.Tensor) or len(returned) != expected:
+            found = f"{len(returned)} numbers" if isinstance(returned, list) else type(returned).__name__
+            message = f"judge {self.name} must return a list of {expected} numbers for {expected} answers; got {found}"
+            raise ScoringError(message, start)
+        for index, score in enumerate(returned):
+            if not is_finite_number(score):
+                message = f"judge {self.name} must return finite numbers; got {score!r}"
+                raise ScoringError(message, start + index)
+        return [float(score) for score in returned]
+
+
+def load_judge(spec: str, batch_size: int) -> Judge:
+    """Loads a judge from `path/to/file.py:function`, `package.module:function`, or a reward model's folder or hub id.
+
+    Raises:
+        ValueError: If there is no such function, it does not take `(prompts, completions, **columns)`, or the model is
+            no trained reward model.
+    """
+    if ":" in spec and not Path(spec).is_dir():
+        module_spec, _, function_name = spec.rpartition(":")
+        return Judge(spec, _load_function(module_spec, function_name), batch_size)
+    if spec.endswith(".py"):
+        raise ValueError(f"judge {spec}: name the function that judges, as in {spec}:FUNCTION")
+    model, tokenizer = load_reward_model(spec)
+
+    def score(prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
+        return score_responses(model, tokenizer, prompts, completions, batch_size, show_progress=True)
+
+    # All at once: score_responses sorts by length before it makes batches.
+    return Judge(spec, score)
+
+
+def score_answers(judge: Judge, answers: Answers) -> Scores:
+    """Has every answer judged; the judge also gets the records' other columns.
+
+    Equal answers to one prompt are judged once and share the score: a ranking with unequal scores for them would
+    contradict itself. A column that holds K numbers or booleans for K answers (such as `finished`) is handed over
+    answer by answer; any other value is repeated for each answer.
+
+    Raises:
+        ValueError: Naming line and answer, if the judge fails on it.
+    """
+    records = answers.records
+    asked = [(row, index) for row, record in enumerate(records) for index in first_occurrences(record["responses"])]
+    names = dict.fromkeys(name for record in records for name in record if name not in ("prompt", "responses"))
+    columns = {name: [_value_for(records[row], name, index) for row, index in asked] for name in names}
+    prompts = [records[row]["prompt"] for row, _ in asked]
+    completions = [records[row]["responses"][index] for row, index in asked]
+    try:
+        scores = dict(zip(asked, judge(prompts, completions, **columns), strict=True))
+    except ScoringError as error:
+        row, index = asked[error.index]
+        raise ValueError(f"{answers.places[row]}: 'responses[{index}]': {error}") from error
+    return [
+        [scores[row, record["responses"].index(response)] for response in record["responses"]]
+        for row, record in enumerate(records)
+    ]
+
+
+def summarise_answers(answers: Answers, scores: Scores | None = None) -> dict[str, float]:
+    """Sums up sampled answers, and their scores if there are any.
+
+    Standard deviations are those of the answers themselves, not estimates for a larger population. Distinct-n is the
+    number of different n-grams of characters over the number of all n-grams (arXiv:1510.03055, there of words).
+    """
+    records = answers.records
+    texts = [answer_text(response) for record in records for response in record["responses"]]
+    metrics: dict[str, float] = {"prompts": len(records), "answers": len(texts)}
+    if scores is not None:
+        all_scores = np.concatenate([np.asarray(row, dtype=float) for row in scores])
+        metrics |= {
+            "score/mean": float(all_scores.mean()),
+            "score/std": float(all_scores.std()),
+            "score/min": float(all_scores.min()),
+            "score/max": float(all_scores.max()),
+            "score/best_of_k": float(np.mean([max(row) for row in scores])),
+        }
+    metrics["length/mean_characters"] = sum(map(len, texts)) / len(texts)
+    finished = [flag for record in records for flag in record.get("finished") or []]
+    if len(finished) == len(texts):
+        metrics["share/finished"] = sum(finished) / len(texts)
+    metrics["share/empty"] = answers.num_empty / len(texts)
+    metrics["share/duplicate"] = answers.num_duplicates / len(texts)
+    metrics["distinct/1"] = _distinct_share(texts, 1)
+    metrics["distinct/2"] = _distinct_share(texts, 2)
+    return metrics
+
+
+def judge_agreement(scores: Scores, reference_scores: Scores, min_score_gap: float = 0.0) -> dict[str, float | None]:
+    """Says how far `scores` order the answers to a prompt as the reference does; see `ranking_metrics`.
+
+    Args:
+        scores: Scores to examine, for each prompt K.
+        reference_scores: Scores of another annotator, likewise. Answers that tie here make no pair.
+        min_score_gap: Smallest reference gap of a pair that counts.
+
+    Returns:
+        `judge/pairs`, and `judge/pair_accuracy` over all of them (None without a pair).
+    """
+    if all(len(set(row)) == 1 for row in reference_scores):
+        return {"judge/pairs": 0, "judge/pair_accuracy": None}
+    rewards, labels = (_pad(rows) for rows in (scores, reference_scores))
+    mask = ~labels.isnan()
+    metrics = ranking_metrics(rewards.nan_to_num(), labels.nan_to_num(), mask, min_score_gap)
+    num_pairs = metrics["num_pairs"]
+    return {"judge/pairs": num_pairs, "judge/pair_accuracy": metrics["pair_accuracy"] if num_pairs else None}
+
+
+def match_prompts(records: Sequence[Record], others: Sequence[Record]) -> list[tuple[int, int]]:
+    """Pairs the records of two files that hold the same prompt; a prompt's n-th record goes with its n-th there."""
+    other_rows = {key: row for row, key in enumerate(_prompt_keys(others))}
+    return [(row, other_rows[key]) for row, key in enumerate(_prompt_keys(records)) if key in other_rows]
+
+
+def compare_scores(scores: Scores, other_scores: Scores, num_resamples: int = 2000) -> dict[str, float]:
+    """Compares the scores of two sets of answers to the same prompts.
+
+    Args:
+        scores: For each prompt, the scores of its answers.
+        other_scores: The same prompts' scores to compare with; K may differ.
+        num_resamples: Number of bootstrap resamples of the prompts, drawn with a fixed seed.
+
+    Returns:
+        Mean over prompts of the difference of mean scores, its 95 % percentile bootstrap interval, and the win rate:
+        the probability that one answer outscores another to the same prompt, ties counting one half.
+    """
+    pairs = list(zip(scores, other_scores, strict=True))
+    differences = np.array([np.mean(row) - np.mean(other) for row, other in pairs])
+    generator = np.random.default_rng(0)
+    resampled = [generator.choice(differences, len(differences)).mean() for _ in range(num_resamples)]
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    win_rates = [np.mean([_win(score, other) for score in row for other in other_row]) for row, other_row in pairs]
+    return {
+        "against/prompts": len(pairs),
+        "against/mean_difference": float(differences.mean()),
+        "against/interval_low": float(low),
+        "against/interval_high": float(high),
+        "against/win_rate": float(np.mean(win_rates)),
+    }
+
+
+def _win(score: float, other: float) -> float:
+    return 0.5 if score == other else float(score > other)
+
+
+def _prompt_keys(records: Sequence[Record]) -> list[tuple[str, int]]:
+    occurrences: Counter[str] = Counter()
+    keys = []
+    for record in records:
+        prompt = json.dumps(record["prompt"], sort_keys=True)
+        keys.append((prompt, occurrences[prompt]))
+        occurrences[prompt] += 1
+    return keys
+
+
+def _distinct_share(texts: Sequence[str], length: int) -> float:
+    ngrams = [text[start : start + length] for text in texts for start in range(len(text) - length + 1)]
+    return len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+def _load_function(module_spec: str, function_name: str) -> Callable[..., Sequence[float]]:
+    module = _import_file(Path(module_spec)) if module_spec.endswith(".py") else _import_module(module_spec)
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        functions = sorted(name for name, value in vars(module).items() if inspect.isfunction(value) and name[0] != "_")
+        raise ValueError(f"judge {module_spec}: no function {function_name!r}; it has {', '.join(functions) or 'none'}")
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        raise ValueError(
+            f"judge {module_spec}:{function_name} must take (prompts, completions, **columns), as the records' other "
+            f"columns are handed over too; it takes {inspect.signature(function)}"
+        )
+    return function
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise FileNotFoundError(f"judge {path}: there is no such file")
+    name = f"pangu_trl_judge_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pickle look a class's module up here.
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _import_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"judge {name}: {error}; install the package it is in, or give a file as path/to/file.py:FUNCTION"
+        ) from error
+
+
+def _value_for(record: Record, name: str, index: int) -> Any:
+    return record[name][index] if name in per_answer_columns(record) else record.get(name)
+
+
+def _pad(rows: Scores) -> torch.Tensor:
+    tensors = [torch.tensor(row, dtype=torch.float64) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=torch.nan)

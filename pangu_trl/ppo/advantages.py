@@ -1,0 +1,89 @@
+"""From scores and log-probabilities to per-token rewards, advantages and returns.
+
+Tensors cover the answer tokens only, (B, C): column j belongs to answer token j, `mask` is True up to and including
+the last answer token (the eos, if the answer has one).
+"""
+
+import torch
+from torch import Tensor
+
+
+def kl_divergence(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k1") -> Tensor:
+    """Per-token estimate of KL(policy || reference) from one sample (Schulman 2020, joschu.net/blog/kl-approx.html).
+
+    Args:
+        logprobs: Log-probabilities under the policy that sampled the tokens, any shape.
+        ref_logprobs: Log-probabilities under the reference, same shape.
+        estimator: `k1` = log-ratio (unbiased), `k2` = half its square (low variance), `k3` = ratio - 1 - log-ratio of
+            the reference (unbiased, never negative).
+
+    Returns:
+        The estimates in nats, same shape.
+    """
+    log_ratio = logprobs - ref_logprobs
+    if estimator == "k1":
+        return log_ratio
+    if estimator == "k2":
+        return 0.5 * log_ratio.square()
+    if estimator == "k3":
+        return torch.expm1(-log_ratio) + log_ratio
+    raise ValueError(f"kl_estimator must be one of k1, k2, k3; got {estimator!r}.")
+
+
+def shape_rewards(
+    scores: Tensor,
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    mask: Tensor,
+    kl_coef: float,
+    kl_estimator: str = "k1",
+    reward_clip: float | None = None,
+) -> Tensor:
+    """Per-token rewards: the KL penalty on every answer token, the clipped score on the last one.
+
+    The score belongs to the last real answer token. DeepSpeed-Chat since July 2023 gives it to the token after it.
+
+    Args:
+        scores: Score of each answer, (B,).
+        logprobs: Log-probabilities of the answer tokens under the policy that sampled them, (B, C).
+        ref_logprobs: The same under the reference, (B, C).
+        mask: True for answer tokens, (B, C); at least one per row.
+        kl_coef: Weight of the KL penalty.
+        kl_estimator: See `kl_divergence`.
+        reward_clip: Scores are clipped to +- this value; None leaves them.
+
+    Returns:
+        Rewards, (B, C), 0 after the last answer token.
+    """
+    if reward_clip is not None:
+        scores = scores.clamp(-reward_clip, reward_clip)
+    rewards = torch.where(mask, -kl_coef * kl_divergence(logprobs, ref_logprobs, kl_estimator), 0.0)
+    last = mask.sum(dim=1, keepdim=True) - 1
+    return rewards.scatter_add(1, last, scores.to(rewards.dtype).unsqueeze(1))
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16, arXiv:1506.02438).
+
+    The episode ends with the last answer token: the value after it is 0, whatever the critic says there.
+
+    Args:
+        rewards: Per-token rewards, (B, C).
+        values: Value of the state in which each answer token was chosen, (B, C).
+        mask: True for answer tokens, (B, C).
+        gamma: Discount.
+        lam: Trade-off between bias (0) and variance (1).
+
+    Returns:
+        Advantages and returns (= advantages + values), each (B, C), 0 after the last answer token.
+    """
+    rewards, values = torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0)
+    advantages = torch.zeros_like(rewards)
+    next_advantage = torch.zeros_like(rewards[:, 0])
+    next_value = torch.zeros_like(rewards[:, 0])
+    for step in reversed(range(rewards.shape[1])):
+        delta = rewards[:, step] + gamma * next_value - values[:, step]
+        next_advantage = torch.where(mask[:, step], delta + gamma * lam * next_advantage, 0.0)
+        advantages[:, step] = next_advantage
+        next_value = values[:, step]
+    return advantages, advantages + values

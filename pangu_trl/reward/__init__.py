@@ -1,0 +1,1 @@
+"""K-wise reward models: losses, trainer, evaluation, scoring."""

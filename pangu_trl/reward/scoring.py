@@ -1,0 +1,237 @@
+"""Loading a trained reward model and scoring whole answers with it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from peft import PeftConfig, PeftModel
+from peft.utils import load_peft_weights
+from torch import nn
+from tqdm import tqdm
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import cached_file, find_adapter_config_file
+
+from pangu_trl.data.tokenizing import encode_completion, encode_prompt
+
+
+class ScoringError(ValueError):
+    """One answer that cannot be scored.
+
+    Attributes:
+        index: Place of the answer in the sequence that was to be scored, from 0, so that a caller who knows the
+            file can name the line.
+    """
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+def score_responses(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Any],
+    responses: Sequence[Any],
+    batch_size: int,
+    show_progress: bool = False,
+) -> list[float]:
+    """Scores each response as an answer to the prompt at the same place.
+
+    The score is the classification head's output at the last token that is not padding, as transformers' sequence
+    classification defines it. It does not depend on which other responses share the batch.
+
+    Args:
+        model: Sequence classification model with one label and `pad_token_id` in its config. May be a PEFT model.
+        tokenizer: Tokenizer the model was trained with.
+        prompts: N prompts, each a text or a list of messages.
+        responses: N responses, each a text or a list of messages. A prompt with K responses stands K times.
+        batch_size: Number of responses in one forward pass.
+        show_progress: Whether to draw a progress bar.
+
+    Returns:
+        N scores, in the order given.
+
+    Raises:
+        ScoringError: If a response is longer than the model's positions allow. Nothing is cut.
+        ValueError: If the model is no reward model, or `prompts` and `responses` differ in length.
+    """
+    _check_reward_model(model)
+    if len(prompts) != len(responses):
+        raise ValueError(f"every response needs its prompt; got {len(prompts)} prompts and {len(responses)} responses")
+    sequences = _encode(tokenizer, prompts, responses)
+    _check_lengths(sequences, model)
+    # Longest first: little padding, and a batch that does not fit into memory fails at once rather than at the end.
+    order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
+    scores = [0.0] * len(sequences)
+    with evaluation_mode(model), tqdm(total=len(order), desc="scoring", disable=not show_progress) as progress:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            batch_scores = _score_batch(model, [sequences[index] for index in batch])
+            for index, score in zip(batch, batch_scores, strict=True):
+                scores[index] = score
+            progress.update(len(batch))
+    return scores
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switches dropout and gradients off, and gives every submodule its own mode back at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, was_training in modes:
+            module.training = was_training
+
+
+def load_reward_model(model_id: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a trained reward model, full or an adapter, with its tokenizer.
+
+    Raises:
+        ValueError: If it cannot be loaded, has another number of labels than one, or its files hold no weights for the
+            score head.
+    """
+    is_adapter = find_base_model(model_id) is not None
+    # An adapter's base is a language model, whose config knows nothing of the single label.
+    with _loading(model_id):
+        num_labels = 1 if is_adapter else AutoConfig.from_pretrained(model_id).num_labels
+    if num_labels != 1:
+        raise ValueError(
+            f"{model_id}: a reward model has num_labels 1; this model has {num_labels}. Give the folder that reward "
+            "training wrote"
+        )
+    model, tokenizer, missing = load_with_adapter(AutoModelForSequenceClassification, model_id, num_labels=1)
+    adapter_names = load_peft_weights(model_id, device="cpu") if is_adapter else {}
+    untrained = [name for name in missing if not any(key.endswith(f".{name}") for key in adapter_names)]
+    if untrained:
+        raise ValueError(
+            f"{model_id}: the files hold no weights for {', '.join(untrained)}, so every score would be random. Give "
+            "the folder that reward training wrote"
+        )
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def load_with_adapter(
+    auto_class: Any, model_id: str, adapter: str | None = None, **model_kwargs: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
+    """Loads a model with its tokenizer onto this process's device, and a PEFT adapter over it.
+
+    Args:
+        auto_class: Auto class of the model, e.g. `AutoModelForCausalLM`.
+        model_id: Folder or hub id of a model, or of an adapter, which then names its base model.
+        adapter: Folder or hub id of an adapter for a `model_id` that is none itself.
+        **model_kwargs: Passed on to `from_pretrained` of the model.
+
+    Returns:
+        Model, tokenizer (the adapter's if it brings one), and names of the parameters that no file held, which
+        are random.
+
+    Raises:
+        ValueError: If one of them cannot be loaded, or both are adapters.
+    """
+    base_id = find_base_model(model_id)
+    if base_id is not None:
+        if adapter is not None:
+            raise ValueError(
+                f"{model_id} is itself an adapter, on {base_id}; merge it into its base model before adding {adapter}"
+            )
+        model_id, adapter = base_id, model_id
+    with _loading(model_id):
+        model, loading_info = auto_class.from_pretrained(model_id, output_loading_info=True, **model_kwargs)
+    if adapter is not None:
+        with _loading(adapter):
+            model = PeftModel.from_pretrained(model, adapter)
+    tokenizer_id = adapter if adapter is not None and _has_tokenizer(adapter) else model_id
+    with _loading(tokenizer_id):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_id)
+    return model.to(PartialState().device), tokenizer, sorted(loading_info["missing_keys"])
+
+
+def find_base_model(model_id: str) -> str | None:
+    """Finds the base model that an adapter (folder or hub id) was trained on; None if `model_id` is no adapter."""
+    with _loading(model_id):
+        if find_adapter_config_file(model_id) is None:
+            return None
+        return PeftConfig.from_pretrained(model_id).base_model_name_or_path
+
+
+@contextmanager
+def _loading(model_id: str) -> Iterator[None]:
+    """Names the model in errors of the libraries that load it; some leave it out."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{model_id}: not a folder or hub id that can be loaded; {error}") from error
+
+
+def _has_tokenizer(adapter: str) -> bool:
+    try:
+        return cached_file(adapter, "tokenizer_config.json") is not None
+    except OSError:
+        return False
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], responses: Sequence[Any]) -> list[list[int]]:
+    sequences = []
+    for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        try:
+            sequences.append(encode_prompt(tokenizer, prompt) + _encode_response(tokenizer, prompt, response))
+        except ValueError as error:
+            raise ScoringError(str(error), index) from error
+    return sequences
+
+
+def _encode_response(tokenizer: PreTrainedTokenizerBase, prompt: Any, response: Any) -> list[int]:
+    text = response if isinstance(response, str) else "".join(message["content"] for message in response)
+    if not text.strip() and not tokenizer(text, add_special_tokens=False)["input_ids"]:
+        # No training data, so `encode_completion` refuses it; but a policy does end an answer at once now and then.
+        return [tokenizer.eos_token_id]
+    return encode_completion(tokenizer, prompt, response)
+
+
+def _score_batch(model: PreTrainedModel, sequences: list[list[int]]) -> list[float]:
+    # The head looks for the last token other than the config's pad id, so that very id has to fill the rows.
+    pad_token_id = model.config.get_text_config().pad_token_id
+    rows = [torch.tensor(sequence) for sequence in sequences]
+    input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
+    attention_mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    logits = model(
+        input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device), use_cache=False
+    ).logits
+    return logits[:, 0].float().tolist()
+
+
+def _check_reward_model(model: PreTrainedModel) -> None:
+    if model.config.num_labels != 1:
+        raise ValueError(
+            f"a reward model gives one score an answer (num_labels 1); this {model.config.model_type} model has "
+            f"num_labels {model.config.num_labels}. Load a sequence classification model trained as a reward model"
+        )
+    if model.config.get_text_config().pad_token_id is None:
+        raise ValueError(
+            "the reward model's config.json has no 'pad_token_id', so the last token of an answer cannot be told "
+            "from padding; set it to the pad token id the model was trained with"
+        )
+
+
+def _check_lengths(sequences: list[list[int]], model: PreTrainedModel) -> None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for index, sequence in enumerate(sequences):
+        if limit is not None and len(sequence) > limit:
+            raise ScoringError(
+                f"prompt and answer together have {len(sequence)} tokens, the reward model takes {limit}; nothing is "
+                "cut, so leave the record out or sample shorter answers",
+                index,
+            )

@@ -1,0 +1,185 @@
+"""Training of a reward model on K ranked answers."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
+from transformers import EvalPrediction
+from trl import RewardTrainer
+
+from pangu_trl.data.collators import RankingCollator
+from pangu_trl.data.tokenizing import tokenize_rankings
+
+from .config import KWiseRewardConfig
+from .evaluation import ranking_metrics
+from .losses import centring_loss, ordered_pairs, pairwise_loss
+
+
+class KWiseRewardTrainer(RewardTrainer):
+    """Trains a sequence classification model with one output on prompts with K >= 2 ranked answers each.
+
+    Takes what TRL's RewardTrainer takes (PEFT, evaluation sets by name, hub), with rankings as the data:
+    `{"prompt", "responses", "scores"}` or `{"prompt", "chosen", "rejected"}`. The objective is the mean over the
+    prompts of the GLOBAL batch that have an ordered pair, so it does not depend on gradient accumulation, the number
+    of ranks, padding or order. With K = 2 it is RewardTrainer's. Evaluation is exact over ranks, see `ranking_metrics`.
+    """
+
+    # `compute_loss` divides by the prompts of the whole accumulated batch.
+    loss_is_scaled_for_ga = True
+    _tag_names = ["pangu_trl", "k-wise-reward-trainer"]
+    _name = "K-wise Reward"
+
+    def __init__(
+        self,
+        model: Any,
+        args: KWiseRewardConfig | None = None,
+        data_collator: Any = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: Any = None,
+        compute_metrics: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Takes RewardTrainer's arguments.
+
+        `compute_metrics` is called with the rewards and the annotated scores, and its figures are added to ours.
+        """
+        if args is None:
+            args = KWiseRewardConfig()
+        if processing_class is None:
+            raise ValueError("KWiseRewardTrainer: pass the tokenizer of the model as processing_class.")
+        self._extra_metrics = compute_metrics
+        if data_collator is None:
+            pad_token_id = processing_class.pad_token_id
+            data_collator = RankingCollator(
+                pad_token_id=processing_class.eos_token_id if pad_token_id is None else pad_token_id,
+                pad_to_multiple_of=args.pad_to_multiple_of,
+            )
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=self._ranking_metrics,
+            **kwargs,
+        )
+
+    def _prepare_dataset(
+        self, dataset: Dataset | IterableDataset, processing_class: Any, args: KWiseRewardConfig, dataset_name: str
+    ) -> Dataset | IterableDataset:
+        # TRL's only hook for another record format.
+        if "response_input_ids" in dataset.column_names:
+            return dataset
+        return tokenize_rankings(dataset, processing_class, args.max_length, num_proc=args.dataset_num_proc)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = ["prompt_input_ids", "response_input_ids", "scores"]
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """Fetches the batches of one optimiser step and counts their prompts with an ordered pair, over all ranks."""
+        batch_samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        count = sum(_has_pair(batch["scores"], batch["answer_mask"]).sum() for batch in batch_samples)
+        return batch_samples, self.accelerator.reduce(torch.as_tensor(count, device=device), reduction="sum")
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        # Under DeepSpeed transformers casts float inputs to the model's dtype; in bfloat16 close scores would tie.
+        return super()._prepare_inputs(inputs) | {"scores": inputs["scores"].to(self.args.device)}
+
+    def score_answers(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Reward of every answer, (B, K) in float32; 0 at padded places.
+
+        Args:
+            model: The (wrapped) reward model.
+            inputs: A batch of `RankingCollator`.
+        """
+        answer_mask = inputs["answer_mask"]
+        logits = model(
+            input_ids=inputs["input_ids"][answer_mask],
+            attention_mask=inputs["attention_mask"][answer_mask],
+            use_cache=False,
+        ).logits
+        rewards = torch.zeros(answer_mask.shape, dtype=torch.float32, device=logits.device)
+        return rewards.masked_scatter(answer_mask, logits.squeeze(-1).float())
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Sum of the prompts' losses over the number of prompts with a pair in the global batch."""
+        labels, answer_mask = inputs["scores"], inputs["answer_mask"]
+        rewards = self.score_answers(model, inputs)
+        losses = pairwise_loss(rewards, labels, answer_mask)
+        if self.args.center_rewards_coefficient is not None:
+            losses = losses + self.args.center_rewards_coefficient * centring_loss(rewards, labels, answer_mask)
+        if num_items_in_batch is None:
+            num_items_in_batch = _has_pair(labels, answer_mask).sum()
+            num_ranks = 1
+        else:
+            # Gradients are averaged over the ranks, the objective is a sum over them.
+            num_ranks = self.accelerator.num_processes
+        loss = losses.sum() * num_ranks / max(int(num_items_in_batch), 1)
+        self._record_batch(rewards.detach(), inputs)
+        return (loss, rewards) if return_outputs else loss
+
+    def _record_batch(self, rewards: Tensor, inputs: dict[str, Tensor]) -> None:
+        """Keeps TRL's training figures (RewardTrainer.log averages them over the steps since the last log)."""
+        metrics = self._metrics["train"]
+        real = rewards[inputs["answer_mask"]]
+        pairs = ordered_pairs(inputs["scores"], inputs["answer_mask"])
+        gaps = (rewards.unsqueeze(2) - rewards.unsqueeze(1))[pairs]
+        sums = torch.stack(
+            [
+                inputs["attention_mask"].sum().float(),
+                real.sum(),
+                torch.tensor(float(real.numel()), device=real.device),
+                (gaps > 0).float().sum() + 0.5 * (gaps == 0).float().sum(),
+                gaps.sum(),
+                torch.tensor(float(gaps.numel()), device=real.device),
+            ]
+        )
+        num_tokens, reward, num_answers, right, gap, num_pairs = self.accelerator.reduce(sums, "sum").tolist()
+        self._total_train_tokens += int(num_tokens)
+        metrics["num_tokens"] = [self._total_train_tokens]
+        metrics["mean_reward"].append(reward / num_answers)
+        if num_pairs:
+            metrics["accuracy"].append(right / num_pairs)
+            metrics["margin"].append(gap / num_pairs)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, Tensor, tuple[Tensor, Tensor]]:
+        """Rewards (B, K), and the annotated scores with their mask; the loss is computed over the whole set."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            rewards = self.score_answers(model, inputs)
+        return None, rewards, (inputs["scores"], inputs["answer_mask"].long())
+
+    def _ranking_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        labels, mask = (np.asarray(array) for array in prediction.label_ids)
+        rewards = torch.from_numpy(np.asarray(prediction.predictions))
+        # Batches with fewer answers were padded with -100, in the mask too.
+        metrics = ranking_metrics(
+            rewards, torch.from_numpy(labels), torch.from_numpy(mask) == 1, self.args.min_score_gap
+        )
+        if self._extra_metrics is not None:
+            metrics |= self._extra_metrics(prediction)
+        return metrics
+
+
+def _has_pair(scores: Tensor, answer_mask: Tensor) -> Tensor:
+    return ordered_pairs(scores, answer_mask).any(dim=2).any(dim=1)

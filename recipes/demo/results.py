@@ -1,0 +1,107 @@
+"""Reads what a run of the demo left behind: its figures, logs and samples."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pangu_trl.data.jsonl import read_numbered_jsonl
+
+LOGGED_STAGES = ("sft", "reward", "ppo")
+SAMPLE_FILES = ("base", "sft", "ppo", "rankings.test")
+
+
+class MissingResult(Exception):
+    """Something the run did not write, such as a metric of a stage that was skipped; the message names it."""
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """Figures, logs and samples of one run; whatever the run did not write is absent.
+
+    Attributes:
+        summary: Content of `summary.json`.
+        log_histories: What the trainer logged, by stage.
+        samples: Records with `prompt`, `responses` and `scores`, by the name of their file in `samples/`.
+    """
+
+    summary: dict
+    log_histories: dict[str, list[dict]]
+    samples: dict[str, list[dict]]
+
+    def figure(self, *keys: str) -> float:
+        """Number in the summary under the nested keys, such as `("ppo", "kl")`."""
+        value = self.summary
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, int | float):
+            raise MissingResult(f"summary.json has no number '{'.'.join(keys)}'")
+        return value
+
+    def series(self, stage: str, metric: str) -> tuple[list[int], list[float]]:
+        """Steps at which a stage logged a metric, and its values."""
+        entries = [entry for entry in self.log_histories.get(stage, []) if entry.get(metric) is not None]
+        if not entries:
+            raise MissingResult(f"{stage}/log_history.json has no '{metric}'")
+        return [entry["step"] for entry in entries], [entry[metric] for entry in entries]
+
+    def records(self, name: str) -> list[dict]:
+        """Records of `samples/<name>.jsonl`, at least one."""
+        if not self.samples.get(name):
+            raise MissingResult(f"samples/{name}.jsonl is missing or empty")
+        return self.samples[name]
+
+
+def read_results(run_dir: Path) -> RunResults:
+    """Reads a run's folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: a file is not what it should be; the message says file, line and what to do.
+    """
+    if not run_dir.is_dir():
+        raise FileNotFoundError(f"{run_dir}: no such folder; expected that of a demo run, as `make demo` writes it.")
+    return RunResults(
+        summary=_read_json(run_dir / "summary.json", dict),
+        log_histories={stage: _read_json(run_dir / stage / "log_history.json", list) for stage in LOGGED_STAGES},
+        samples={name: _read_samples(run_dir / "samples" / f"{name}.jsonl") for name in SAMPLE_FILES},
+    )
+
+
+def _read_json(path: Path, kind: type[dict] | type[list]) -> dict | list:
+    if not path.exists():
+        return kind()
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: must be JSON; {error}. Was the run interrupted? Run the stage again.") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"{path}: must hold a {kind.__name__}; got a {type(content).__name__}. Run the stage again.")
+    return content
+
+
+def _read_samples(path: Path) -> list[dict]:
+    if not path.exists() or path.stat().st_size == 0:
+        return []
+    return [_checked_sample(record, f"{path}:{number}") for number, record in read_numbered_jsonl(path)]
+
+
+def _checked_sample(record: dict, where: str) -> dict:
+    if not isinstance(record.get("prompt"), str):
+        raise ValueError(f"{where}: 'prompt' must be a text; got {record.get('prompt')!r}. Sample again.")
+    num_responses = len(record.get("responses") or [])
+    for field in ("responses", "scores", "reward_scores"):
+        if field == "reward_scores" and field not in record:
+            continue
+        values = record.get(field)
+        kind = str if field == "responses" else int | float
+        if (
+            not isinstance(values, list)
+            or not values
+            or len(values) != num_responses
+            or not all(isinstance(value, kind) for value in values)
+        ):
+            raise ValueError(
+                f"{where}: '{field}' must be a list of {'texts' if kind is str else 'numbers'}, one for each of the "
+                f"{num_responses} responses and at least one; got {values!r}. Sample again."
+            )
+    return record

@@ -1,0 +1,161 @@
+"""Data cards: the header, the path language, and the cards of this repository."""
+
+from pathlib import Path
+
+import pytest
+
+from pangu_trl.data import CardError, DataCard, RecordError, load_records
+
+CARDS = Path(__file__).parents[2] / "data_cards"
+
+
+def write_card(folder: Path, block: str) -> Path:
+    (folder / "rows.jsonl").write_text('{"text": "一"}\n', encoding="utf-8")
+    card = folder / "card.md"
+    card.write_text(f"---\nlicense: mit\npangu_trl:\n{block}---\n# A card\n", encoding="utf-8")
+    return card
+
+
+def card_with_columns(**columns: str) -> DataCard:
+    return DataCard(file=Path("card.md"), kind="ranking", path="json", columns=columns)
+
+
+def test_card_is_read(tmp_path: Path) -> None:
+    card = write_card(
+        tmp_path,
+        "  kind: ranking\n  path: json\n  data_files: {train: rows.jsonl, test: ['*.jsonl', 'https://host/a.jsonl']}\n"
+        "  columns:\n    prompt: 问题\n    responses: answers[].text\n",
+    )
+    assert DataCard.load(card) == DataCard(
+        file=card,
+        kind="ranking",
+        path="json",
+        data_files={
+            "train": [str(tmp_path / "rows.jsonl")],
+            "test": [str(tmp_path / "*.jsonl"), "https://host/a.jsonl"],
+        },
+        columns={"prompt": "问题", "responses": "answers[].text"},
+    )
+
+
+def test_files_of_a_hub_dataset_are_left_to_the_hub(tmp_path: Path) -> None:
+    card = DataCard.load(
+        write_card(tmp_path, "  kind: text\n  path: who/what\n  name: zh\n  revision: v1\n  data_files: a/*.json\n")
+    )
+    assert (card.path, card.name, card.revision) == ("who/what", "zh", "v1")
+    assert card.data_files == {"train": ["a/*.json"]}
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        (
+            "  kind: rlhf\n  path: json\n",
+            "card.md: 'pangu_trl.kind' must be one of demonstration, ranking, prompt, text; got 'rlhf'.",
+        ),
+        ("  path: json\n", "card.md: 'pangu_trl.kind' must be one of demonstration, ranking, prompt, text; got None."),
+        ("  kind: text\n", "card.md: 'pangu_trl.path' must be text; got None."),
+        ("  kind: text\n  path: who/what\n  revision: 3\n", "card.md: 'pangu_trl.revision' must be text; got 3."),
+        (
+            "  kind: text\n  path: json\n  colums: {}\n",
+            "card.md: 'pangu_trl.colums' is not a key of a card; "
+            "the keys are kind, path, name, revision, data_files, columns.",
+        ),
+        (
+            "  kind: text\n  path: json\n",
+            "card.md: 'pangu_trl.data_files' must be given when 'path' is json; got None.",
+        ),
+        (
+            "  kind: text\n  path: json\n  data_files: {train: []}\n",
+            "card.md: 'pangu_trl.data_files' must be a file, a list of files, or such for each split; "
+            "got {'train': []}.",
+        ),
+        (
+            "  kind: text\n  path: json\n  data_files: rows.jsonl\n  columns: {prompt: a}\n",
+            "card.md: 'pangu_trl.columns.prompt' is not a field of a text; the fields are text.",
+        ),
+        (
+            "  kind: text\n  path: json\n  data_files: rows.jsonl\n  columns: text\n",
+            "card.md: 'pangu_trl.columns' must be a mapping of our fields to source columns; got 'text'.",
+        ),
+        (
+            "  kind: text\n  path: json\n  data_files: rows.jsonl\n  columns: {text: 'a[]'}\n",
+            "card.md: 'pangu_trl.columns.text' must be a path like a, a.b or a[].b; got 'a[]'.",
+        ),
+        (
+            "  kind: text\n  path: json\n  data_files: rows.jsonl\n  columns: {text: 'a[].b[].c'}\n",
+            "card.md: 'pangu_trl.columns.text' must be a path like a, a.b or a[].b; got 'a[].b[].c'.",
+        ),
+        (
+            "  kind: text\n  path: json\n  columns: {text: answers[].text}\n",
+            "card.md:6: the header must be YAML; expected ',' or '}', but got '['. Inside {...} a path such as "
+            "answers[].text needs quotes.",
+        ),
+        (
+            "  kind: text\n  path: json\n  kind: text\n",
+            "card.md:6: the header must be YAML; the key 'kind' occurs twice.",
+        ),
+    ],
+)
+def test_unusable_card_is_refused(tmp_path: Path, block: str, message: str) -> None:
+    with pytest.raises(CardError) as caught:
+        DataCard.load(write_card(tmp_path, block))
+    assert str(caught.value).startswith(f"{tmp_path}/{message}")
+
+
+def test_missing_card_header_block_and_data_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere.md: no such data card"):
+        DataCard.load(tmp_path / "nowhere.md")
+    card = tmp_path / "card.md"
+    card.write_text("# A card\n")
+    with pytest.raises(CardError, match="card.md: must begin with a YAML header between two lines '---'; got none"):
+        DataCard.load(card)
+    card.write_text("---\nlicense: mit\n---\n")
+    with pytest.raises(CardError, match="card.md: the header must hold a block 'pangu_trl' .* got None"):
+        DataCard.load(card)
+    with pytest.raises(FileNotFoundError, match="'pangu_trl.data_files' must name files.* got 'gone.jsonl'"):
+        DataCard.load(write_card(tmp_path, "  kind: text\n  path: json\n  data_files: gone.jsonl\n"))
+
+
+def test_paths_reach_columns_nested_fields_and_elements() -> None:
+    card = card_with_columns(prompt="问题.标题", responses="answers[].text.zh", scores="分数")
+    row = {"问题": {"标题": "问"}, "answers": [{"text": {"zh": "甲"}}, {"text": {"zh": "乙"}}], "分数": [2, 1], "id": 7}
+    # 分数 is renamed; 问题 and answers hold more than the paths take, so they stay.
+    assert card.map_columns(row, "here") == {
+        "prompt": "问",
+        "responses": ["甲", "乙"],
+        "scores": [2, 1],
+        "问题": row["问题"],
+        "answers": row["answers"],
+        "id": 7,
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": 1, "b": 2}, "row 5: 'answers[].text' needs 'answers'; there is only id, b."),
+        ({"answers": "甲"}, "row 5: 'answers[].text' needs a list at 'answers'; got str."),
+        ({"answers": ["甲"]}, "row 5: 'answers[].text' needs an object with 'text'; got str."),
+        ({"answers": [{"body": "甲"}]}, "row 5: 'answers[].text' needs 'text'; there is only body."),
+    ],
+)
+def test_row_without_a_mapped_column_is_refused(row: dict, message: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        card_with_columns(responses="answers[].text").map_columns(row, "row 5")
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "card", sorted(path for path in CARDS.glob("*.md") if path.name != "README.md"), ids=lambda card: card.name
+)
+def test_card_of_this_repository_loads_its_data(card: Path) -> None:
+    assert len(load_records(card, kind=DataCard.load(card).kind)) > 0
+
+
+def test_ranked_answers_card_maps_chinese_and_nested_columns() -> None:
+    dataset = load_records(CARDS / "ranked-answers-sample.md", kind="ranking")
+    assert dataset["prompt"][1] == "月亮为什么会有圆缺？"
+    assert dataset["responses"][3] == ["今晚早点睡吧，明天早起会觉得一天都变长了。", "早睡早起身体好。"]
+    assert list(dataset["scores"]) == [[5, 3, 2, 1], [1, 5, 4], [4, 4, 1], [5, 3]]
+    assert dataset["answers"][0][2]["annotator"] == "乙"

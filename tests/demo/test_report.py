@@ -1,0 +1,284 @@
+import json
+import struct
+import warnings
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+SUMMARY = {
+    "sft": {"eval_loss_before": 8.361, "eval_loss_after": 5.412},
+    "reward": {"pair_accuracy_before": 0.497, "pair_accuracy_after": 0.713},
+    "ppo": {"reward_before": -0.12, "reward_after": 1.384, "kl": 6.21, "judge_before": 0.352, "judge_after": 0.683},
+    "seconds": 754.2,
+    "stage_seconds": {"sft": 301.4},
+}
+PROMPT = "外观<b>很&漂亮，"
+VOID_TAGS = {"meta", "img", "source"}
+
+
+@pytest.fixture(scope="module")
+def report(demo_module):
+    return demo_module("report")
+
+
+@pytest.fixture(scope="module")
+def pictures(demo_module):
+    return demo_module("pictures")
+
+
+@pytest.fixture(scope="module")
+def results(demo_module):
+    return demo_module("results")
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A run with all that a report can show; tests only read it."""
+    folder = tmp_path_factory.mktemp("run")
+    write_json(folder / "summary.json", SUMMARY)
+    steps = range(1, 4)
+    write_json(folder / "sft" / "log_history.json", [{"step": s, "loss": 8 - s, "eval_loss": 8.5 - s} for s in steps])
+    write_json(
+        folder / "reward" / "log_history.json",
+        [{"step": s, "loss": 0.7, "eval_loss": 0.7, "eval_pair_accuracy": 0.5 + 0.1 * s} for s in steps],
+    )
+    metrics = ("reward/mean", "kl/mean", "policy/clip_fraction", "value/loss", "completion_length/mean")
+    write_json(folder / "ppo" / "log_history.json", [{"step": s} | dict.fromkeys(metrics, 0.1 * s) for s in steps])
+    for name, score in {"base": 0.1, "sft": 0.3, "ppo": 0.9}.items():
+        write_samples(folder, name, {"responses": [f"{name}<eot>的回答", "其他"], "scores": [score, 0.5]})
+    write_samples(
+        folder, "rankings.test", {"responses": ["好", "坏"], "scores": [0.9, 0.1], "reward_scores": [2.0, 1.0]}
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(report, run_dir):
+    with warnings.catch_warnings():
+        # matplotlib warns of characters that its fonts lack.
+        warnings.simplefilter("error", UserWarning)
+        return Page(report.write_report(run_dir))
+
+
+def write_json(path: Path, content) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def write_samples(run_dir: Path, name: str, *records: dict) -> None:
+    path = run_dir / "samples" / f"{name}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps({"prompt": PROMPT} | record, ensure_ascii=False) + "\n" for record in records))
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags with their attributes, text, and whether the tags nest."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.tags, self.texts, self.open_tags = [], [], []
+        self.feed(path.read_text("utf-8"))
+        assert not self.open_tags
+        self.text = "\n".join(self.texts)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID_TAGS:
+            self.open_tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open_tags.pop() == tag
+
+    def handle_data(self, data):
+        if self.open_tags[-1:] != ["style"]:
+            self.texts.append(data)
+
+    def attributes(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_page_shows_every_picture_and_leaves_nothing_out(page, pictures, run_dir):
+    assert "Left out" not in page.text
+    assert len(page.attributes("figure")) == len(pictures.PANELS) == 10
+    for panel in pictures.PANELS:
+        for theme in ("light", "dark"):
+            assert (run_dir / "pictures" / f"{panel.name}-{theme}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_page_loads_nothing(page, run_dir):
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe"}
+    addresses = [
+        attributes[key] for _, attributes in page.tags for key in ("src", "srcset", "href") if key in attributes
+    ]
+    assert len(addresses) == 20
+    assert all(address.startswith("data:image/png;base64,iVBOR") for address in addresses)
+    assert "url(" not in run_dir.joinpath("report.html").read_text("utf-8")
+
+
+def test_headlines_show_before_and_after(page):
+    tiles = page.text[: page.text.index("Samples")]
+    for before, after in [("8.36 → ", "5.41"), ("50% → ", "71%"), ("-0.12 → ", "1.38"), ("0.35 → ", "0.68")]:
+        assert f"{before}\n{after}" in tiles
+    assert "6.21" in tiles
+    assert "12.6 min" in tiles  # 754.2 / 60 = 12.57
+
+
+def test_summary_is_shown_in_full(page):
+    assert "ppo.reward_before\n-0.12" in page.text
+    assert "stage_seconds.sft\n301.4" in page.text
+
+
+def test_samples_stand_side_by_side_with_their_own_scores_as_plain_text(page):
+    samples = page.text[page.text.index("Samples") :]
+    assert samples.index(PROMPT) > 0
+    positions = [
+        samples.index(f"{label}\n{score}\n{answer}<eot>的回答")
+        for label, score, answer in [
+            ("Random weights", "0.10", "base"),
+            ("After fine-tuning", "0.30", "sft"),
+            ("After PPO", "0.90", "ppo"),
+        ]
+    ]
+    assert positions == sorted(positions)
+    assert not page.attributes("b")[10:]  # one per figure caption, none from the prompt
+
+
+def test_empty_answer_is_named_as_such(report, tmp_path):
+    write_samples(tmp_path, "ppo", {"responses": [""], "scores": [0.0]})
+    assert "After PPO\n0.00\n(empty)" in Page(report.write_report(tmp_path)).text
+
+
+def test_samples_to_other_prompts_are_left_out(report, tmp_path):
+    write_samples(tmp_path, "base", {"responses": ["回答"], "scores": [0.1]})
+    write_samples(tmp_path, "ppo", {"prompt": "别的", "responses": ["回答"], "scores": [0.9]})
+    page = Page(report.write_report(tmp_path))
+    assert "samples/ppo.jsonl has other prompts than samples/base.jsonl." in page.text
+    assert "After PPO" not in page.text
+
+
+def test_samples_beyond_the_first_ones_are_folded_and_counted(report, tmp_path):
+    write_samples(tmp_path, "sft", *({"prompt": f"第{i}个", "responses": ["回答"], "scores": [0.1]} for i in range(30)))
+    page = Page(report.write_report(tmp_path))
+    assert "The first 24 of 30 held-out openings" in page.text
+    assert page.text.index("第5个") < page.text.index("18 more") < page.text.index("第6个")
+    assert "第23个" in page.text
+    assert "第24个" not in page.text
+
+
+def test_empty_run_gives_a_page_that_names_what_is_missing(report, tmp_path):
+    page = Page(report.write_report(tmp_path))
+    assert not page.attributes("img")
+    for reason in [
+        "summary.json has no number 'sft.eval_loss_before'",
+        "samples/base.jsonl is missing or empty",
+        "sft/log_history.json has no 'loss' or 'eval_loss'",
+        "samples/rankings.test.jsonl is missing or empty",
+        "ppo/log_history.json has no 'kl/mean'",
+    ]:
+        assert reason in page.text
+
+
+def test_missing_pieces_do_not_take_others_with_them(report, tmp_path):
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "base.jsonl").write_text("")
+    write_samples(tmp_path, "ppo", {"responses": ["回答"], "scores": [0.9]})
+    write_samples(tmp_path, "rankings.test", {"responses": ["好", "坏"], "scores": [0.9, 0.1]})
+    write_json(
+        tmp_path / "sft" / "log_history.json", [{"step": 5, "eval_loss": 6.0}, {"step": 5, "train_runtime": 3.0}]
+    )
+    page = Page(report.write_report(tmp_path))
+    assert len(page.attributes("figure")) == 1
+    assert "samples/base.jsonl is missing or empty" in page.text
+    assert "samples/rankings.test.jsonl has no 'reward_scores'" in page.text
+    assert "After PPO\n0.90" in page.text
+
+
+def test_score_that_is_no_number_costs_only_its_picture(report, tmp_path):
+    answers = {"responses": ["好", "坏"], "scores": [1, 0], "reward_scores": [float("inf"), 0.0]}
+    write_samples(tmp_path, "rankings.test", answers)
+    page = Page(report.write_report(tmp_path))
+    assert "not every score of 'worst answer' and 'best answer' is a finite number" in page.text
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "message"),
+    [
+        ("summary.json", "{", r"summary\.json: must be JSON"),
+        ("ppo/log_history.json", "{}", r"log_history\.json: must hold a list; got a dict"),
+        (
+            "samples/ppo.jsonl",
+            '{"prompt": "甲", "responses": ["乙"], "scores": [1, 2]}',
+            r"ppo\.jsonl:1: 'scores' must",
+        ),
+        ("samples/ppo.jsonl", '\n{"responses": ["乙"], "scores": [1]}', r"ppo\.jsonl:2: 'prompt' must be a text"),
+        ("samples/sft.jsonl", '{"prompt": "甲", "responses": [], "scores": []}', r"sft\.jsonl:1: 'responses' must"),
+    ],
+)
+def test_damaged_file_is_named(report, tmp_path, path, content, message):
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        report.write_report(tmp_path)
+
+
+def test_missing_run_is_named(report, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        report.write_report(tmp_path / "nowhere")
+
+
+def test_overview_is_one_wide_picture_even_of_an_empty_run(report, run_dir, tmp_path_factory):
+    for folder in (run_dir, tmp_path_factory.mktemp("empty")):
+        path = report.plot_overview(folder)
+        width, height = struct.unpack(">II", path.read_bytes()[16:24])
+        assert width > 4 * height
+
+
+def draw(pictures, name: str, run_results):
+    axes = Figure().add_subplot()
+    next(panel for panel in pictures.PANELS if panel.name == name).draw(axes, run_results)
+    return axes
+
+
+def legend_texts(axes) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_short_curves_are_drawn_point_by_point(pictures, results):
+    history = [{"step": 10, "loss": 3.0}, {"step": 10, "eval_loss": 4.0}, {"step": 20, "loss": 2.0, "eval_loss": 3.5}]
+    axes = draw(pictures, "sft_loss", results.RunResults({}, {"sft": history}, {}))
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[10, 3.0], [20, 2.0]], [[10, 4.0], [20, 3.5]]]
+    assert legend_texts(axes) == ["training", "held out"]
+
+
+def test_long_curves_get_a_trailing_mean(pictures, results):
+    history = [{"step": step, "reward/mean": float(step**2)} for step in range(1, 46)]
+    axes = draw(pictures, "ppo_reward", results.RunResults({}, {"ppo": history}, {}))
+    smooth, raw = axes.lines
+    # A fifteenth of 45 points is 3: (1 + 4 + 9) / 3 at step 3, (43^2 + 44^2 + 45^2) / 3 at step 45.
+    assert smooth.get_xydata()[0].tolist() == [3, pytest.approx(14 / 3)]
+    assert smooth.get_xydata()[-1].tolist() == [45, pytest.approx(5810 / 3)]
+    assert len(raw.get_xydata()) == 45
+    assert legend_texts(axes) == ["training, mean of 3 points"]
+
+
+def test_reward_histogram_compares_the_best_with_the_worst_answer_and_skips_ties(pictures, results):
+    records = [
+        {"scores": [0.5, 0.9, 0.1], "reward_scores": [9.0, 2.0, 1.0]},
+        {"scores": [0.2, 0.8], "reward_scores": [3.0, 4.0]},
+        {"scores": [0.5, 0.5], "reward_scores": [50.0, 60.0]},
+    ]
+    axes = draw(pictures, "reward_scores", results.RunResults({}, {}, {"rankings.test": records}))
+    # Worst: 1 and 3, best: 2 and 4.
+    assert legend_texts(axes) == ["worst answer, mean 2.00", "best answer, mean 3.00"]
+    heights = [patch.get_height() for patch in axes.patches]
+    assert sum(heights[:20]) == sum(heights[20:]) == 1.0
+    assert (heights[0], heights[-1]) == (0.5, 0.5)  # the worst of 1 at the left end, the best of 4 at the right
+
+
+def test_judge_histogram_takes_all_answers_before_and_after(pictures, results):
+    samples = {"sft": [{"scores": [0.0, 0.2]}, {"scores": [0.4]}], "ppo": [{"scores": [1.0]}]}
+    axes = draw(pictures, "judge_scores", results.RunResults({}, {}, samples))
+    assert legend_texts(axes) == ["before PPO, mean 0.20", "after PPO, mean 1.00"]
+    assert axes.patches[-1].get_height() == 1.0
