@@ -1,5 +1,6 @@
 """What every test needs: no network, one thread, golden fixtures, tiny models of Chinese reviews."""
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -64,8 +65,9 @@ def policy(tiny_config) -> "pangu_trl.GPTPanguForCausalLM":
 def reward_model(tiny_config) -> "pangu_trl.GPTPanguForSequenceClassification":
     """Random, with a head large enough that scores of different answers differ visibly."""
     torch.manual_seed(2)
-    tiny_config.num_labels = 1
-    model = pangu_trl.GPTPanguForSequenceClassification(tiny_config)
+    config = copy.deepcopy(tiny_config)
+    config.num_labels = 1
+    model = pangu_trl.GPTPanguForSequenceClassification(config)
     torch.nn.init.normal_(model.score.weight, std=0.5)
     return model.eval()
 

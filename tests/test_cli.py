@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model, PreTrainedTokenizerFast
 
 import pangu_trl
 from pangu_trl.cli import main
@@ -227,6 +227,14 @@ def test_missing_files_and_models_are_user_errors(models_folder, capsys):
     assert "error: ./absent: not a folder or hub id that can be loaded" in capsys.readouterr().err
 
 
+def test_a_model_without_the_weights_of_its_head_is_refused(models_folder, tmp_path, capsys):
+    config = GPT2Config(vocab_size=len(TOKENS), n_embd=16, n_layer=1, n_head=2, tie_word_embeddings=False)
+    GPT2Model(config).save_pretrained(tmp_path / "headless")
+    PreTrainedTokenizerFast.from_pretrained(models_folder / "policy").save_pretrained(tmp_path / "headless")
+    assert main(["sample", "--model", "headless", "--prompts", "prompts.jsonl", "--output", "o.jsonl"]) == 2
+    assert "headless: no language model, its files hold no weights for lm_head.weight" in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback(models_folder):
     with pytest.raises(FileNotFoundError, match="no such file"):
         sample(models_folder, "--debug", prompts="absent.jsonl")
@@ -296,7 +304,9 @@ def test_scores_that_are_there_are_not_replaced(capsys):
     assert main(["score", "scored.jsonl", "--judge", "judges.py:length", "--output", "o.jsonl"]) == 2
     assert "scored.jsonl:1: column 'scores' is taken" in capsys.readouterr().err
     options = ["--judge", "judges.py:length", "--output", "o.jsonl", "--score-column"]
-    assert main(["score", "answers.jsonl", *options, "responses"]) == 2
+    # `responses` is there; `chosen` would turn the record into one of another form.
+    for column in ("responses", "chosen"):
+        assert main(["score", "answers.jsonl", *options, column]) == 2
 
 
 def test_evaluation_compares_judge_and_files_and_writes_what_it_prints(capsys):

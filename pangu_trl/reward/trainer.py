@@ -1,5 +1,6 @@
 """Training of a reward model on K ranked answers."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import EvalPrediction
 from trl import RewardTrainer
 
 from pangu_trl.data.collators import RankingCollator
+from pangu_trl.data.records import validate_record
 from pangu_trl.data.tokenizing import tokenize_rankings
 
 from .config import KWiseRewardConfig
@@ -75,6 +77,7 @@ class KWiseRewardTrainer(RewardTrainer):
         # TRL's only hook for another record format.
         if "response_input_ids" in dataset.column_names:
             return dataset
+        dataset = dataset.map(_canonical_ranking, with_indices=True, fn_kwargs={"source": dataset_name})
         return tokenize_rankings(dataset, processing_class, args.max_length, num_proc=args.dataset_num_proc)
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -149,6 +152,11 @@ class KWiseRewardTrainer(RewardTrainer):
             ]
         )
         num_tokens, reward, num_answers, right, gap, num_pairs = self.accelerator.reduce(sums, "sum").tolist()
+        if not math.isfinite(reward):
+            raise ValueError(
+                f"KWiseRewardTrainer: the reward model gave {reward} at step {self.state.global_step}; stopped before "
+                "the update. Check the weights that it started from, and lower the learning rate."
+            )
         self._total_train_tokens += int(num_tokens)
         metrics["num_tokens"] = [self._total_train_tokens]
         metrics["mean_reward"].append(reward / num_answers)
@@ -179,6 +187,10 @@ class KWiseRewardTrainer(RewardTrainer):
         if self._extra_metrics is not None:
             metrics |= self._extra_metrics(prediction)
         return metrics
+
+
+def _canonical_ranking(record: dict[str, Any], row: int, source: str) -> dict[str, Any]:
+    return validate_record(record, "ranking", f"{source} row {row}")
 
 
 def _has_pair(scores: Tensor, answer_mask: Tensor) -> Tensor:

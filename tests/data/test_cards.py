@@ -119,16 +119,17 @@ def test_missing_card_header_block_and_data_file_are_named(tmp_path: Path) -> No
 
 def test_paths_reach_columns_nested_fields_and_elements() -> None:
     card = card_with_columns(prompt="问题.标题", responses="answers[].text.zh", scores="分数")
-    row = {"问题": {"标题": "问"}, "answers": [{"text": {"zh": "甲"}}, {"text": {"zh": "乙"}}], "分数": [2, 1], "id": 7}
-    # 分数 is renamed; 问题 and answers hold more than the paths take, so they stay.
-    assert card.map_columns(row, "here") == {
-        "prompt": "问",
-        "responses": ["甲", "乙"],
-        "scores": [2, 1],
-        "问题": row["问题"],
-        "answers": row["answers"],
+    row = {
+        "问题": {"标题": "问"},
+        "问题.标题": "another column",
+        "answers": [{"text": {"zh": "甲"}}, {"text": {"zh": "乙"}}],
+        "分数": [2, 1],
         "id": 7,
     }
+    # 分数 is renamed; 问题 and answers hold more than the paths take, so they stay.
+    mapped = {"prompt": "问", "responses": ["甲", "乙"], "scores": [2, 1]}
+    kept = {name: value for name, value in row.items() if name != "分数"}
+    assert card.map_columns(row, "here") == mapped | kept
 
 
 @pytest.mark.parametrize(

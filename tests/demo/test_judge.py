@@ -82,11 +82,12 @@ def test_scores_come_in_the_order_of_the_texts_from_any_number_of_workers(length
 
 def test_call_after_a_worker_died_starts_anew(length_judge):
     assert scores_of(length_judge, ["甲", "乙乙"]) == [1, 2]
-    victim = length_judge._workers().processes[-1]
-    victim.kill()
-    victim.wait()
+    processes = length_judge._workers().processes
+    processes[-1].kill()
+    processes[-1].wait()
     with pytest.raises(RuntimeError, match="exit code -9"):
         scores_of(length_judge, ["甲", "乙乙", "丙"])
+    assert all(process.returncode is not None for process in processes)
     assert scores_of(length_judge, ["甲甲甲", "乙"]) == [3, 1]
 
 

@@ -190,7 +190,7 @@ def test_offsets_name_the_characters_of_each_token(tokenizer: GPTPanguTokenizer)
     encoding = tokenizer(text, return_offsets_mapping=True)
     assert encoding.input_ids == tokenizer(text).input_ids
     surfaces = [text[start:end] for start, end in encoding.offset_mapping]
-    # The space is two pieces, of which the first, a mere word border, stands for nothing; the tab has no piece of its own.
+    # The space is two pieces, the first a mere word border that stands for nothing; the tab has no piece of its own.
     assert surfaces == ["你好", "", " ", "再见", "<eot>", "…", "A", "\t明天"]
     padded = tokenizer([text], return_offsets_mapping=True, padding="max_length", max_length=9, truncation=True)
     assert padded.offset_mapping[0] == [*encoding.offset_mapping, (0, 0)]
@@ -317,13 +317,16 @@ def test_fingerprint_is_stable_after_use_and_between_processes(official_vocabula
 
 SUBJECTS = ["房间", "服务", "酒店", "早餐", "位置", "价格", "电脑", "屏幕", "这本书", "包装"]
 REMARKS = ["很好", "不错", "太差了", "一般", "让人满意", "有点贵", "非常糟糕", "物有所值"]
-REVIEWS = [f"{subject}{remark}, {other}也{remark}。" for subject, other, remark in product(SUBJECTS, SUBJECTS, REMARKS)]
+REVIEWS = [
+    f"{subject}{remark}，{other}也{remark}{'。！'[index % 3 : index % 3 + 1]}"
+    for index, (subject, other, remark) in enumerate(product(SUBJECTS, SUBJECTS, REMARKS))
+] + [*SUBJECTS, *REMARKS]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GPTPanguTokenizer]:
     folder = tmp_path_factory.mktemp("vocabulary") / "trained"
-    return folder, train_vocabulary(iter(REVIEWS), folder, vocab_size=110, num_threads=1)
+    return folder, train_vocabulary(iter(REVIEWS), folder, vocab_size=70, num_threads=1)
 
 
 def test_trained_vocabulary_has_the_official_first_ids(trained: tuple[Path, GPTPanguTokenizer]) -> None:
@@ -332,41 +335,41 @@ def test_trained_vocabulary_has_the_official_first_ids(trained: tuple[Path, GPTP
     pieces = ["<unk>", "<s>", "</s>", "▃", "▂", "<sep>", "<pad>", "<mask>", "<eod>", "<eot>"]
     assert [model.id_to_piece(index) for index in range(10)] == pieces
     assert [model.is_control(index) for index in range(10)] == [index in (1, 2) for index in range(10)]
-    assert model.get_piece_size() == len(tokenizer) == 110
+    assert model.get_piece_size() == len(tokenizer) == 70
     assert model.encode("１Ａ…", out_type=str) == model.encode("1A...", out_type=str)
 
 
 def test_trained_tokenizer_loads_and_round_trips(trained: tuple[Path, GPTPanguTokenizer]) -> None:
     folder, tokenizer = trained
     loaded = AutoTokenizer.from_pretrained(folder)
-    text = "房间很好 早餐\n让人满意<sep>酒店不错<eot>"
+    text = "房间很好, 早餐\n让人满意<sep>酒店不错!<eot>"
     ids = loaded(text).input_ids
     assert ids == tokenizer(text).input_ids
     assert loaded.decode(ids) == text
     assert UNK not in ids
-    # Whole words, each with the word border that segmentation puts before it, became pieces.
-    assert {"▁房间", "▁服务", "▁酒店"} <= set(loaded.vocab)
+    # Whole words, after the border that segmentation puts before each, became pieces.
+    assert {"▁不错", "▁满意", "▁物有所值"} <= set(loaded.vocab)
 
 
 def test_training_is_deterministic(trained: tuple[Path, GPTPanguTokenizer], tmp_path: Path) -> None:
-    train_vocabulary(REVIEWS, tmp_path / "again", vocab_size=110, num_threads=1)
+    train_vocabulary(REVIEWS, tmp_path / "again", vocab_size=70, num_threads=1)
     assert (tmp_path / "again" / "vocab.model").read_bytes() == (trained[0] / "vocab.model").read_bytes()
 
 
 def test_training_drops_neither_long_lines_nor_lines_with_the_trainers_own_mark(tmp_path: Path) -> None:
     rare = ["孔雀" * 2_000, "熊猫\u2585" * 20]
-    vocabulary = train_vocabulary(REVIEWS + rare, tmp_path, vocab_size=120, num_threads=1).vocab
+    vocabulary = train_vocabulary(REVIEWS + rare, tmp_path, vocab_size=72, num_threads=1).vocab
     assert any("孔" in piece for piece in vocabulary)
     assert any("熊" in piece for piece in vocabulary)
 
 
 def test_small_vocabulary_keeps_room_for_words(tmp_path: Path) -> None:
-    # 1,100 characters, all but 20 of them once in 28,800 characters; three quarters of 400 pieces go to characters.
-    lines = ["".join(chr(0x4E00 + index) for index in range(20)) * 16] * 87 + [
-        "".join(chr(0x5000 + 36 * line + index) for index in range(36)) for line in range(15)
-    ]
-    characters = train_vocabulary(lines, tmp_path, vocab_size=400, num_threads=1).vocab
-    assert sum(len(piece) == 1 and "\u5000" <= piece <= "\u5fff" for piece in characters) < 320
+    # 48 common characters and 60 that stand once: at the official coverage they would take more than all 75 pieces.
+    rare = {chr(0x5000 + index) for index in range(60)}
+    vocabulary = train_vocabulary([*REVIEWS, *sorted(rare)], tmp_path, vocab_size=75, num_threads=1).vocab
+    characters = {piece.replace("▁", "") for piece in vocabulary} & rare
+    assert len(characters) <= 0.75 * 75 - 48 + 1
+    assert "▁物有所值" in vocabulary
 
 
 @pytest.mark.parametrize(
@@ -377,8 +380,8 @@ def test_small_vocabulary_keeps_room_for_words(tmp_path: Path) -> None:
         ("房间很好", 100, TypeError, r"pass \[text\]"),
         (["房间", None], 100, TypeError, r"texts\[1\] must be a string, got NoneType"),
         (["房间", "很\ud83d好"], 100, ValueError, r"texts\[1\]: lone surrogate U\+D83D"),
-        (REVIEWS, 4000, ValueError, r"4000 pieces on 800 texts .* vocab_size of at most \d+"),
-        (REVIEWS, 20, ValueError, r"20 pieces on 800 texts .* vocab_size of at least \d+"),
+        (REVIEWS, 4000, ValueError, r"4000 pieces on 818 texts .* vocab_size of at most \d+"),
+        (REVIEWS, 20, ValueError, r"20 pieces on 818 texts .* vocab_size of at least \d+"),
     ],
 )
 def test_training_errors_say_what_to_do(
@@ -391,4 +394,4 @@ def test_training_errors_say_what_to_do(
 
 def test_training_overwrites_no_tokenizer(trained: tuple[Path, GPTPanguTokenizer]) -> None:
     with pytest.raises(FileExistsError, match=r"vocab\.model exists"):
-        train_vocabulary(REVIEWS, trained[0], vocab_size=110)
+        train_vocabulary(REVIEWS, trained[0], vocab_size=70)

@@ -1,0 +1,312 @@
+"""Invariants of PPOTrainer: what must hold at the first step, over ranks of batching, and across a resume."""
+
+import copy
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
+
+from pangu_trl import PPOTrainer
+from pangu_trl.ppo.policy_value import adapters_disabled, completion_logprobs
+
+LAYOUTS = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+
+
+class Watching(PPOTrainer):
+    """Keeps what each learning step saw."""
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        with torch.no_grad():
+            outputs = self.model(
+                inputs.input_ids, inputs.attention_mask, inputs.completion_width, self.args.temperature
+            )
+        mask = inputs.completion_mask
+        self.ratios = getattr(self, "ratios", [])
+        self.ratios.append((outputs["logprobs"] - inputs.logprobs)[mask].exp())
+        self.rollouts = getattr(self, "rollouts", [])
+        if not self.rollouts or self.rollouts[-1] is not self._rollout:
+            self.rollouts.append(self._rollout)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+def watching(trainer: PPOTrainer) -> Watching:
+    trainer.__class__ = Watching
+    return trainer
+
+
+@LAYOUTS
+def test_the_first_ratio_of_every_rollout_is_exactly_one_and_later_ones_are_not(make_trainer, lora):
+    trainer = watching(make_trainer(lora))
+    trainer.train()
+    assert len(trainer.ratios) == 8 and len(trainer.rollouts) == 2
+    for first_of_rollout in (0, 4):
+        assert torch.equal(trainer.ratios[first_of_rollout], torch.ones_like(trainer.ratios[first_of_rollout]))
+    assert not torch.equal(trainer.ratios[3], torch.ones_like(trainer.ratios[3]))
+
+
+@LAYOUTS
+def test_the_kl_divergence_is_zero_before_the_first_update_and_not_after(make_trainer, lora):
+    trainer = watching(make_trainer(lora))
+    trainer.train()
+    first, second = trainer.rollouts
+    assert torch.equal(first.logprobs, first.ref_logprobs)
+    assert not torch.equal(second.logprobs, second.ref_logprobs)
+
+
+@LAYOUTS
+def test_every_trainable_tensor_gets_a_gradient_at_the_first_step(make_trainer, lora):
+    trainer = make_trainer(lora, max_steps=1)
+    gradients = {}
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(lambda gradient, name=name: gradients.__setitem__(name, gradient.abs().sum().item()))
+    trainer.train()
+    trainable = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert gradients.keys() == trainable
+    # lora_A learns once lora_B has left zero; the bias of the keys cannot be seen through softmax.
+    silent = {name for name, size in gradients.items() if size == 0}
+    assert all("lora_A" in name for name in silent)
+    assert any(name.startswith("policy.") for name in trainable)
+    assert any(name.startswith("value_model.") for name in trainable)
+    assert all("lora_" in name for name in trainable if name.startswith("policy.")) == lora
+
+
+def test_a_rollout_puts_the_score_on_the_last_answer_token_and_masks_what_follows(make_trainer, tokenizer):
+    trainer = watching(make_trainer(max_steps=1, kl_coef=0.0, lam=1.0, whiten_advantages=False, reward_clip=None))
+    trainer.train()
+    rollout = trainer.rollouts[0]
+    for row, answer in enumerate(rollout.completions()):
+        ended = answer[-1] == tokenizer.eos_token_id
+        assert rollout.ended[row] == ended
+        assert tokenizer.eos_token_id not in answer[:-1]
+        # With gamma = lam = 1 and no KL penalty, every return is the score.
+        torch.testing.assert_close(
+            rollout.returns[row, : len(answer)], rollout.scores[row].expand(len(answer)), atol=1e-5, rtol=1e-5
+        )
+        assert not rollout.returns[row, len(answer) :].any()
+
+
+def test_scores_log_probabilities_and_values_do_not_depend_on_padding_or_batch_mates(make_trainer):
+    trainer = watching(make_trainer(max_steps=1))
+    reward_model = copy.deepcopy(trainer.reward_model)
+    policy, value_model = copy.deepcopy(trainer.model.policy).eval(), copy.deepcopy(trainer.model.value_model).eval()
+    trainer.train()
+    rollout = trainer.rollouts[0]
+    width = rollout.completion_width
+    assert rollout.attention_mask[:, :-width].sum(dim=1).unique().numel() > 1, "prompts of one length test nothing"
+    for row in range(len(rollout.input_ids)):
+        alone = rollout.input_ids[row][rollout.attention_mask[row] == 1].unsqueeze(0)
+        length = int(rollout.completion_mask[row].sum())
+        with torch.no_grad():
+            score = reward_model(alone).logits.squeeze()
+            logprobs, _ = completion_logprobs(policy, alone, torch.ones_like(alone), length, temperature=1.0)
+            hidden = value_model.transformer(alone).last_hidden_state
+            values = value_model.score(hidden)[0, -length - 1 : -1, 0]
+        torch.testing.assert_close(rollout.scores[row], score, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(rollout.logprobs[row, :length], logprobs[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(rollout.values[row, :length], values, atol=1e-5, rtol=1e-5)
+
+
+def test_gradient_accumulation_does_not_change_the_step(make_trainer):
+    weights = []
+    for options in (
+        dict(per_device_train_batch_size=4, num_rollout_batches=1),
+        dict(per_device_train_batch_size=1, num_rollout_batches=4, gradient_accumulation_steps=4),
+    ):
+        # SGD, so that the step is the gradient; one generation batch, so that the samples are the same.
+        trainer = make_trainer(
+            generation_batch_size=4, num_ppo_epochs=1, max_steps=1, optim="sgd", max_grad_norm=0.0, **options
+        )
+        trainer.train()
+        weights.append({name: parameter.detach() for name, parameter in trainer.model.named_parameters()})
+    for name in weights[0]:
+        torch.testing.assert_close(weights[1][name], weights[0][name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("save_steps", [4, 3], ids=["between rollouts", "in the middle of a rollout"])
+def test_a_resumed_run_ends_bit_identical(make_trainer, tmp_path, lora, save_steps):
+    options = dict(max_steps=12, adaptive_kl_target=0.1, kl_horizon=100)
+    whole = make_trainer(lora, save_strategy="steps", save_steps=save_steps, **options)
+    whole.train()
+    resumed = make_trainer(lora, output_dir=str(tmp_path / "resumed"), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{save_steps}"))
+    assert resumed.kl_coef == whole.kl_coef != 0.05
+    for (name, parameter), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(parameter, other), name
+
+
+@LAYOUTS
+def test_the_saved_policy_and_critic_load_with_from_pretrained(make_trainer, tmp_path, policy, lora):
+    trainer = make_trainer(lora, max_steps=4)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    if lora:
+        from peft import PeftModel
+
+        loaded = PeftModel.from_pretrained(copy.deepcopy(policy), tmp_path / "saved")
+    else:
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    ids = torch.randint(10, 200, (1, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.eval()(ids).logits, trainer.model.policy.eval()(ids).logits)
+        critic = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved" / "value_model").eval()
+        torch.testing.assert_close(critic(ids).logits, trainer.model.value_model.eval()(ids).logits)
+
+
+def test_switching_adapters_off_leaves_them_trainable(make_trainer, policy):
+    model = make_trainer(lora=True).model.policy.eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    trainable = [parameter.requires_grad for parameter in model.parameters()]
+    ids = torch.randint(10, 200, (1, 9))
+    with torch.no_grad():
+        with adapters_disabled(model):
+            off = model(ids).logits
+        torch.testing.assert_close(off, policy.eval()(ids).logits)
+        assert not torch.allclose(model(ids).logits, off)
+    assert [parameter.requires_grad for parameter in model.parameters()] == trainable
+
+
+def test_policy_and_critic_have_their_own_learning_rates(make_trainer):
+    trainer = make_trainer(max_steps=1, weight_decay=0.1)
+    trainer.create_optimizer()
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    for group in trainer.optimizer.param_groups:
+        for parameter in group["params"]:
+            is_policy = names[id(parameter)].startswith("policy.")
+            assert group["lr"] == (1e-3 if is_policy else 3e-3)
+
+
+def test_a_python_reward_is_learnt_and_sees_the_columns_of_the_prompts(make_trainer, reward_model, tokenizer, prompts):
+    seen = []
+
+    def shorter_is_better(prompts, completions, mood, **columns):
+        seen.append((prompts, mood))
+        return [-float(len(completion)) for completion in completions]
+
+    data = prompts.add_column("mood", [f"mood {index}" for index in range(len(prompts))])
+    trainer = make_trainer(
+        models=dict(reward_model=shorter_is_better, value_model=copy.deepcopy(reward_model), eval_dataset=data),
+        data=data,
+        max_steps=60,
+        per_device_train_batch_size=6,
+        learning_rate=5e-3,
+        kl_coef=0.0,
+        reward_clip=None,
+    )
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    assert after["eval_reward/mean"] > before["eval_reward/mean"] + 2
+    moods = dict(zip(data["prompt"], data["mood"], strict=True))
+    assert all(moods[prompt] == mood for batch, batch_moods in seen for prompt, mood in zip(batch, batch_moods))
+
+
+def test_evaluation_repeats_itself_and_leaves_training_alone(make_trainer):
+    trainer = make_trainer()
+    state = torch.get_rng_state()
+    first, second = trainer.evaluate(), trainer.evaluate()
+    assert torch.equal(torch.get_rng_state(), state)
+    for name in ("eval_reward/mean", "eval_kl/mean", "eval_completion/length", "eval_completion/eos_rate"):
+        assert first[name] == second[name]
+    assert first["eval_kl/mean"] == 0
+
+
+def test_the_logs_name_every_figure(make_trainer):
+    trainer = make_trainer()
+    trainer.train()
+    logged = set().union(*(entry.keys() for entry in trainer.state.log_history))
+    assert {
+        "reward/mean",
+        "reward/std",
+        "reward/shaped",
+        "kl/mean",
+        "kl/coef",
+        "policy/loss",
+        "policy/entropy",
+        "policy/clip_fraction",
+        "policy/approx_kl",
+        "value/loss",
+        "value/mean",
+        "completion/length",
+        "completion/eos_rate",
+        "time/generation",
+        "time/scoring",
+    } <= logged
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_other_model_families_train_too(make_trainer, tokenizer, family):
+    size = dict(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    if family == "gpt2":
+        config = GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=128, num_labels=1, **size)
+        language_model, classifier = GPT2LMHeadModel(config), GPT2ForSequenceClassification(config)
+    else:
+        config = LlamaConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_labels=1, **size
+        )
+        language_model, classifier = LlamaForCausalLM(config), LlamaForSequenceClassification(config)
+    trainer = watching(make_trainer(models=dict(model=language_model, reward_model=classifier), max_steps=4))
+    trainer.train()
+    assert torch.equal(trainer.ratios[0], torch.ones_like(trainer.ratios[0]))
+    # Left-padded rows must be scored as they were sampled: from their own first token.
+    rollout = trainer.rollouts[0]
+    assert torch.equal(rollout.logprobs, rollout.ref_logprobs)
+
+
+def test_a_reward_that_is_not_a_number_names_prompt_and_answer_and_stops_before_the_update(make_trainer, reward_model):
+    trainer = make_trainer(
+        models=dict(
+            reward_model=lambda prompts, completions, **columns: [float("nan")] * len(prompts),
+            value_model=copy.deepcopy(reward_model),
+        )
+    )
+    before = copy.deepcopy(trainer.model.state_dict())
+    with pytest.raises(ValueError, match="4 of 4 answers is not a finite number.*nan for prompt '"):
+        trainer.train()
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(max_completion_length=100), r"= 148 is more than the 128 positions of model"),
+        (dict(per_device_train_batch_size=8), r"= 16 prompts; the training set has 12"),
+        (dict(gradient_accumulation_steps=3), "multiple of gradient_accumulation_steps.*=2.*=3"),
+        (dict(temperature=0.0), "temperature must be greater than 0; got 0.0"),
+        (dict(kl_estimator="k9"), "kl_estimator must be one of k1, k2, k3; got 'k9'"),
+        (dict(max_prompt_length=3), r"at most max_prompt_length = 3 tokens"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(make_trainer, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(**options)
+
+
+def test_models_that_do_not_fit_are_refused(make_trainer, tiny_config):
+    config = copy.deepcopy(tiny_config)
+    config.vocab_size += 1
+    config.num_labels = 1
+    other = AutoModelForSequenceClassification.from_config(config)
+    with pytest.raises(ValueError, match="reward_model has a vocabulary of"):
+        make_trainer(models=dict(reward_model=other, value_model=make_trainer().model.value_model))
+
+
+def test_a_checkpoint_of_another_number_of_ranks_is_refused(make_trainer, tmp_path):
+    trainer = make_trainer(max_steps=3, save_strategy="steps", save_steps=3)
+    trainer.train()
+    (tmp_path / "run" / "checkpoint-3" / "rollout-0.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="rollout-0.safetensors: missing. Resume with the number of processes"):
+        make_trainer(max_steps=4).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))

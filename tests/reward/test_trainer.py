@@ -1,0 +1,209 @@
+"""KWiseRewardTrainer: the objective does not depend on how it is batched, K = 2 is TRL's, everything trains and saves."""
+
+import copy
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForSequenceClassification
+from trl import RewardConfig, RewardTrainer
+
+from pangu_trl import KWiseRewardConfig, KWiseRewardTrainer
+from pangu_trl.reward.scoring import score_responses
+
+
+def config(tmp_path, config_class=KWiseRewardConfig, **options) -> RewardConfig:
+    defaults = dict(
+        output_dir=str(tmp_path / "run"),
+        per_device_train_batch_size=8,
+        per_device_eval_batch_size=8,
+        max_length=128,
+        max_steps=1,
+        learning_rate=0.1,
+        lr_scheduler_type="constant",
+        optim="sgd",
+        max_grad_norm=0.0,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        report_to="none",
+        save_strategy="no",
+        logging_steps=1,
+    )
+    return config_class(**defaults | options)
+
+
+def weights_after_training(model, tokenizer, rankings, tmp_path, **options) -> dict[str, torch.Tensor]:
+    trainer = KWiseRewardTrainer(
+        model=copy.deepcopy(model),
+        args=config(tmp_path, **options),
+        train_dataset=rankings,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(per_device_train_batch_size=2, gradient_accumulation_steps=4),
+        dict(per_device_train_batch_size=4, gradient_accumulation_steps=2, pad_to_multiple_of=64),
+        dict(gradient_checkpointing=True),
+    ],
+    ids=["accumulated 2 x 4", "accumulated 4 x 2 with more padding", "gradient checkpointing"],
+)
+def test_one_step_is_the_same_however_the_eight_prompts_are_batched(
+    reward_model, tokenizer, rankings, tmp_path, options
+):
+    whole = weights_after_training(reward_model, tokenizer, rankings, tmp_path / "whole")
+    other = weights_after_training(reward_model, tokenizer, rankings, tmp_path / "other", **options)
+    moved = [name for name in whole if not torch.equal(whole[name], dict(reward_model.named_parameters())[name])]
+    assert "score.weight" in moved
+    for name in whole:
+        torch.testing.assert_close(other[name], whole[name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_two_answers_give_the_loss_and_step_of_trl(reward_model, tokenizer, reviews, tmp_path):
+    pairs = Dataset.from_list(
+        [
+            {"prompt": one["prompt"], "chosen": one["completion"], "rejected": two["completion"]}
+            for one, two in zip(reviews[:8], reviews[4:12], strict=True)
+        ]
+    )
+    options = dict(center_rewards_coefficient=0.1, bf16=False)
+    ours = KWiseRewardTrainer(
+        model=copy.deepcopy(reward_model),
+        args=config(tmp_path / "ours", **options),
+        train_dataset=pairs,
+        processing_class=tokenizer,
+    )
+    # TRL gets the very token ids, since it would encode prompt and answer as one text.
+    encoded = Dataset.from_list(
+        [
+            {
+                "chosen_ids": row["prompt_input_ids"] + row["response_input_ids"][0],
+                "rejected_ids": row["prompt_input_ids"] + row["response_input_ids"][1],
+            }
+            for row in ours.train_dataset
+        ]
+    )
+    theirs = RewardTrainer(
+        model=copy.deepcopy(reward_model),
+        args=config(tmp_path / "trl", RewardConfig, **options),
+        train_dataset=encoded,
+        processing_class=tokenizer,
+    )
+    assert ours.train().training_loss == pytest.approx(theirs.train().training_loss, abs=1e-6)
+    for (name, parameter), other in zip(ours.model.named_parameters(), theirs.model.parameters(), strict=True):
+        torch.testing.assert_close(parameter, other, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_evaluation_is_exact_over_batches_of_different_k(reward_model, tokenizer, rankings, tmp_path):
+    metrics = []
+    for batch_size in (8, 3):
+        trainer = KWiseRewardTrainer(
+            model=copy.deepcopy(reward_model),
+            args=config(tmp_path, per_device_eval_batch_size=batch_size),
+            train_dataset=rankings,
+            eval_dataset=rankings,
+            processing_class=tokenizer,
+        )
+        metrics.append(trainer.evaluate())
+    for name in ("eval_loss", "eval_pair_accuracy", "eval_num_pairs", "eval_best_of_k_accuracy", "eval_reward_std"):
+        assert metrics[0][name] == pytest.approx(metrics[1][name], abs=1e-6), name
+
+    # The same from scores computed elsewhere, pair by pair.
+    flat = [(r["prompt"], answer) for r in rankings for answer in r["responses"]]
+    scores = iter(score_responses(reward_model, tokenizer, [p for p, _ in flat], [a for _, a in flat], batch_size=1))
+    right = total = 0
+    for record in rankings:
+        rewards = [next(scores) for _ in record["responses"]]
+        for a, better in enumerate(record["scores"]):
+            for b, worse in enumerate(record["scores"]):
+                if better > worse:
+                    total += 1
+                    right += rewards[a] > rewards[b]
+    assert metrics[0]["eval_num_pairs"] == total
+    assert metrics[0]["eval_pair_accuracy"] == pytest.approx(right / total)
+
+
+def test_a_small_score_gap_is_left_out_of_the_pair_accuracy(reward_model, tokenizer, reviews, tmp_path):
+    records = [{"prompt": r["prompt"], "responses": ["好。", "不好。", "还行。"], "scores": [0.9, 0.8, 0.1]} for r in reviews]
+    trainer = KWiseRewardTrainer(
+        model=reward_model,
+        args=config(tmp_path, min_score_gap=0.2),
+        train_dataset=Dataset.from_list(records),
+        eval_dataset=Dataset.from_list(records),
+        processing_class=tokenizer,
+    )
+    # Of the three pairs of each prompt, 0.9 against 0.8 is too close.
+    assert trainer.evaluate()["eval_num_pairs"] == 2 * len(records)
+
+
+def test_training_learns_the_ranking_and_the_saved_model_scores_the_same(reward_model, tokenizer, rankings, tmp_path):
+    args = config(tmp_path, max_steps=40, learning_rate=3e-3, optim="adamw_torch", max_grad_norm=1.0)
+    trainer = KWiseRewardTrainer(
+        model=reward_model, args=args, train_dataset=rankings, eval_dataset=rankings, processing_class=tokenizer
+    )
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    assert after["eval_loss"] < 0.5 * before["eval_loss"]
+    assert after["eval_pair_accuracy"] > 0.95
+    trainer.save_model(tmp_path / "saved")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
+    prompts, answers = ["总体来说，"] * 2, ["还不错。", "非常差！"]
+    torch.testing.assert_close(
+        score_responses(loaded, tokenizer, prompts, answers, 2),
+        score_responses(trainer.model, tokenizer, prompts, answers, 2),
+    )
+
+
+def test_lora_trains_and_saves_the_score_head(reward_model, tokenizer, rankings, tmp_path):
+    trainer = KWiseRewardTrainer(
+        model=reward_model,
+        args=config(tmp_path, learning_rate=1e-2, optim="adamw_torch"),
+        train_dataset=rankings,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=4, task_type="SEQ_CLS"),
+    )
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.train()
+    after = dict(trainer.model.named_parameters())
+    assert any("score" in name for name in before)
+    # lora_B starts at zero, which leaves lora_A without a gradient in the first step.
+    assert all(not torch.equal(before[name], after[name]) for name in before if "lora_A" not in name)
+
+
+def test_a_group_of_ties_alone_changes_nothing_and_gives_no_nan(reward_model, tokenizer, reviews, tmp_path):
+    tied = Dataset.from_list(
+        [{"prompt": r["prompt"], "responses": ["好。", "不好。"], "scores": [1.0, 1.0]} for r in reviews]
+    )
+    weights = weights_after_training(reward_model, tokenizer, tied, tmp_path)
+    for name, parameter in reward_model.named_parameters():
+        assert torch.equal(weights[name], parameter), name
+
+
+def test_a_reward_model_that_gives_nan_stops_the_run(reward_model, tokenizer, rankings, tmp_path):
+    with torch.no_grad():
+        reward_model.score.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="reward model gave .*nan"):
+        weights_after_training(reward_model, tokenizer, rankings, tmp_path)
+
+
+def test_a_ranking_with_one_answer_is_refused_with_its_row(reward_model, tokenizer, reviews, tmp_path):
+    records = [{"prompt": r["prompt"], "responses": ["好。", "不好。"], "scores": [1.0, 0.0]} for r in reviews]
+    records[3] |= {"responses": ["好。"], "scores": [1.0]}
+    with pytest.raises(ValueError, match=r"train row 3.*responses"):
+        KWiseRewardTrainer(
+            model=reward_model,
+            args=config(tmp_path),
+            train_dataset=Dataset.from_list(records),
+            processing_class=tokenizer,
+        )
+
+
+def test_a_negative_score_gap_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="min_score_gap must be 0 or more; got -1"):
+        config(tmp_path, min_score_gap=-1)
