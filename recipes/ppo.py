@@ -8,11 +8,11 @@ The critic starts as a second copy of the reward model; the reference is the pol
 from dataclasses import dataclass, field
 
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import ModelConfig, get_peft_config
 
 from pangu_trl import PPOConfig, PPOTrainer
 from pangu_trl.data.arguments import DataArguments
-from pangu_trl.output_dir import claim_output_dir
+from pangu_trl.recipe import claim_output_dir, parse_options
 
 
 @dataclass
@@ -30,8 +30,9 @@ class RewardModelArguments:
 
 
 def main() -> None:
-    parser = TrlParser((DataArguments, RewardModelArguments, PPOConfig, ModelConfig))
-    data_args, reward_args, training_args, model_args = parser.parse_args_and_config()
+    data_args, reward_args, training_args, model_args = parse_options(
+        DataArguments, RewardModelArguments, PPOConfig, ModelConfig
+    )
     checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     loading = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
 

@@ -6,16 +6,15 @@ Starts from a language model (usually the fine-tuned one), whose backbone gets a
 """
 
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import ModelConfig, get_peft_config
 
 from pangu_trl import KWiseRewardConfig, KWiseRewardTrainer
 from pangu_trl.data.arguments import DataArguments
-from pangu_trl.output_dir import claim_output_dir
+from pangu_trl.recipe import claim_output_dir, parse_options
 
 
 def main() -> None:
-    parser = TrlParser((DataArguments, KWiseRewardConfig, ModelConfig))
-    data_args, training_args, model_args = parser.parse_args_and_config()
+    data_args, training_args, model_args = parse_options(DataArguments, KWiseRewardConfig, ModelConfig)
     checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     # With another task type PEFT would leave the score head untrained, without an error.
     model_args.lora_task_type = "SEQ_CLS"

@@ -7,17 +7,16 @@ encode them, so that all stages see the same ids.
 """
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
+from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
 import pangu_trl  # noqa: F401  (registers GPTPangu)
 from pangu_trl.data import tokenize_demonstrations
 from pangu_trl.data.arguments import DataArguments
-from pangu_trl.output_dir import claim_output_dir
+from pangu_trl.recipe import claim_output_dir, parse_options
 
 
 def main() -> None:
-    parser = TrlParser((DataArguments, SFTConfig, ModelConfig))
-    data_args, training_args, model_args = parser.parse_args_and_config()
+    data_args, training_args, model_args = parse_options(DataArguments, SFTConfig, ModelConfig)
     checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     training_args.completion_only_loss = True
 

@@ -41,7 +41,7 @@ def read_records(folder: Path, name: str) -> list[dict]:
         ("这个酒店太差了！！！", "再也不会来住了"),  # the run of punctuation stays whole
         ("他对我说“很好。”", "我觉得并不怎么好"),  # the closing quotation mark too
         ("刚写完我的点评, ", "就看到了下面那位客人"),  # and the space
-        ("重量是1.8公斤，", "不算是很轻的本本"),  # the point of a number ends no clause
+        ("机器的重量是1.8公斤，", "不算是很轻的本本"),  # the point of a number ends no clause
         ("卫生间很干净 ", "毛巾洗漱用品都很齐全"),  # a space between Chinese characters does
         ("第一：京东的客服", "电话总也打不通"),  # no clause of 6 characters: 8
         ("我的THINKPAD", "键盘手感好得不得了"),  # 8 would cut the word

@@ -68,7 +68,9 @@ def test_every_trainable_tensor_gets_a_gradient_at_the_first_step(make_trainer, 
     gradients = {}
     for name, parameter in trainer.model.named_parameters():
         if parameter.requires_grad:
-            parameter.register_hook(lambda gradient, name=name: gradients.__setitem__(name, gradient.abs().sum().item()))
+            parameter.register_hook(
+                lambda gradient, name=name: gradients.__setitem__(name, gradient.abs().sum().item())
+            )
     trainer.train()
     trainable = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     assert gradients.keys() == trainable

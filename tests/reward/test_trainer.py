@@ -129,7 +129,9 @@ def test_evaluation_is_exact_over_batches_of_different_k(reward_model, tokenizer
 
 
 def test_a_small_score_gap_is_left_out_of_the_pair_accuracy(reward_model, tokenizer, reviews, tmp_path):
-    records = [{"prompt": r["prompt"], "responses": ["好。", "不好。", "还行。"], "scores": [0.9, 0.8, 0.1]} for r in reviews]
+    records = [
+        {"prompt": r["prompt"], "responses": ["好。", "不好。", "还行。"], "scores": [0.9, 0.8, 0.1]} for r in reviews
+    ]
     trainer = KWiseRewardTrainer(
         model=reward_model,
         args=config(tmp_path, min_score_gap=0.2),

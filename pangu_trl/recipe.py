@@ -1,9 +1,34 @@
-"""Guards a run's output folder against another run."""
+"""How a recipe starts: its options, and the folder that it may write into."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import PartialState
 from transformers.trainer_utils import get_last_checkpoint
+from trl import TrlParser
+
+
+def parse_options(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """Reads the options of a recipe from `--config FILE.yaml` and the command line, which wins; unknown keys are refused.
+
+    Where there is no accelerator, or `accelerate launch` was told to use the CPU, `use_cpu` is on and `bf16` off unless
+    the options say otherwise: transformers does not start several CPU processes without the first, and TRL's own
+    default of bfloat16 is several times slower on most CPUs.
+
+    Args:
+        *dataclass_types: Dataclasses whose fields are the options.
+        argv: Arguments; those of the process if None.
+
+    Returns:
+        One instance of each dataclass.
+    """
+    parser = TrlParser(dataclass_types)
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available():
+        parser.set_defaults_with_config(use_cpu=True, bf16=False)
+    return parser.parse_args_and_config(argv)
 
 
 def claim_output_dir(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
