@@ -164,7 +164,7 @@ PANELS = [
         "ppo",
         "Length",
         "A sudden fall or rise is a sign of reward hacking.",
-        _ppo_curve("completion_length/mean", "tokens per answer"),
+        _ppo_curve("completion/length", "tokens per answer"),
     ),
 ]
 
@@ -209,7 +209,7 @@ def _draw_curves(axes: Axes, results: RunResults, stage: str, labels: dict[str, 
         with contextlib.suppress(MissingResult):
             curves[label] = results.series(stage, metric)
     if not curves:
-        raise MissingResult(f"{stage}/log_history.json has no {' or '.join(map(repr, labels))}")
+        raise MissingResult(f"{stage}/trainer_state.json has no {' or '.join(map(repr, labels))}")
     for label, (steps, values) in curves.items():
         if len(values) < MIN_POINTS_TO_SMOOTH:
             axes.plot(steps, values, label=label, marker="o" if len(values) <= MAX_POINTS_WITH_MARKERS else "", ms=3.5)

@@ -82,7 +82,7 @@ def write_report(run_dir: Path) -> Path:
     skipped, is named on the page in place of the picture.
 
     Args:
-        run_dir: Folder with `summary.json`, `{sft,reward,ppo}/log_history.json` and
+        run_dir: Folder with `summary.json`, `{sft,reward,ppo}/trainer_state.json` and
             `samples/{base,sft,ppo,rankings.test}.jsonl`.
 
     Returns:

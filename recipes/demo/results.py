@@ -41,7 +41,7 @@ class RunResults:
         """Steps at which a stage logged a metric, and its values."""
         entries = [entry for entry in self.log_histories.get(stage, []) if entry.get(metric) is not None]
         if not entries:
-            raise MissingResult(f"{stage}/log_history.json has no '{metric}'")
+            raise MissingResult(f"{stage}/trainer_state.json has no '{metric}'")
         return [entry["step"] for entry in entries], [entry[metric] for entry in entries]
 
     def records(self, name: str) -> list[dict]:
@@ -61,21 +61,30 @@ def read_results(run_dir: Path) -> RunResults:
     if not run_dir.is_dir():
         raise FileNotFoundError(f"{run_dir}: no such folder; expected that of a demo run, as `make demo` writes it.")
     return RunResults(
-        summary=_read_json(run_dir / "summary.json", dict),
-        log_histories={stage: _read_json(run_dir / stage / "log_history.json", list) for stage in LOGGED_STAGES},
+        summary=_read_json(run_dir / "summary.json"),
+        log_histories={stage: read_log_history(run_dir / stage) for stage in LOGGED_STAGES},
         samples={name: _read_samples(run_dir / "samples" / f"{name}.jsonl") for name in SAMPLE_FILES},
     )
 
 
-def _read_json(path: Path, kind: type[dict] | type[list]) -> dict | list:
+def read_log_history(stage_dir: Path) -> list[dict]:
+    """Reads what a stage's trainer logged, one dict per log; empty if the stage did not run."""
+    path = stage_dir / "trainer_state.json"
+    history = _read_json(path).get("log_history", [])
+    if not isinstance(history, list):
+        raise ValueError(f"{path}: 'log_history' must be a list; got a {type(history).__name__}. Run the stage again.")
+    return history
+
+
+def _read_json(path: Path) -> dict:
     if not path.exists():
-        return kind()
+        return {}
     try:
         content = json.loads(path.read_text("utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: must be JSON; {error}. Was the run interrupted? Run the stage again.") from error
-    if not isinstance(content, kind):
-        raise ValueError(f"{path}: must hold a {kind.__name__}; got a {type(content).__name__}. Run the stage again.")
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: must hold a dict; got a {type(content).__name__}. Run the stage again.")
     return content
 
 

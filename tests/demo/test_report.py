@@ -39,13 +39,14 @@ def run_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     write_json(folder / "summary.json", SUMMARY)
     steps = range(1, 4)
-    write_json(folder / "sft" / "log_history.json", [{"step": s, "loss": 8 - s, "eval_loss": 8.5 - s} for s in steps])
-    write_json(
-        folder / "reward" / "log_history.json",
+    write_history(folder, "sft", [{"step": s, "loss": 8 - s, "eval_loss": 8.5 - s} for s in steps])
+    write_history(
+        folder,
+        "reward",
         [{"step": s, "loss": 0.7, "eval_loss": 0.7, "eval_pair_accuracy": 0.5 + 0.1 * s} for s in steps],
     )
-    metrics = ("reward/mean", "kl/mean", "policy/clip_fraction", "value/loss", "completion_length/mean")
-    write_json(folder / "ppo" / "log_history.json", [{"step": s} | dict.fromkeys(metrics, 0.1 * s) for s in steps])
+    metrics = ("reward/mean", "kl/mean", "policy/clip_fraction", "value/loss", "completion/length")
+    write_history(folder, "ppo", [{"step": s} | dict.fromkeys(metrics, 0.1 * s) for s in steps])
     for name, score in {"base": 0.1, "sft": 0.3, "ppo": 0.9}.items():
         write_samples(folder, name, {"responses": [f"{name}<eot>的回答", "其他"], "scores": [score, 0.5]})
     write_samples(
@@ -65,6 +66,10 @@ def page(report, run_dir):
 def write_json(path: Path, content) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content))
+
+
+def write_history(run_dir: Path, stage: str, entries: list[dict]) -> None:
+    write_json(run_dir / stage / "trainer_state.json", {"log_history": entries})
 
 
 def write_samples(run_dir: Path, name: str, *records: dict) -> None:
@@ -173,9 +178,9 @@ def test_empty_run_gives_a_page_that_names_what_is_missing(report, tmp_path):
     for reason in [
         "summary.json has no number 'sft.eval_loss_before'",
         "samples/base.jsonl is missing or empty",
-        "sft/log_history.json has no 'loss' or 'eval_loss'",
+        "sft/trainer_state.json has no 'loss' or 'eval_loss'",
         "samples/rankings.test.jsonl is missing or empty",
-        "ppo/log_history.json has no 'kl/mean'",
+        "ppo/trainer_state.json has no 'kl/mean'",
     ]:
         assert reason in page.text
 
@@ -185,9 +190,7 @@ def test_missing_pieces_do_not_take_others_with_them(report, tmp_path):
     (tmp_path / "samples" / "base.jsonl").write_text("")
     write_samples(tmp_path, "ppo", {"responses": ["回答"], "scores": [0.9]})
     write_samples(tmp_path, "rankings.test", {"responses": ["好", "坏"], "scores": [0.9, 0.1]})
-    write_json(
-        tmp_path / "sft" / "log_history.json", [{"step": 5, "eval_loss": 6.0}, {"step": 5, "train_runtime": 3.0}]
-    )
+    write_history(tmp_path, "sft", [{"step": 5, "eval_loss": 6.0}, {"step": 5, "train_runtime": 3.0}])
     page = Page(report.write_report(tmp_path))
     assert len(page.attributes("figure")) == 1
     assert "samples/base.jsonl is missing or empty" in page.text
@@ -206,7 +209,8 @@ def test_score_that_is_no_number_costs_only_its_picture(report, tmp_path):
     ("path", "content", "message"),
     [
         ("summary.json", "{", r"summary\.json: must be JSON"),
-        ("ppo/log_history.json", "{}", r"log_history\.json: must hold a list; got a dict"),
+        ("summary.json", "[]", r"summary\.json: must hold a dict; got a list"),
+        ("ppo/trainer_state.json", '{"log_history": {}}', r"'log_history' must be a list; got a dict"),
         (
             "samples/ppo.jsonl",
             '{"prompt": "甲", "responses": ["乙"], "scores": [1, 2]}',
@@ -278,7 +282,7 @@ def test_reward_histogram_compares_the_best_with_the_worst_answer_and_skips_ties
 
 
 def test_judge_histogram_takes_all_answers_before_and_after(pictures, results):
-    samples = {"sft": [{"scores": [0.0, 0.2]}, {"scores": [0.4]}], "ppo": [{"scores": [1.0]}]}
+    samples = {"sft": [{"scores": [0.0, 0.5]}, {"scores": [0.4]}], "ppo": [{"scores": [1.0]}]}
     axes = draw(pictures, "judge_scores", results.RunResults({}, {}, samples))
-    assert legend_texts(axes) == ["before PPO, mean 0.20", "after PPO, mean 1.00"]
+    assert legend_texts(axes) == ["before PPO, mean 0.30", "after PPO, mean 1.00"]
     assert axes.patches[-1].get_height() == 1.0

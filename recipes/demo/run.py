@@ -1,0 +1,283 @@
+"""The demo: from raw Chinese reviews to a PPO-tuned GPTPangu, on a laptop's CPU.
+
+    make demo                  # about ten minutes
+    make demo STEPS=smoke      # the same with tiny settings, to see that everything runs
+
+Every stage is a command that works alone, and is printed before it runs: three recipes under `accelerate launch`, and
+`pangu-trl sample`, `score` and `evaluate` in between. A run that stands in the folder already is moved aside.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from report import plot_overview, write_report
+from results import read_log_history
+from reviews import SplitCounts, prepare_reviews
+
+from pangu_trl import GPTPanguConfig, GPTPanguForCausalLM, cli
+from pangu_trl.data import read_jsonl
+from pangu_trl.gptpangu.vocabulary_gptpangu import train_vocabulary
+
+ROOT = Path(__file__).resolve().parents[2]
+JUDGE = f"{ROOT / 'recipes' / 'demo' / 'judge.py'}:sentiment"
+NUM_ANSWERS = 4
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything; the options of the three trainings are in the YAML files beside this one.
+
+    Attributes:
+        counts: Reviews and openings of each file.
+        vocabulary: Pieces of the tokenizer.
+        hidden_size: Width of the model.
+        num_layers: Blocks of the model.
+        answer_tokens: Longest answer.
+        overrides: Options that replace those of a stage's YAML file.
+    """
+
+    counts: SplitCounts
+    vocabulary: int
+    hidden_size: int
+    num_layers: int
+    answer_tokens: int
+    overrides: dict[str, dict[str, object]] = field(default_factory=dict)
+
+
+SIZES = {
+    "full": Size(
+        counts=SplitCounts(demonstrations_test=300, reward_train=1600, reward_test=250, ppo=1500, judge=150),
+        vocabulary=3000,
+        hidden_size=192,
+        num_layers=4,
+        answer_tokens=32,
+    ),
+    "smoke": Size(
+        counts=SplitCounts(
+            demonstrations_train=200, demonstrations_test=16, reward_train=24, reward_test=16, ppo=16, judge=8
+        ),
+        vocabulary=1200,
+        hidden_size=32,
+        num_layers=2,
+        answer_tokens=8,
+        overrides={
+            "sft": {"max_steps": 6, "eval_steps": 3, "logging_steps": 2},
+            "reward": {"max_steps": 4, "eval_steps": 2, "logging_steps": 2, "per_device_train_batch_size": 4},
+            "ppo": {
+                "max_steps": 4,
+                "eval_steps": 2,
+                "logging_steps": 2,
+                "per_device_train_batch_size": 4,
+                "num_rollout_batches": 2,
+                "max_completion_length": 8,
+            },
+        },
+    ),
+}
+
+
+class Demo:
+    """One run in one folder.
+
+    Args:
+        run_dir: Folder of the run, new.
+        size: How much of everything.
+    """
+
+    def __init__(self, run_dir: Path, size: Size) -> None:
+        self.run_dir, self.size = run_dir, size
+        self.data, self.samples = run_dir / "data", run_dir / "samples"
+        self.stage_seconds: dict[str, float] = {}
+
+    def run(self) -> dict:
+        """Runs all stages and returns the summary that it also writes."""
+        with self._stage("prepare"):
+            self.prepare()
+        with self._stage("sft"):
+            self._train("sft", model_name_or_path="base")
+        with self._stage("rank"):
+            for split in ("train", "test"):
+                self._sample("sft", f"prompts.reward_{split}", f"ranking_samples.{split}", seed=SEED)
+                self._score(f"ranking_samples.{split}", f"rankings.{split}", JUDGE)
+        with self._stage("reward"):
+            self._train("reward", model_name_or_path="sft")
+            self._score("rankings.test", "rankings.test.scored", self.run_dir / "reward", column="reward_scores")
+        with self._stage("ppo"):
+            self._train("ppo", model_name_or_path="sft", reward_model="reward")
+        with self._stage("judge"):
+            for model in ("base", "sft", "ppo"):
+                self._sample(model, "prompts.judge", f"{model}.unscored", seed=SEED + 1)
+                self._score(f"{model}.unscored", model, JUDGE)
+            self._command("evaluate", self._samples("ppo"), "--against", self._samples("sft"))
+        return self._summarise()
+
+    def prepare(self) -> None:
+        """Cuts the reviews into openings and completions, trains the vocabulary, makes a model of random weights."""
+        report = prepare_reviews(self.data, self.size.counts, SEED)
+        print(f"reviews: {report['lines']} lines, left out {report['left_out']}, records {report['records']}")
+        reviews = read_jsonl(self.data / "demonstrations.train.jsonl")
+        texts = [review["prompt"] + review["completion"] for review in reviews]
+        tokenizer = train_vocabulary(texts, self.run_dir / "base", self.size.vocabulary)
+        torch.manual_seed(SEED)
+        config = GPTPanguConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=self.size.hidden_size,
+            num_layers=self.size.num_layers,
+            num_heads=4,
+            max_position_embeddings=256,
+            activation_function="gelu_pytorch_tanh",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
+        model = GPTPanguForCausalLM(config)
+        model.save_pretrained(self.run_dir / "base")
+        print(f"model: {model.num_parameters():,} parameters, vocabulary of {len(tokenizer)} pieces")
+
+    def _train(self, stage: str, **models: str) -> None:
+        files = {
+            "sft": ("data/demonstrations.train.jsonl", "data/demonstrations.test.jsonl"),
+            "reward": ("samples/rankings.train.jsonl", "samples/rankings.test.jsonl"),
+            "ppo": ("data/prompts.ppo.jsonl", "data/prompts.judge.jsonl"),
+        }
+        train_data, eval_data = (self.run_dir / name for name in files[stage])
+        options = {
+            **{name: self.run_dir / folder for name, folder in models.items()},
+            "train_data": train_data,
+            "eval_data": eval_data,
+            "output_dir": self.run_dir / stage,
+            **self.size.overrides.get(stage, {}),
+        }
+        words = ["accelerate", "launch", "--config_file", _short(ROOT / "accelerate_configs" / "cpu.yaml")]
+        words += [_short(ROOT / "recipes" / f"{stage}.py"), "--config", _short(ROOT / f"recipes/demo/{stage}.yaml")]
+        words += [word for name, value in options.items() for word in (f"--{name}", _short(value))]
+        print("$ " + " ".join(words), flush=True)
+        command = [sys.executable, "-m", "accelerate.commands.launch", *words[2:]]
+        subprocess.run(command, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+
+    def _sample(self, model: str, prompts: str, output: str, seed: int) -> None:
+        self._command(
+            "sample",
+            *("--model", self.run_dir / model),
+            *("--prompts", self.data / f"{prompts}.jsonl"),
+            *("--output", self._samples(output)),
+            *("--num-answers", NUM_ANSWERS),
+            *("--max-new-tokens", self.size.answer_tokens),
+            *("--batch-size", 256),
+            *("--seed", seed),
+        )
+
+    def _score(self, answers: str, output: str, judge: object, column: str = "scores") -> None:
+        options = ["--judge", judge, "--output", self._samples(output), "--score-column", column]
+        self._command("score", self._samples(answers), *options, "--batch-size", 64)
+
+    def _samples(self, name: str) -> Path:
+        return self.samples / f"{name}.jsonl"
+
+    def _command(self, *words: object) -> None:
+        """Runs a `pangu-trl` command in this process, which has the imports done."""
+        words = [_short(word) for word in words]
+        print("$ pangu-trl " + " ".join(words), flush=True)
+        if cli.main(words) != 0:
+            raise SystemExit(f"The demo stopped: `pangu-trl {words[0]}` failed, see above.")
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        print(f"\n=== {name} ===", flush=True)
+        started = time.perf_counter()
+        yield
+        self.stage_seconds[name] = round(time.perf_counter() - started, 1)
+
+    def _summarise(self) -> dict:
+        sft, reward, ppo = (read_log_history(self.run_dir / stage) for stage in ("sft", "reward", "ppo"))
+        judged = {model: _mean_score(self._samples(model)) for model in ("base", "sft", "ppo")}
+        summary = {
+            "sft": _before_and_after(sft, "eval_loss"),
+            "reward": {
+                **_before_and_after(reward, "eval_pair_accuracy", "pair_accuracy"),
+                "num_pairs": _logged(reward, "eval_num_pairs")[-1],
+            },
+            "ppo": {
+                **_before_and_after(ppo, "eval_reward/mean", "reward"),
+                "kl": _logged(ppo, "eval_kl/mean")[-1],
+                "judge_before": judged["sft"],
+                "judge_after": judged["ppo"],
+                "judge_of_random_weights": judged["base"],
+            },
+            "seconds": round(sum(self.stage_seconds.values()), 1),
+            "stage_seconds": self.stage_seconds,
+        }
+        (self.run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+        return summary
+
+    def show_samples(self, count: int = 4) -> None:
+        """Prints what each stage writes after the same openings."""
+        stages = {model: read_jsonl(self._samples(model))[:count] for model in ("base", "sft", "ppo")}
+        for records in zip(*stages.values(), strict=True):
+            print(f"\n{records[0]['prompt']}")
+            for name, record in zip(stages, records, strict=True):
+                print(f"  {name:>5} {record['scores'][0]:.2f}  {record['responses'][0]}")
+
+
+def _short(value: object) -> str:
+    """A path as the user would type it from here."""
+    if isinstance(value, Path) and value.is_absolute() and value.is_relative_to(Path.cwd()):
+        return str(value.relative_to(Path.cwd()))
+    return str(value)
+
+
+def _logged(history: list[dict], key: str) -> list[float]:
+    return [entry[key] for entry in history if key in entry]
+
+
+def _before_and_after(history: list[dict], key: str, name: str | None = None) -> dict[str, float]:
+    values, name = _logged(history, key), name or key
+    return {f"{name}_before": values[0], f"{name}_after": values[-1]}
+
+
+def _mean_score(path: Path) -> float:
+    scores = [score for record in read_jsonl(path) for score in record["scores"]]
+    return sum(scores) / len(scores)
+
+
+def move_aside(run_dir: Path) -> None:
+    """Renames a folder that holds an earlier run; nothing is overwritten."""
+    if not run_dir.exists():
+        return
+    number = 1
+    while (kept := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
+        number += 1
+    run_dir.rename(kept)
+    print(f"{_short(run_dir)} held an earlier run; it is now {_short(kept)}.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", choices=SIZES, default="full", help="how much to train (default: %(default)s)")
+    parser.add_argument(
+        "--run-dir", type=Path, default=Path("runs/demo"), help="folder of the run (default: %(default)s)"
+    )
+    args = parser.parse_args()
+    move_aside(args.run_dir)
+    demo = Demo(args.run_dir, SIZES[args.steps])
+    started = time.perf_counter()
+    summary = demo.run()
+    report = write_report(args.run_dir)
+    plot_overview(args.run_dir)
+    demo.show_samples()
+    print(f"\n{json.dumps(summary, indent=2)}\n\nReport: {report} (open it in a browser). "
+          f"{time.perf_counter() - started:.0f} s.")
+
+
+if __name__ == "__main__":
+    main()
