@@ -246,6 +246,10 @@ def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(f"judge {path}: there is no such file")
     name = f"pangu_trl_judge_{path.stem}"
+    loaded = sys.modules.get(name)
+    if loaded is not None and Path(loaded.__file__).samefile(path):
+        # A judge may hold a model, or processes, that it should not start again for every command of a program.
+        return loaded
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     # Dataclasses and pickle look a class's module up here.

@@ -36,7 +36,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Plain softmax attention: queries, keys, values (B, heads, T, head width) -> (B, T, heads, width), probabilities."""
+    """Plain softmax attention: (B, heads, T, head width) each -> (B, T, heads, head width) and the probabilities."""
     scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask

@@ -7,7 +7,9 @@ from pathlib import Path
 from pangu_trl.data.jsonl import read_numbered_jsonl
 
 LOGGED_STAGES = ("sft", "reward", "ppo")
-SAMPLE_FILES = ("base", "sft", "ppo", "rankings.test")
+# The files of answers, each with the column of the annotator's scores. Answers that are only judged keep the empty
+# ones, which a ranking may not hold.
+SAMPLE_FILES = {"base": "judge", "sft": "judge", "ppo": "judge", "rankings.test": "scores"}
 
 
 class MissingResult(Exception):
@@ -21,7 +23,7 @@ class RunResults:
     Attributes:
         summary: Content of `summary.json`.
         log_histories: What the trainer logged, by stage.
-        samples: Records with `prompt`, `responses` and `scores`, by the name of their file in `samples/`.
+        samples: Records with `prompt`, `responses` and the annotator's `scores`, by the name of their file in `samples/`.
     """
 
     summary: dict
@@ -63,7 +65,9 @@ def read_results(run_dir: Path) -> RunResults:
     return RunResults(
         summary=_read_json(run_dir / "summary.json"),
         log_histories={stage: read_log_history(run_dir / stage) for stage in LOGGED_STAGES},
-        samples={name: _read_samples(run_dir / "samples" / f"{name}.jsonl") for name in SAMPLE_FILES},
+        samples={
+            name: _read_samples(run_dir / "samples" / f"{name}.jsonl", column) for name, column in SAMPLE_FILES.items()
+        },
     )
 
 
@@ -88,17 +92,17 @@ def _read_json(path: Path) -> dict:
     return content
 
 
-def _read_samples(path: Path) -> list[dict]:
+def _read_samples(path: Path, score_column: str) -> list[dict]:
     if not path.exists() or path.stat().st_size == 0:
         return []
-    return [_checked_sample(record, f"{path}:{number}") for number, record in read_numbered_jsonl(path)]
+    return [_checked_sample(record, score_column, f"{path}:{number}") for number, record in read_numbered_jsonl(path)]
 
 
-def _checked_sample(record: dict, where: str) -> dict:
+def _checked_sample(record: dict, score_column: str, where: str) -> dict:
     if not isinstance(record.get("prompt"), str):
         raise ValueError(f"{where}: 'prompt' must be a text; got {record.get('prompt')!r}. Sample again.")
     num_responses = len(record.get("responses") or [])
-    for field in ("responses", "scores", "reward_scores"):
+    for field in ("responses", score_column, "reward_scores"):
         if field == "reward_scores" and field not in record:
             continue
         values = record.get(field)
@@ -113,4 +117,4 @@ def _checked_sample(record: dict, where: str) -> dict:
                 f"{where}: '{field}' must be a list of {'texts' if kind is str else 'numbers'}, one for each of the "
                 f"{num_responses} responses and at least one; got {values!r}. Sample again."
             )
-    return record
+    return record | {"scores": record[score_column]}

@@ -108,17 +108,18 @@ class Demo:
         with self._stage("rank"):
             for split in ("train", "test"):
                 self._sample("sft", f"prompts.reward_{split}", f"ranking_samples.{split}", seed=SEED)
-                self._score(f"ranking_samples.{split}", f"rankings.{split}", JUDGE)
+                self._score(f"ranking_samples.{split}", f"ranked.{split}", JUDGE)
         with self._stage("reward"):
             self._train("reward", model_name_or_path="sft")
-            self._score("rankings.test", "rankings.test.scored", self.run_dir / "reward", column="reward_scores")
+            self._score("ranked.test", "rankings.test", self.run_dir / "reward", column="reward_scores")
         with self._stage("ppo"):
             self._train("ppo", model_name_or_path="sft", reward_model="reward")
         with self._stage("judge"):
             for model in ("base", "sft", "ppo"):
                 self._sample(model, "prompts.judge", f"{model}.unscored", seed=SEED + 1)
-                self._score(f"{model}.unscored", model, JUDGE)
-            self._command("evaluate", self._samples("ppo"), "--against", self._samples("sft"))
+                self._score(f"{model}.unscored", model, JUDGE, column="judge")
+            against = ("--against", self._samples("sft"), "--score-column", "judge")
+            self._command("evaluate", self._samples("ppo"), *against)
         return self._summarise()
 
     def prepare(self) -> None:
@@ -147,7 +148,7 @@ class Demo:
     def _train(self, stage: str, **models: str) -> None:
         files = {
             "sft": ("data/demonstrations.train.jsonl", "data/demonstrations.test.jsonl"),
-            "reward": ("samples/rankings.train.jsonl", "samples/rankings.test.jsonl"),
+            "reward": ("samples/ranked.train.jsonl", "samples/ranked.test.jsonl"),
             "ppo": ("data/prompts.ppo.jsonl", "data/prompts.judge.jsonl"),
         }
         train_data, eval_data = (self.run_dir / name for name in files[stage])
@@ -200,7 +201,7 @@ class Demo:
 
     def _summarise(self) -> dict:
         sft, reward, ppo = (read_log_history(self.run_dir / stage) for stage in ("sft", "reward", "ppo"))
-        judged = {model: _mean_score(self._samples(model)) for model in ("base", "sft", "ppo")}
+        judged = {model: _mean_judgement(self._samples(model)) for model in ("base", "sft", "ppo")}
         summary = {
             "sft": _before_and_after(sft, "eval_loss"),
             "reward": {
@@ -226,7 +227,7 @@ class Demo:
         for records in zip(*stages.values(), strict=True):
             print(f"\n{records[0]['prompt']}")
             for name, record in zip(stages, records, strict=True):
-                print(f"  {name:>5} {record['scores'][0]:.2f}  {record['responses'][0]}")
+                print(f"  {name:>5} {record['judge'][0]:.2f}  {record['responses'][0]}")
 
 
 def _short(value: object) -> str:
@@ -245,8 +246,8 @@ def _before_and_after(history: list[dict], key: str, name: str | None = None) ->
     return {f"{name}_before": values[0], f"{name}_after": values[-1]}
 
 
-def _mean_score(path: Path) -> float:
-    scores = [score for record in read_jsonl(path) for score in record["scores"]]
+def _mean_judgement(path: Path) -> float:
+    scores = [score for record in read_jsonl(path) for score in record["judge"]]
     return sum(scores) / len(scores)
 
 
@@ -275,8 +276,10 @@ def main() -> None:
     report = write_report(args.run_dir)
     plot_overview(args.run_dir)
     demo.show_samples()
-    print(f"\n{json.dumps(summary, indent=2)}\n\nReport: {report} (open it in a browser). "
-          f"{time.perf_counter() - started:.0f} s.")
+    print(
+        f"\n{json.dumps(summary, indent=2)}\n\nReport: {report} (open it in a browser). "
+        f"{time.perf_counter() - started:.0f} s."
+    )
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def run_dir(tmp_path_factory):
     metrics = ("reward/mean", "kl/mean", "policy/clip_fraction", "value/loss", "completion/length")
     write_history(folder, "ppo", [{"step": s} | dict.fromkeys(metrics, 0.1 * s) for s in steps])
     for name, score in {"base": 0.1, "sft": 0.3, "ppo": 0.9}.items():
-        write_samples(folder, name, {"responses": [f"{name}<eot>的回答", "其他"], "scores": [score, 0.5]})
+        write_samples(folder, name, {"responses": [f"{name}<eot>的回答", "其他"], "judge": [score, 0.5]})
     write_samples(
         folder, "rankings.test", {"responses": ["好", "坏"], "scores": [0.9, 0.1], "reward_scores": [2.0, 1.0]}
     )
@@ -151,20 +151,20 @@ def test_samples_stand_side_by_side_with_their_own_scores_as_plain_text(page):
 
 
 def test_empty_answer_is_named_as_such(report, tmp_path):
-    write_samples(tmp_path, "ppo", {"responses": [""], "scores": [0.0]})
+    write_samples(tmp_path, "ppo", {"responses": [""], "judge": [0.0]})
     assert "After PPO\n0.00\n(empty)" in Page(report.write_report(tmp_path)).text
 
 
 def test_samples_to_other_prompts_are_left_out(report, tmp_path):
-    write_samples(tmp_path, "base", {"responses": ["回答"], "scores": [0.1]})
-    write_samples(tmp_path, "ppo", {"prompt": "别的", "responses": ["回答"], "scores": [0.9]})
+    write_samples(tmp_path, "base", {"responses": ["回答"], "judge": [0.1]})
+    write_samples(tmp_path, "ppo", {"prompt": "别的", "responses": ["回答"], "judge": [0.9]})
     page = Page(report.write_report(tmp_path))
     assert "samples/ppo.jsonl has other prompts than samples/base.jsonl." in page.text
     assert "After PPO" not in page.text
 
 
 def test_samples_beyond_the_first_ones_are_folded_and_counted(report, tmp_path):
-    write_samples(tmp_path, "sft", *({"prompt": f"第{i}个", "responses": ["回答"], "scores": [0.1]} for i in range(30)))
+    write_samples(tmp_path, "sft", *({"prompt": f"第{i}个", "responses": ["回答"], "judge": [0.1]} for i in range(30)))
     page = Page(report.write_report(tmp_path))
     assert "The first 24 of 30 held-out openings" in page.text
     assert page.text.index("第5个") < page.text.index("18 more") < page.text.index("第6个")
@@ -188,7 +188,7 @@ def test_empty_run_gives_a_page_that_names_what_is_missing(report, tmp_path):
 def test_missing_pieces_do_not_take_others_with_them(report, tmp_path):
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "base.jsonl").write_text("")
-    write_samples(tmp_path, "ppo", {"responses": ["回答"], "scores": [0.9]})
+    write_samples(tmp_path, "ppo", {"responses": ["回答"], "judge": [0.9]})
     write_samples(tmp_path, "rankings.test", {"responses": ["好", "坏"], "scores": [0.9, 0.1]})
     write_history(tmp_path, "sft", [{"step": 5, "eval_loss": 6.0}, {"step": 5, "train_runtime": 3.0}])
     page = Page(report.write_report(tmp_path))
@@ -213,11 +213,11 @@ def test_score_that_is_no_number_costs_only_its_picture(report, tmp_path):
         ("ppo/trainer_state.json", '{"log_history": {}}', r"'log_history' must be a list; got a dict"),
         (
             "samples/ppo.jsonl",
-            '{"prompt": "甲", "responses": ["乙"], "scores": [1, 2]}',
-            r"ppo\.jsonl:1: 'scores' must",
+            '{"prompt": "甲", "responses": ["乙"], "judge": [1, 2]}',
+            r"ppo\.jsonl:1: 'judge' must",
         ),
-        ("samples/ppo.jsonl", '\n{"responses": ["乙"], "scores": [1]}', r"ppo\.jsonl:2: 'prompt' must be a text"),
-        ("samples/sft.jsonl", '{"prompt": "甲", "responses": [], "scores": []}', r"sft\.jsonl:1: 'responses' must"),
+        ("samples/ppo.jsonl", '\n{"responses": ["乙"], "judge": [1]}', r"ppo\.jsonl:2: 'prompt' must be a text"),
+        ("samples/sft.jsonl", '{"prompt": "甲", "responses": [], "judge": []}', r"sft\.jsonl:1: 'responses' must"),
     ],
 )
 def test_damaged_file_is_named(report, tmp_path, path, content, message):
