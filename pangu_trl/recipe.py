@@ -14,9 +14,9 @@ from trl import TrlParser
 def parse_options(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     """Reads the options of a recipe from `--config FILE.yaml` and the command line, which wins.
 
-    Unknown keys are refused. Where there is no accelerator, or `accelerate launch` was told to use the CPU, `use_cpu` is on and `bf16` off unless
-    the options say otherwise: transformers does not start several CPU processes without the first, and TRL's own
-    default of bfloat16 is several times slower on most CPUs.
+    Unknown keys are refused. Where there is no accelerator, or `accelerate launch` was told to use the CPU, `use_cpu` is
+    on and `bf16` off unless the options say otherwise: transformers does not start several CPU processes without the
+    first, and TRL's own default of bfloat16 is several times slower on most CPUs.
 
     Args:
         *dataclass_types: Dataclasses whose fields are the options.

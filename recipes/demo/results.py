@@ -23,7 +23,7 @@ class RunResults:
     Attributes:
         summary: Content of `summary.json`.
         log_histories: What the trainer logged, by stage.
-        samples: Records with `prompt`, `responses` and the annotator's `scores`, by the name of their file in `samples/`.
+        samples: Records with `prompt`, `responses` and the annotator's `scores`, by file name in `samples/`.
     """
 
     summary: dict

@@ -118,10 +118,8 @@ def test_kl_estimators_on_one_token():
 def test_the_number_of_tokens_of_the_global_batch_replaces_the_local_mean(golden):
     mask = golden["fn.mask"].bool()
     arguments = (golden["fn.logprobs"], golden["fn.old_logprobs"], golden["fn.advantages"], mask, 0.2)
-    parts = sum(
-        policy_loss(*(tensor[row : row + 1] for tensor in arguments[:4]), 0.2, num_tokens=mask.sum())
-        for row in range(3)
-    )
+    rows = [tuple(tensor[row : row + 1] for tensor in arguments[:4]) for row in range(3)]
+    parts = sum(policy_loss(*row, 0.2, num_tokens=mask.sum()) for row in rows)
     torch.testing.assert_close(parts, policy_loss(*arguments))
 
 

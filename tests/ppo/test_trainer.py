@@ -68,9 +68,7 @@ def test_every_trainable_tensor_gets_a_gradient_at_the_first_step(make_trainer, 
     gradients = {}
     for name, parameter in trainer.model.named_parameters():
         if parameter.requires_grad:
-            parameter.register_hook(
-                lambda gradient, name=name: gradients.__setitem__(name, gradient.abs().sum().item())
-            )
+            parameter.register_hook(lambda grad, name=name: gradients.__setitem__(name, grad.abs().sum().item()))
     trainer.train()
     trainable = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     assert gradients.keys() == trainable
@@ -212,7 +210,9 @@ def test_a_python_reward_is_learnt_and_sees_the_columns_of_the_prompts(make_trai
     after = trainer.evaluate()
     assert after["eval_reward/mean"] > before["eval_reward/mean"] + 2
     moods = dict(zip(data["prompt"], data["mood"], strict=True))
-    assert all(moods[prompt] == mood for batch, batch_moods in seen for prompt, mood in zip(batch, batch_moods))
+    assert all(
+        moods[prompt] == mood for batch, batch_moods in seen for prompt, mood in zip(batch, batch_moods, strict=True)
+    )
 
 
 def test_evaluation_repeats_itself_and_leaves_training_alone(make_trainer):

@@ -1,4 +1,4 @@
-"""KWiseRewardTrainer: the objective does not depend on how it is batched, K = 2 is TRL's, everything trains and saves."""
+"""KWiseRewardTrainer: batching does not change the objective, K = 2 is TRL's, everything trains and saves."""
 
 import copy
 
@@ -129,9 +129,8 @@ def test_evaluation_is_exact_over_batches_of_different_k(reward_model, tokenizer
 
 
 def test_a_small_score_gap_is_left_out_of_the_pair_accuracy(reward_model, tokenizer, reviews, tmp_path):
-    records = [
-        {"prompt": r["prompt"], "responses": ["好。", "不好。", "还行。"], "scores": [0.9, 0.8, 0.1]} for r in reviews
-    ]
+    answers = {"responses": ["好。", "不好。", "还行。"], "scores": [0.9, 0.8, 0.1]}
+    records = [{"prompt": review["prompt"], **answers} for review in reviews]
     trainer = KWiseRewardTrainer(
         model=reward_model,
         args=config(tmp_path, min_score_gap=0.2),
