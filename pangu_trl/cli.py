@@ -176,8 +176,8 @@ def _run_sample(args: argparse.Namespace) -> None:
     _refuse_existing(args)
     from transformers import AutoModelForCausalLM
 
+    from pangu_trl.adapters import load_with_adapter
     from pangu_trl.data.jsonl import write_jsonl
-    from pangu_trl.reward.scoring import load_with_adapter
     from pangu_trl.sampling import Answers, SamplingConfig, sample_answers
 
     config = SamplingConfig(args.max_new_tokens, args.temperature, args.top_p, args.top_k)

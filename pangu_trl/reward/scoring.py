@@ -1,24 +1,20 @@
 """Loading a trained reward model and scoring whole answers with it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from peft import PeftConfig, PeftModel
-from peft.utils import load_peft_weights
 from torch import nn
 from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file, find_adapter_config_file
 
+from pangu_trl.adapters import find_base_model, load_with_adapter
 from pangu_trl.data.tokenizing import encode_completion, encode_prompt
 
 
@@ -94,93 +90,43 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = was_training
 
 
-def load_reward_model(model_id: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_reward_model(
+    model_id: str, load: Callable[..., tuple[Any, Any, list[str]]] = load_with_adapter, **model_kwargs: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a trained reward model, full or an adapter, with its tokenizer.
+
+    Args:
+        model_id: Folder or hub id.
+        load: `load_with_adapter`, or `load_merged` for a model that will be trained.
+        **model_kwargs: Passed on to `from_pretrained` of the model.
 
     Raises:
         ValueError: If it cannot be loaded, has another number of labels than one, or its files hold no weights for the
             score head.
     """
     is_adapter = find_base_model(model_id) is not None
-    # An adapter's base is a language model, whose config knows nothing of the single label.
-    with _loading(model_id):
-        num_labels = 1 if is_adapter else AutoConfig.from_pretrained(model_id).num_labels
-    if num_labels != 1:
+    if not is_adapter:
+        # An adapter's base is a language model, whose config knows nothing of the single label.
+        try:
+            num_labels = AutoConfig.from_pretrained(model_id).num_labels
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{model_id}: no model that can be loaded; {error}") from error
+        if num_labels != 1:
+            raise ValueError(
+                f"{model_id}: a reward model has num_labels 1; this model has {num_labels}. Give the folder that "
+                "reward training wrote"
+            )
+    model, tokenizer, missing = load(AutoModelForSequenceClassification, model_id, num_labels=1, **model_kwargs)
+    if missing:
         raise ValueError(
-            f"{model_id}: a reward model has num_labels 1; this model has {num_labels}. Give the folder that reward "
-            "training wrote"
-        )
-    model, tokenizer, missing = load_with_adapter(AutoModelForSequenceClassification, model_id, num_labels=1)
-    adapter_names = load_peft_weights(model_id, device="cpu") if is_adapter else {}
-    untrained = [name for name in missing if not any(key.endswith(f".{name}") for key in adapter_names)]
-    if untrained:
-        raise ValueError(
-            f"{model_id}: the files hold no weights for {', '.join(untrained)}, so every score would be random. Give "
+            f"{model_id}: the files hold no weights for {', '.join(missing)}, so every score would be random. Give "
             "the folder that reward training wrote"
         )
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    # The base model of an adapter keeps its own pad id, which may not be the one that the adapter was trained with.
+    config = model.config.get_text_config()
+    if tokenizer.pad_token_id is not None and (is_adapter or config.pad_token_id is None):
+        config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
-
-
-def load_with_adapter(
-    auto_class: Any, model_id: str, adapter: str | None = None, **model_kwargs: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
-    """Loads a model with its tokenizer onto this process's device, and a PEFT adapter over it.
-
-    Args:
-        auto_class: Auto class of the model, e.g. `AutoModelForCausalLM`.
-        model_id: Folder or hub id of a model, or of an adapter, which then names its base model.
-        adapter: Folder or hub id of an adapter for a `model_id` that is none itself.
-        **model_kwargs: Passed on to `from_pretrained` of the model.
-
-    Returns:
-        Model, tokenizer (the adapter's if it brings one), and names of the parameters that no file held, which
-        are random.
-
-    Raises:
-        ValueError: If one of them cannot be loaded, or both are adapters.
-    """
-    base_id = find_base_model(model_id)
-    if base_id is not None:
-        if adapter is not None:
-            raise ValueError(
-                f"{model_id} is itself an adapter, on {base_id}; merge it into its base model before adding {adapter}"
-            )
-        model_id, adapter = base_id, model_id
-    with _loading(model_id):
-        model, loading_info = auto_class.from_pretrained(model_id, output_loading_info=True, **model_kwargs)
-    if adapter is not None:
-        with _loading(adapter):
-            model = PeftModel.from_pretrained(model, adapter)
-    tokenizer_id = adapter if adapter is not None and _has_tokenizer(adapter) else model_id
-    with _loading(tokenizer_id):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_id)
-    return model.to(PartialState().device), tokenizer, sorted(loading_info["missing_keys"])
-
-
-def find_base_model(model_id: str) -> str | None:
-    """Finds the base model that an adapter (folder or hub id) was trained on; None if `model_id` is no adapter."""
-    with _loading(model_id):
-        if find_adapter_config_file(model_id) is None:
-            return None
-        return PeftConfig.from_pretrained(model_id).base_model_name_or_path
-
-
-@contextmanager
-def _loading(model_id: str) -> Iterator[None]:
-    """Names the model in errors of the libraries that load it; some leave it out."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{model_id}: not a folder or hub id that can be loaded; {error}") from error
-
-
-def _has_tokenizer(adapter: str) -> bool:
-    try:
-        return cached_file(adapter, "tokenizer_config.json") is not None
-    except OSError:
-        return False
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], responses: Sequence[Any]) -> list[list[int]]:

@@ -1,0 +1,175 @@
+"""Loading a folder or Hub id that holds a whole model, or a PEFT adapter and the name of its base model.
+
+`AutoModel*.from_pretrained` of an adapter's folder gives the base model with the adapter injected and everything
+frozen, which looks like a model to train and learns nothing; everything here goes through PEFT instead.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate import PartialState
+from peft import PeftConfig, PeftModel
+from peft.utils import load_peft_weights, set_peft_model_state_dict
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import cached_file, find_adapter_config_file
+
+
+def load_with_adapter(
+    auto_class: Any, model_id: str, adapter: str | None = None, **model_kwargs: Any
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, list[str]]:
+    """Loads a model with its tokenizer onto this process's device, and a PEFT adapter over it.
+
+    Args:
+        auto_class: Auto class of the model, e.g. `AutoModelForCausalLM`.
+        model_id: Folder or hub id of a model, or of an adapter, which then names its base model.
+        adapter: Folder or hub id of an adapter for a `model_id` that is none itself.
+        **model_kwargs: Passed on to `from_pretrained` of the model.
+
+    Returns:
+        Model, tokenizer (the adapter's if it brings one), and names of the parameters that no file held, which
+        are random.
+
+    Raises:
+        ValueError: If one of them cannot be loaded, or both are adapters.
+    """
+    model, tokenizer, missing = _load(auto_class, model_id, adapter, "main", **model_kwargs)
+    return model.to(PartialState().device), tokenizer, missing
+
+
+def load_merged(
+    auto_class: Any, model_id: str, revision: str = "main", **model_kwargs: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
+    """Loads a whole model to start a training from; an adapter is merged into its base model.
+
+    Every parameter asks for gradients, and the model stays where `from_pretrained` put it.
+
+    Args:
+        auto_class: Auto class of the model, e.g. `AutoModelForCausalLM`.
+        model_id: Folder or hub id of a model, or of an adapter, which then names its base model.
+        revision: Branch, tag or commit of `model_id` on the hub.
+        **model_kwargs: Passed on to `from_pretrained` of the model.
+
+    Returns:
+        As `load_with_adapter`.
+
+    Raises:
+        ValueError: If it cannot be loaded, or is an adapter that cannot be merged here.
+    """
+    base_id = find_base_model(model_id, revision)
+    if base_id is not None and is_deepspeed_zero3_enabled():
+        raise ValueError(_merge_first(model_id, base_id, "ZeRO-3 shards the base model while it loads"))
+    if base_id is not None and model_kwargs.get("quantization_config") is not None:
+        raise ValueError(_merge_first(model_id, base_id, "merging into a quantised base model loses precision"))
+    model, tokenizer, missing = _load(auto_class, model_id, None, revision, **model_kwargs)
+    if isinstance(model, PeftModel):
+        if model.active_peft_config.is_prompt_learning:
+            raise ValueError(
+                f"{model_id}: an adapter of type {model.peft_type} cannot be merged into its base model {base_id}. "
+                "Start from a LoRA adapter or a whole model"
+            )
+        model = model.merge_and_unload()
+        # PEFT froze the base model and does not undo it.
+        model.requires_grad_(True)
+    return model, tokenizer, missing
+
+
+def find_base_model(model_id: str, revision: str = "main") -> str | None:
+    """Finds the base model that an adapter (folder or hub id) was trained on; None if `model_id` is no adapter."""
+    config = _read_adapter_config(model_id, revision)
+    return None if config is None else config.base_model_name_or_path
+
+
+def _read_adapter_config(model_id: str, revision: str) -> PeftConfig | None:
+    with _loading(model_id):
+        if find_adapter_config_file(model_id, revision=revision) is None:
+            return None
+        config = PeftConfig.from_pretrained(model_id, revision=revision)
+    if not config.base_model_name_or_path:
+        raise ValueError(
+            f"{model_id}: the adapter does not say which model it belongs to; write 'base_model_name_or_path' into its "
+            "adapter_config.json"
+        )
+    return config
+
+
+def _load(
+    auto_class: Any, model_id: str, adapter: str | None, revision: str, **model_kwargs: Any
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, list[str]]:
+    own_config = _read_adapter_config(model_id, revision)
+    base_id, base_revision, adapter_revision = model_id, revision, "main"
+    if own_config is not None:
+        base_id, base_revision = own_config.base_model_name_or_path, own_config.revision or "main"
+        if adapter is not None:
+            raise ValueError(
+                f"{model_id} is itself an adapter, on {base_id}; merge it into its base model before adding {adapter}"
+            )
+        adapter, adapter_revision = model_id, revision
+        if _read_adapter_config(base_id, base_revision) is not None:
+            raise ValueError(
+                f"{model_id}: its base model {base_id} is itself an adapter, and one adapter on another is not "
+                "supported; merge the first into its base model, and name that in adapter_config.json"
+            )
+    with _loading(base_id):
+        model, info = auto_class.from_pretrained(
+            base_id, revision=base_revision, output_loading_info=True, **model_kwargs
+        )
+    missing = sorted(info["missing_keys"])
+    if adapter is not None:
+        with _loading(adapter):
+            model, loaded = _add_adapter(model, adapter, adapter_revision)
+        missing = [name for name in missing if not any(key.endswith(f".{name}") for key in loaded)]
+    brings_tokenizer = adapter is not None and _has_tokenizer(adapter, adapter_revision)
+    tokenizer_id, tokenizer_revision = (adapter, adapter_revision) if brings_tokenizer else (base_id, base_revision)
+    with _loading(tokenizer_id):
+        tokenizer = AutoTokenizer.from_pretrained(
+            tokenizer_id,
+            revision=tokenizer_revision,
+            trust_remote_code=model_kwargs.get("trust_remote_code", False),
+        )
+    return model, tokenizer, missing
+
+
+def _add_adapter(model: PreTrainedModel, adapter: str, revision: str) -> tuple[PeftModel, list[str]]:
+    """Puts an adapter on a model; also gives the names of the weights in its file."""
+    config = PeftConfig.from_pretrained(adapter, revision=revision)
+    if config.task_type == "CAUSAL_LM" and not hasattr(model, "prepare_inputs_for_generation"):
+        # A language model's adapter on a reward model: PEFT's class for the task would look for `generate`.
+        config.task_type = None
+    model = PeftModel.from_pretrained(model, adapter, config=config, revision=revision)
+    weights = load_peft_weights(adapter, device="cpu", revision=revision)
+    # PEFT drops weights that have no place without a word; only here does it name them.
+    unexpected = set_peft_model_state_dict(model, dict(weights)).unexpected_keys
+    if unexpected:
+        raise ValueError(
+            f"the adapter holds weights that {type(model.get_base_model()).__name__} has no place for: "
+            f"{', '.join(unexpected)}. Merge it into the model that it was trained on first"
+        )
+    return model, list(weights)
+
+
+def _merge_first(model_id: str, base_id: str, reason: str) -> str:
+    return (
+        f"{model_id} is an adapter, on {base_id}, and cannot be merged here: {reason}. Merge it first, in one process: "
+        "`from pangu_trl.adapters import load_merged; from transformers import AutoModelForCausalLM; model, tokenizer, "
+        f"_ = load_merged(AutoModelForCausalLM, '{model_id}'); model.save_pretrained('MERGED'); "
+        "tokenizer.save_pretrained('MERGED')` (a reward model: AutoModelForSequenceClassification and num_labels=1); "
+        "then give MERGED in its place"
+    )
+
+
+@contextmanager
+def _loading(model_id: str) -> Iterator[None]:
+    """Names the model in errors of the libraries that load it; some leave it out."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{model_id}: not a folder or hub id that can be loaded; {error}") from error
+
+
+def _has_tokenizer(adapter: str, revision: str) -> bool:
+    try:
+        return cached_file(adapter, "tokenizer_config.json", revision=revision) is not None
+    except OSError:
+        return False
