@@ -1,22 +1,30 @@
-"""How a recipe starts: its options, and the folder that it may write into."""
+"""How a recipe starts: its options, the folder that it may write into, and the model that it goes on from."""
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from peft import PeftConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
-from trl import TrlParser
+from transformers.utils import is_bitsandbytes_available
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+
+from pangu_trl.adapters import find_base_model, load_merged
+
+MERGED_BASE_FOLDER = "base"
 
 
 def parse_options(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     """Reads the options of a recipe from `--config FILE.yaml` and the command line, which wins.
 
-    Unknown keys are refused. Where there is no accelerator, or `accelerate launch` was told to use the CPU, `use_cpu` is
-    on and `bf16` off unless the options say otherwise: transformers does not start several CPU processes without the
-    first, and TRL's own default of bfloat16 is several times slower on most CPUs.
+    Unknown keys are refused. Where there is no accelerator, or `accelerate launch` was told to use the CPU, `use_cpu`
+    is on and `bf16` off unless the options say otherwise: transformers does not start several CPU processes without
+    the first, and TRL's own default of bfloat16 is several times slower on most CPUs.
 
     Args:
         *dataclass_types: Dataclasses whose fields are the options.
@@ -67,3 +75,99 @@ def claim_output_dir(output_dir: str, resume_from_checkpoint: str | None) -> str
     if not Path(resume_from_checkpoint).is_dir():
         raise FileNotFoundError(f"resume_from_checkpoint {resume_from_checkpoint} is not a folder.")
     return resume_from_checkpoint
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run goes on from."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    peft_config: PeftConfig | None
+
+
+def load_start(
+    auto_class: Any,
+    model_args: ModelConfig,
+    training_args: TrainingArguments,
+    new_head: str | None = None,
+    **model_kwargs: Any,
+) -> Start:
+    """Loads the model that a run trains, with all weights trainable, and the adapter that it is to learn.
+
+    An adapter's folder is merged into its base model. A new adapter would then name a base model that lacks the first
+    one, so the merged model is kept as `output_dir/base`, and the new adapter names that.
+
+    The seed is set first: a new score head and a new adapter start from random numbers.
+
+    Args:
+        auto_class: Auto class of the model.
+        model_args: Which model, how to load it, and the options of LoRA.
+        training_args: Options of the run; its output folder is its own already.
+        new_head: Start of the names of weights that the files need not hold, because training makes them.
+        **model_kwargs: Passed on to `from_pretrained` of the model.
+
+    Raises:
+        ValueError: An option that the recipes do not follow is set, the model cannot be loaded, or its files miss
+            weights.
+    """
+    _refuse_unused_options(model_args, training_args)
+    set_seed(training_args.seed)
+    model_id, revision = model_args.model_name_or_path, model_args.model_revision
+    model, tokenizer, missing = load_merged(
+        auto_class,
+        model_id,
+        revision=revision,
+        trust_remote_code=getattr(training_args, "trust_remote_code", False),
+        quantization_config=get_quantization_config(model_args),
+        **loading_options(model_args),
+        **model_kwargs,
+    )
+    unknown = [name for name in missing if new_head is None or not name.startswith(new_head)]
+    if unknown:
+        raise ValueError(
+            f"{model_id}: cannot start from it as a {type(model).__name__}, as its files hold no weights for "
+            f"{', '.join(unknown)}"
+        )
+    peft_config = get_peft_config(model_args)
+    if peft_config is not None and find_base_model(model_id, revision) is not None:
+        _keep_merged_base(model, tokenizer, Path(training_args.output_dir) / MERGED_BASE_FOLDER, missing)
+    elif peft_config is not None and revision != "main":
+        peft_config.revision = revision
+    return Start(model, tokenizer, peft_config)
+
+
+def loading_options(model_args: ModelConfig) -> dict[str, Any]:
+    """Those options of `from_pretrained` that hold for every model of a run."""
+    return {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
+
+
+def _keep_merged_base(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, untrained: list[str]
+) -> None:
+    """Saves the model that a new adapter belongs to, and has the adapter name it."""
+    folder = folder.absolute()
+    if PartialState().is_main_process and not folder.exists():
+        # Without the new score head, which the adapter brings: so the folder cannot pass for a reward model.
+        state_dict = {name: tensor for name, tensor in model.state_dict().items() if name not in untrained}
+        unfinished = folder.with_name(f"{folder.name}.unfinished")
+        model.save_pretrained(unfinished, state_dict=state_dict)
+        tokenizer.save_pretrained(unfinished)
+        unfinished.rename(folder)
+    PartialState().wait_for_everyone()
+    model.name_or_path = model.config._name_or_path = str(folder)
+
+
+def _refuse_unused_options(model_args: ModelConfig, training_args: TrainingArguments) -> None:
+    if not model_args.model_name_or_path:
+        raise ValueError("model_name_or_path is required: the folder of a model or an adapter, or its Hub id.")
+    if getattr(training_args, "model_init_kwargs", None):
+        raise ValueError(
+            "model_init_kwargs has no effect in the recipes; use dtype, attn_implementation and model_revision."
+        )
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        option = "load_in_4bit" if model_args.load_in_4bit else "load_in_8bit"
+        if not model_args.use_peft:
+            raise ValueError(f"{option} needs use_peft: quantised weights cannot be trained, only an adapter on them.")
+        if not is_bitsandbytes_available():
+            raise ValueError(f"{option} needs bitsandbytes and a device that it supports: pip install bitsandbytes.")

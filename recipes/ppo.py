@@ -3,16 +3,22 @@
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/ppo.py --config recipes/demo/ppo.yaml
 
 The critic starts as a second copy of the reward model; the reference is the policy before the first step.
+
+`model_name_or_path`, `reward_model` and `value_model` may be folders of adapters: each is merged into its base model
+first. With `use_peft` a new adapter is learnt on the merged policy, which is kept as `output_dir/base`: the new adapter
+belongs to that.
 """
 
 from dataclasses import dataclass, field
 
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from trl import ModelConfig, get_peft_config
+from transformers import AutoModelForCausalLM
+from trl import ModelConfig
 
 from pangu_trl import PPOConfig, PPOTrainer
+from pangu_trl.adapters import load_merged
 from pangu_trl.data.arguments import DataArguments
-from pangu_trl.recipe import claim_output_dir, parse_options
+from pangu_trl.recipe import claim_output_dir, load_start, loading_options, parse_options
+from pangu_trl.reward.scoring import load_reward_model
 
 
 @dataclass
@@ -33,29 +39,30 @@ def main() -> None:
     data_args, reward_args, training_args, model_args = parse_options(
         DataArguments, RewardModelArguments, PPOConfig, ModelConfig
     )
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        raise ValueError("PPO does not train on quantised weights; leave out load_in_4bit and load_in_8bit.")
     checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
-    loading = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
 
     train_dataset, eval_dataset = data_args.load("prompt")
-    policy = AutoModelForCausalLM.from_pretrained(model_args.model_name_or_path, **loading)
-    peft_config = get_peft_config(model_args)
-    reference = None
-    if peft_config is None:
-        reference = AutoModelForCausalLM.from_pretrained(model_args.model_name_or_path, **loading)
+    loading = loading_options(model_args)
     reward_model, value_model = (
-        AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, **loading)
+        load_reward_model(name, load_merged, **loading)[0]
         for name in (reward_args.reward_model, reward_args.value_model or reward_args.reward_model)
     )
+    start = load_start(AutoModelForCausalLM, model_args, training_args)
+    reference = None
+    if start.peft_config is None:
+        reference = load_start(AutoModelForCausalLM, model_args, training_args).model
     trainer = PPOTrainer(
-        model=policy,
+        model=start.model,
         args=training_args,
         reward_model=reward_model,
         value_model=value_model,
         ref_model=reference,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        processing_class=AutoTokenizer.from_pretrained(model_args.model_name_or_path),
-        peft_config=peft_config,
+        processing_class=start.tokenizer,
+        peft_config=start.peft_config,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()

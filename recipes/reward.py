@@ -2,15 +2,20 @@
 
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/reward.py --config recipes/demo/reward.yaml
 
-Starts from a language model (usually the fine-tuned one), whose backbone gets a new score head.
+Starts from a language model (usually the fine-tuned one), whose backbone gets a new score head, or goes on with a
+trained reward model.
+
+`model_name_or_path` may be the folder of an adapter: it is merged into its base model first. With `use_peft` a new
+adapter is learnt on the merged model, which is kept as `output_dir/base`: the new adapter and its score head belong
+to that.
 """
 
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from trl import ModelConfig, get_peft_config
+from transformers import AutoModelForSequenceClassification
+from trl import ModelConfig
 
 from pangu_trl import KWiseRewardConfig, KWiseRewardTrainer
 from pangu_trl.data.arguments import DataArguments
-from pangu_trl.recipe import claim_output_dir, parse_options
+from pangu_trl.recipe import claim_output_dir, load_start, parse_options
 
 
 def main() -> None:
@@ -20,18 +25,14 @@ def main() -> None:
     model_args.lora_task_type = "SEQ_CLS"
 
     train_dataset, eval_dataset = data_args.load("ranking")
+    start = load_start(AutoModelForSequenceClassification, model_args, training_args, new_head="score.", num_labels=1)
     trainer = KWiseRewardTrainer(
-        model=AutoModelForSequenceClassification.from_pretrained(
-            model_args.model_name_or_path,
-            num_labels=1,
-            dtype=model_args.dtype,
-            attn_implementation=model_args.attn_implementation,
-        ),
+        model=start.model,
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        processing_class=AutoTokenizer.from_pretrained(model_args.model_name_or_path),
-        peft_config=get_peft_config(model_args),
+        processing_class=start.tokenizer,
+        peft_config=start.peft_config,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()

@@ -4,47 +4,72 @@
 
 The loss covers the completion and its end token. Prompt and completion are encoded apart, as reward model and PPO
 encode them, so that all stages see the same ids.
+
+`model_name_or_path` may be the folder of an adapter: it is merged into its base model first. With `use_peft` a new
+adapter is learnt on the merged model, which is kept as `output_dir/base`: the new adapter belongs to that.
 """
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
+import sys
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from trl import ModelConfig, SFTConfig, SFTTrainer
 
 import pangu_trl  # noqa: F401  (registers GPTPangu)
 from pangu_trl.data import tokenize_demonstrations
 from pangu_trl.data.arguments import DataArguments
-from pangu_trl.recipe import claim_output_dir, parse_options
+from pangu_trl.recipe import claim_output_dir, load_start, parse_options
 
 
 def main() -> None:
     data_args, training_args, model_args = parse_options(DataArguments, SFTConfig, ModelConfig)
     checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
-    training_args.completion_only_loss = True
+    if training_args.completion_only_loss is None:
+        training_args.completion_only_loss = True
 
-    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
-    datasets = [
-        None
-        if records is None
-        else tokenize_demonstrations(
-            records, tokenizer, training_args.max_length, num_proc=training_args.dataset_num_proc
+    records = data_args.load("demonstration")
+    start = load_start(AutoModelForCausalLM, model_args, training_args)
+    prepare_tokenizer(start.tokenizer, training_args)
+    max_length = sys.maxsize if training_args.max_length is None else training_args.max_length
+    with PartialState().local_main_process_first():
+        train_dataset, eval_dataset = (
+            None
+            if part is None
+            else tokenize_demonstrations(part, start.tokenizer, max_length, num_proc=training_args.dataset_num_proc)
+            for part in records
         )
-        for records in data_args.load("demonstration")
-    ]
-    model = AutoModelForCausalLM.from_pretrained(
-        model_args.model_name_or_path,
-        dtype=model_args.dtype,
-        attn_implementation=model_args.attn_implementation,
-    )
     trainer = SFTTrainer(
-        model=model,
+        model=start.model,
         args=training_args,
-        train_dataset=datasets[0],
-        eval_dataset=datasets[1],
-        processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=start.tokenizer,
+        peft_config=start.peft_config,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, training_args: SFTConfig) -> None:
+    """Applies the end token and the chat template of the options, which TRL does only after we have encoded.
+
+    Raises:
+        ValueError: The vocabulary lacks the token, or the template is no file.
+    """
+    if training_args.eos_token is not None:
+        if training_args.eos_token not in tokenizer.get_vocab():
+            raise ValueError(f"eos_token {training_args.eos_token!r} is not in the tokenizer's vocabulary.")
+        tokenizer.eos_token = training_args.eos_token
+    if training_args.chat_template_path is not None:
+        template = Path(training_args.chat_template_path)
+        if not template.is_file() or template.suffix not in (".jinja", ".j2"):
+            raise ValueError(
+                f"chat_template_path {template} must be a .jinja or .j2 file; to take over another tokenizer's "
+                "template and tokens, save them with the model that you start from."
+            )
+        tokenizer.chat_template = template.read_text("utf-8")
 
 
 if __name__ == "__main__":

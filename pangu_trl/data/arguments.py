@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from accelerate import PartialState
 from datasets import Dataset
 
 from .loading import load_records
@@ -28,6 +29,8 @@ class DataArguments:
 
     def load(self, kind: str) -> tuple[Dataset, Dataset | None]:
         """Loads and validates training and held-out records of one kind; the latter may be None."""
-        train_dataset = load_records(self.train_data, kind, self.train_split)
-        eval_dataset = load_records(self.eval_data, kind, self.eval_split) if self.eval_data else None
+        # One process of a machine does the work, the others read its cache.
+        with PartialState().local_main_process_first():
+            train_dataset = load_records(self.train_data, kind, self.train_split)
+            eval_dataset = load_records(self.eval_data, kind, self.eval_split) if self.eval_data else None
         return train_dataset, eval_dataset

@@ -1,0 +1,274 @@
+"""Recipes in this process: what a run starts from, adapters handed from stage to stage, wrong input."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from trl import ModelConfig
+
+from pangu_trl import adapters, recipe
+from pangu_trl.adapters import load_merged, load_with_adapter
+from pangu_trl.data import write_jsonl
+from pangu_trl.recipe import load_start
+from pangu_trl.reward.scoring import evaluation_mode, load_reward_model, score_responses
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+TRAINERS = {"sft": "SFTTrainer", "reward": "KWiseRewardTrainer", "ppo": "PPOTrainer"}
+IDS = torch.tensor([[20, 31, 42, 53, 64, 75]])
+
+
+@pytest.fixture
+def base(tmp_path, policy, tokenizer) -> str:
+    """Folder of a language model."""
+    policy.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    return str(tmp_path / "base")
+
+
+@pytest.fixture
+def adapter(tmp_path, base, tokenizer) -> str:
+    """Folder of a LoRA adapter on `base` that changes its logits, as supervised fine-tuning saves it."""
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, task_type="CAUSAL_LM"))
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    model.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    return str(tmp_path / "adapter")
+
+
+@pytest.fixture
+def data(tmp_path, reviews, rankings) -> SimpleNamespace:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_jsonl(folder / "sft.jsonl", reviews)
+    write_jsonl(folder / "reward.jsonl", list(rankings))
+    write_jsonl(folder / "ppo.jsonl", [{"prompt": review["prompt"]} for review in reviews])
+    return SimpleNamespace(**{stage: folder / f"{stage}.jsonl" for stage in TRAINERS})
+
+
+@pytest.fixture
+def run_recipe(monkeypatch, data) -> Callable[..., Any]:
+    """Runs the `main` of a recipe with these options; returns its trainer."""
+
+    def run(stage: str, inspect: Callable[[Any], None] = lambda trainer: None, **options: Any) -> Any:
+        spec = importlib.util.spec_from_file_location(f"{stage}_recipe", RECIPES / f"{stage}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        trainers = []
+
+        class Recorded(getattr(module, TRAINERS[stage])):
+            def train(self, *args: Any, **kwargs: Any) -> Any:
+                trainers.append(self)
+                inspect(self)
+                return super().train(*args, **kwargs)
+
+        setattr(module, TRAINERS[stage], Recorded)
+        defaults = dict(
+            train_data=data.__dict__[stage],
+            max_steps=2,
+            learning_rate=1e-2,
+            per_device_train_batch_size=4,
+            report_to="none",
+            save_strategy="no",
+            lora_r=4,
+        )
+        if stage == "ppo":
+            defaults |= dict(max_prompt_length=48, max_completion_length=6, num_ppo_epochs=2)
+        words = [word for name, value in (defaults | options).items() for word in (f"--{name}", str(value))]
+        monkeypatch.setattr(sys, "argv", [f"{stage}.py", *words])
+        module.main()
+        return trainers[0]
+
+    return run
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with evaluation_mode(model):
+        return model(IDS).logits
+
+
+def trainable(model: torch.nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_an_adapter_is_handed_on_through_all_stages(run_recipe, tmp_path, base, tokenizer):
+    run = run_recipe("sft", model_name_or_path=base, use_peft=True, output_dir=tmp_path / "sft")
+    sft = logits(run.model)
+    assert not torch.allclose(sft, logits(AutoModelForCausalLM.from_pretrained(base)), atol=1e-3)
+    sft_backbone = run.model.merge_and_unload().transformer
+
+    def starts_from_sft(trainer):
+        backbone = trainer.model.get_base_model() if hasattr(trainer.model, "peft_config") else trainer.model
+        with evaluation_mode(trainer.model), evaluation_mode(sft_backbone):
+            ours, expected = backbone.transformer(IDS).last_hidden_state, sft_backbone(IDS).last_hidden_state
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+
+    options = dict(model_name_or_path=tmp_path / "sft")
+    full = run_recipe("reward", starts_from_sft, **options, output_dir=tmp_path / "reward-full")
+    assert trainable(full.model) == {name for name, _ in full.model.named_parameters()}
+    reward = run_recipe("reward", starts_from_sft, **options, use_peft=True, output_dir=tmp_path / "reward")
+    assert all("lora_" in name or "score" in name for name in trainable(reward.model))
+    assert any("score" in name for name in trainable(reward.model))
+
+    prompts, answers = ["总体来说，"] * 2, ["还不错。", "非常差！"]
+    for trainer, name in ((full, "reward-full"), (reward, "reward")):
+        expected = score_responses(trainer.model, tokenizer, prompts, answers, 2)
+        loaded, loaded_tokenizer = load_reward_model(str(tmp_path / name))
+        assert score_responses(loaded, loaded_tokenizer, prompts, answers, 2) == pytest.approx(expected, abs=1e-5)
+    assert PeftConfig.from_pretrained(tmp_path / "reward").base_model_name_or_path == str(tmp_path / "reward" / "base")
+    with pytest.raises(ValueError, match=r"hold no weights for score\.weight"):
+        load_reward_model(str(tmp_path / "reward" / "base"))
+
+    def policy_and_critic_are_theirs(trainer):
+        torch.testing.assert_close(logits(trainer.model.policy), sft, atol=1e-5, rtol=1e-4)
+        critic = score_responses(trainer.model.value_model, tokenizer, prompts, answers, 2)
+        assert critic == pytest.approx(expected, abs=1e-5)
+
+    ppo = run_recipe(
+        "ppo",
+        policy_and_critic_are_theirs,
+        model_name_or_path=tmp_path / "sft",
+        reward_model=tmp_path / "reward",
+        use_peft=True,
+        output_dir=tmp_path / "ppo",
+    )
+    assert all("lora_" in name for name in trainable(ppo.model.policy))
+    assert trainable(ppo.model.value_model) == {name for name, _ in ppo.model.value_model.named_parameters()}
+    after = logits(ppo.model.policy)
+    assert not torch.allclose(after, sft, atol=1e-3)
+    loaded, _, missing = load_with_adapter(AutoModelForCausalLM, str(tmp_path / "ppo"))
+    assert missing == []
+    torch.testing.assert_close(logits(loaded), after, atol=1e-5, rtol=1e-4)
+
+
+def test_an_adapter_is_merged_and_every_weight_can_learn(base, adapter):
+    merged, _, missing = load_merged(AutoModelForCausalLM, adapter)
+    expected = logits(load_with_adapter(AutoModelForCausalLM, adapter)[0])
+    torch.testing.assert_close(logits(merged), expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(expected, logits(AutoModelForCausalLM.from_pretrained(base)), atol=0.1)
+    assert trainable(merged) == {name for name, _ in merged.named_parameters()}
+    assert set(merged.state_dict()) == set(AutoModelForCausalLM.from_pretrained(base).state_dict())
+    assert missing == []
+
+
+def test_an_adapter_is_not_merged_under_zero_3(monkeypatch, base, adapter):
+    monkeypatch.setattr(adapters, "is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ValueError, match=r"cannot be merged here: ZeRO-3.*Merge it first.*load_merged"):
+        load_merged(AutoModelForCausalLM, adapter)
+    load_merged(AutoModelForCausalLM, base)
+
+
+def test_adapter_weights_that_have_no_place_are_refused_by_name(tmp_path, base):
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    get_peft_model(model, LoraConfig(r=2, task_type="SEQ_CLS")).save_pretrained(tmp_path / "reward")
+    with pytest.raises(ValueError, match=r"GPTPanguForCausalLM has no place for: .*score"):
+        load_merged(AutoModelForCausalLM, str(tmp_path / "reward"))
+
+
+def test_an_adapter_on_an_adapter_is_refused(adapter, tmp_path):
+    config = PeftConfig.from_pretrained(adapter)
+    config.base_model_name_or_path = adapter
+    config.save_pretrained(tmp_path / "second")
+    with pytest.raises(ValueError, match="its base model .* is itself an adapter"):
+        load_merged(AutoModelForCausalLM, str(tmp_path / "second"))
+
+
+def test_the_seed_decides_the_new_score_head(base, tmp_path):
+    heads = []
+    for seed in (1, 1, 2):
+        start = load_start(
+            AutoModelForSequenceClassification,
+            ModelConfig(model_name_or_path=base),
+            SimpleNamespace(seed=seed, output_dir=str(tmp_path / "run")),
+            new_head="score.",
+            num_labels=1,
+        )
+        heads.append(start.model.score.weight)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def test_a_start_without_its_weights_is_refused_by_name(tmp_path, reward_model, tokenizer):
+    # Untied, so that a reward model's folder lacks the language model's head.
+    reward_model.config.tie_word_embeddings = False
+    reward_model.save_pretrained(tmp_path / "reward")
+    tokenizer.save_pretrained(tmp_path / "reward")
+    args = SimpleNamespace(seed=1, output_dir=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"hold no weights for lm_head\.weight"):
+        load_start(AutoModelForCausalLM, ModelConfig(model_name_or_path=str(tmp_path / "reward")), args)
+
+
+def test_ppo_refuses_a_language_model_as_reward_model(run_recipe, tmp_path, base):
+    with pytest.raises(ValueError, match="a reward model has num_labels 1; this model has 2"):
+        run_recipe("ppo", model_name_or_path=base, reward_model=base, output_dir=tmp_path / "run")
+
+
+def test_a_broken_line_is_named(run_recipe, tmp_path, base, data):
+    lines = data.sft.read_text("utf-8").splitlines()
+    lines[2] = lines[2][:-5]
+    data.sft.write_text("\n".join(lines), "utf-8")
+    with pytest.raises(ValueError, match=r"sft\.jsonl:3"):
+        run_recipe("sft", model_name_or_path=base, output_dir=tmp_path / "run")
+
+
+def test_another_run_is_kept_untouched(run_recipe, tmp_path, base):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.safetensors").write_text("precious")
+    with pytest.raises(FileExistsError, match="run is not empty"):
+        run_recipe("sft", model_name_or_path=base, output_dir=tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["model.safetensors"]
+    assert (tmp_path / "run" / "model.safetensors").read_text() == "precious"
+
+
+def test_an_unknown_key_of_the_yaml_is_refused(run_recipe, tmp_path, base):
+    (tmp_path / "sft.yaml").write_text("max_lenght: 64\n")
+    with pytest.raises(ValueError, match="max_lenght"):
+        run_recipe("sft", config=tmp_path / "sft.yaml", model_name_or_path=base, output_dir=tmp_path / "run")
+
+
+def test_fine_tuning_without_max_length_follows_end_token_and_template(run_recipe, tmp_path, base):
+    (tmp_path / "sft.yaml").write_text("max_length: null\n")
+    (tmp_path / "template.jinja").write_text("{{ messages[0].content }}")
+    trainer = run_recipe(
+        "sft",
+        config=tmp_path / "sft.yaml",
+        model_name_or_path=base,
+        output_dir=tmp_path / "run",
+        eos_token="<sep>",
+        chat_template_path=tmp_path / "template.jinja",
+        max_steps=1,
+    )
+    sep = trainer.processing_class.convert_tokens_to_ids("<sep>")
+    assert len(trainer.train_dataset) == 12
+    assert all(row["input_ids"][-1] == sep for row in trainer.train_dataset)
+    assert trainer.processing_class.chat_template == "{{ messages[0].content }}"
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "message"),
+    [
+        ("sft", {"model_name_or_path": ""}, "model_name_or_path is required"),
+        ("sft", {"model_init_kwargs": '{"dtype": "float16"}'}, "model_init_kwargs has no effect"),
+        ("sft", {"chat_template_path": "some/tokenizer"}, r"must be a \.jinja or \.j2 file"),
+        ("sft", {"eos_token": "<none>"}, "eos_token '<none>' is not in the tokenizer's vocabulary"),
+        ("sft", {"load_in_4bit": True}, "load_in_4bit needs use_peft"),
+        ("reward", {"load_in_8bit": True, "use_peft": True}, "load_in_8bit needs bitsandbytes"),
+        ("ppo", {"load_in_8bit": True, "reward_model": "x"}, "PPO does not train on quantised weights"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(
+    run_recipe, monkeypatch, tmp_path, base, stage, options, message
+):
+    monkeypatch.setattr(recipe, "is_bitsandbytes_available", lambda: False)
+    with pytest.raises(ValueError, match=message):
+        run_recipe(stage, **{"model_name_or_path": base} | options, output_dir=tmp_path / "run")
