@@ -11,9 +11,10 @@ def ranking_metrics(rewards: Tensor, labels: Tensor, mask: Tensor, min_score_gap
 
     Args:
         rewards: Reward of each answer, (N, K).
-        labels: Annotated score of each answer, higher is better, (N, K).
+        labels: Annotated score of each answer, higher is better, floating point, (N, K).
         mask: True for real answers, (N, K).
-        min_score_gap: Smallest difference of annotated scores at which a pair counts in the pair accuracy.
+        min_score_gap: Smallest difference of annotated scores at which a pair counts in the pair accuracy; one that
+            is smaller by rounding only counts.
 
     Returns:
         loss: Mean pairwise loss over the prompts that have an ordered pair.
@@ -36,7 +37,9 @@ def ranking_metrics(rewards: Tensor, labels: Tensor, mask: Tensor, min_score_gap
             "ranking_metrics: no prompt has two answers with different scores; there is nothing to measure."
         )
 
-    counted = pairs & (labels.unsqueeze(2) - labels.unsqueeze(1) >= min_score_gap)
+    # Scores such as 0.7 and 0.5 are as far apart as the gap 0.2, but not after they were rounded to binary fractions.
+    rounding = 4 * torch.finfo(labels.dtype).eps * torch.maximum(labels.unsqueeze(2).abs(), labels.unsqueeze(1).abs())
+    counted = pairs & (labels.unsqueeze(2) - labels.unsqueeze(1) >= min_score_gap - rounding)
     differences = rewards.unsqueeze(2) - rewards.unsqueeze(1)
     right = (differences > 0).float() + 0.5 * (differences == 0).float()
     num_pairs = int(counted.sum())

@@ -1,12 +1,14 @@
 """Training of a reward model on K ranked answers."""
 
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset
+from accelerate import PartialState
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import EvalPrediction
 from trl import RewardTrainer
@@ -54,12 +56,10 @@ class KWiseRewardTrainer(RewardTrainer):
         if processing_class is None:
             raise ValueError("KWiseRewardTrainer: pass the tokenizer of the model as processing_class.")
         self._extra_metrics = compute_metrics
-        if data_collator is None:
-            pad_token_id = processing_class.pad_token_id
-            data_collator = RankingCollator(
-                pad_token_id=processing_class.eos_token_id if pad_token_id is None else pad_token_id,
-                pad_to_multiple_of=args.pad_to_multiple_of,
-            )
+        has_own_collator = data_collator is not None
+        if not has_own_collator:
+            # Replaced below: TRL decides in its constructor what pads.
+            data_collator = RankingCollator(pad_token_id=-1, pad_to_multiple_of=args.pad_to_multiple_of)
         super().__init__(
             model=model,
             args=args,
@@ -70,15 +70,25 @@ class KWiseRewardTrainer(RewardTrainer):
             compute_metrics=self._ranking_metrics,
             **kwargs,
         )
+        if not has_own_collator:
+            # The head looks for the last token other than the config's pad id, so that very id has to fill the rows.
+            data_collator.pad_token_id = self.processing_class.pad_token_id
 
     def _prepare_dataset(
-        self, dataset: Dataset | IterableDataset, processing_class: Any, args: KWiseRewardConfig, dataset_name: str
-    ) -> Dataset | IterableDataset:
+        self, dataset: Dataset, processing_class: Any, args: KWiseRewardConfig, dataset_name: str
+    ) -> Dataset:
         # TRL's only hook for another record format.
+        if not isinstance(dataset, Dataset):
+            raise TypeError(
+                f"KWiseRewardTrainer: the {dataset_name} dataset must be a datasets.Dataset, whose over-long rankings "
+                f"can be counted; got {type(dataset).__name__}. Load it without streaming."
+            )
         if "response_input_ids" in dataset.column_names:
             return dataset
-        dataset = dataset.map(_canonical_ranking, with_indices=True, fn_kwargs={"source": dataset_name})
-        return tokenize_rankings(dataset, processing_class, args.max_length, num_proc=args.dataset_num_proc)
+        max_length = sys.maxsize if args.max_length is None else args.max_length
+        with PartialState().local_main_process_first():
+            dataset = dataset.map(_canonical_ranking, with_indices=True, fn_kwargs={"source": dataset_name})
+            return tokenize_rankings(dataset, processing_class, max_length, num_proc=args.dataset_num_proc)
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:

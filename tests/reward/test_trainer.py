@@ -10,7 +10,8 @@ from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
 from pangu_trl import KWiseRewardConfig, KWiseRewardTrainer
-from pangu_trl.reward.scoring import score_responses
+from pangu_trl.reward.evaluation import ranking_metrics
+from pangu_trl.reward.scoring import evaluation_mode, load_reward_model, score_responses
 
 
 def config(tmp_path, config_class=KWiseRewardConfig, **options) -> RewardConfig:
@@ -142,6 +143,61 @@ def test_a_small_score_gap_is_left_out_of_the_pair_accuracy(reward_model, tokeni
     assert trainer.evaluate()["eval_num_pairs"] == 2 * len(records)
 
 
+@pytest.mark.parametrize(
+    ("scores", "gap", "counts"),
+    [
+        ([0.7, 0.5], 0.2, True),
+        ([0.3, 0.1], 0.2, True),
+        ([100.3, 100.1], 0.2, True),
+        ([0.9, 0.8], 0.2, False),
+        ([0.6999, 0.5], 0.2, False),
+        ([0.5, 0.5], 0.0, False),
+    ],
+)
+def test_a_pair_exactly_at_the_score_gap_counts(scores, gap, counts):
+    # A further prompt, far apart, so that there is something to measure.
+    labels = torch.tensor([scores, [9.0, 0.0]])
+    metrics = ranking_metrics(torch.zeros(2, 2), labels, torch.ones(2, 2, dtype=torch.bool), gap)
+    assert metrics["num_pairs"] == 1 + counts
+
+
+@pytest.mark.parametrize("pad_token", ["<mask>", "<eot>"], ids=["another token", "the end of sequence"])
+def test_scores_do_not_depend_on_batch_mates_whatever_pads(reward_model, tokenizer, rankings, tmp_path, pad_token):
+    trainer = KWiseRewardTrainer(
+        model=reward_model,
+        args=config(tmp_path, pad_token=pad_token),
+        train_dataset=rankings,
+        processing_class=tokenizer,
+    )
+    pad_token_id = tokenizer.convert_tokens_to_ids(pad_token)
+    assert trainer.model.config.pad_token_id == trainer.data_collator.pad_token_id == pad_token_id
+    examples = list(trainer.train_dataset)
+    with evaluation_mode(trainer.model):
+        batch = trainer.data_collator(examples)
+        together = trainer.score_answers(trainer.model, batch)
+        alone = [trainer.score_answers(trainer.model, trainer.data_collator([example])) for example in examples]
+    assert (batch["attention_mask"][batch["answer_mask"]] == 0).any()
+    for row, scores in zip(together, alone, strict=True):
+        torch.testing.assert_close(row[: scores.shape[1]], scores[0])
+
+
+def test_a_stream_is_refused(reward_model, tokenizer, rankings, tmp_path):
+    with pytest.raises(TypeError, match="train dataset must be a datasets.Dataset.* got IterableDataset"):
+        KWiseRewardTrainer(
+            model=reward_model,
+            args=config(tmp_path),
+            train_dataset=rankings.to_iterable_dataset(),
+            processing_class=tokenizer,
+        )
+
+
+def test_without_a_max_length_no_ranking_is_left_out(reward_model, tokenizer, rankings, tmp_path):
+    trainer = KWiseRewardTrainer(
+        model=reward_model, args=config(tmp_path, max_length=None), train_dataset=rankings, processing_class=tokenizer
+    )
+    assert len(trainer.train_dataset) == len(rankings)
+
+
 def test_training_learns_the_ranking_and_the_saved_model_scores_the_same(reward_model, tokenizer, rankings, tmp_path):
     args = config(tmp_path, max_steps=40, learning_rate=3e-3, optim="adamw_torch", max_grad_norm=1.0)
     trainer = KWiseRewardTrainer(
@@ -161,9 +217,10 @@ def test_training_learns_the_ranking_and_the_saved_model_scores_the_same(reward_
     )
 
 
-def test_lora_trains_and_saves_the_score_head(reward_model, tokenizer, rankings, tmp_path):
+def test_lora_trains_and_saves_the_score_head(policy, tokenizer, rankings, tmp_path):
+    policy.save_pretrained(tmp_path / "base")
     trainer = KWiseRewardTrainer(
-        model=reward_model,
+        model=AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1),
         args=config(tmp_path, learning_rate=1e-2, optim="adamw_torch"),
         train_dataset=rankings,
         processing_class=tokenizer,
@@ -175,6 +232,13 @@ def test_lora_trains_and_saves_the_score_head(reward_model, tokenizer, rankings,
     assert any("score" in name for name in before)
     # lora_B starts at zero, which leaves lora_A without a gradient in the first step.
     assert all(not torch.equal(before[name], after[name]) for name in before if "lora_A" not in name)
+
+    trainer.save_model(tmp_path / "saved")
+    loaded, loaded_tokenizer = load_reward_model(str(tmp_path / "saved"))
+    prompts, answers = ["总体来说，"] * 2, ["还不错。", "非常差！"]
+    expected = score_responses(trainer.model, tokenizer, prompts, answers, 2)
+    assert abs(expected[0] - expected[1]) > 1e-3
+    assert score_responses(loaded, loaded_tokenizer, prompts, answers, 2) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_group_of_ties_alone_changes_nothing_and_gives_no_nan(reward_model, tokenizer, reviews, tmp_path):
