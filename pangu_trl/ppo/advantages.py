@@ -4,6 +4,8 @@ Tensors cover the answer tokens only, (B, C): column j belongs to answer token j
 the last answer token (the eos, if the answer has one).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -58,8 +60,13 @@ def shape_rewards(
     if reward_clip is not None:
         scores = scores.clamp(-reward_clip, reward_clip)
     rewards = torch.where(mask, -kl_coef * kl_divergence(logprobs, ref_logprobs, kl_estimator), 0.0)
+    return add_at_last_token(rewards, scores, mask)
+
+
+def add_at_last_token(rewards: Tensor, amounts: Tensor, mask: Tensor) -> Tensor:
+    """Adds one amount per answer (B,) to the reward (B, C) of its last token, the last True of `mask` (B, C)."""
     last = mask.sum(dim=1, keepdim=True) - 1
-    return rewards.scatter_add(1, last, scores.to(rewards.dtype).unsqueeze(1))
+    return rewards.scatter_add(1, last, amounts.to(rewards.dtype).unsqueeze(1))
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
@@ -87,3 +94,21 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
         advantages[:, step] = next_advantage
         next_value = values[:, step]
     return advantages, advantages + values
+
+
+def whiten(values: Tensor, mask: Tensor, sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Tensor:
+    """Shifts and scales to mean 0 and standard deviation 1 over the masked places of all ranks.
+
+    Two passes in float32: some accelerators have no float64, and one pass would lose small deviations
+    from a large mean.
+
+    Args:
+        values: Values, (N, C).
+        mask: True for the places that count, (N, C); the others become 0.
+        sum_over_ranks: Adds a tensor up over the ranks; by default there is one.
+    """
+    kept = values[mask].float()
+    count = sum_over_ranks(mask.sum().float())
+    mean = sum_over_ranks(kept.sum()) / count
+    variance = sum_over_ranks((kept - mean).square().sum()) / count
+    return torch.where(mask, (values - mean) / (variance.sqrt() + 1e-8), 0.0).to(values.dtype)

@@ -73,7 +73,7 @@ class PPOConfig(TrainingArguments):
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss in the total loss."})
     reward_clip: float | None = field(default=5.0, metadata={"help": "Scores are clipped to +- this value."})
     missing_eos_penalty: float | None = field(
-        default=None, metadata={"help": "Subtracted from the score of an answer that did not end with eos."}
+        default=None, metadata={"help": "Subtracted from the clipped score of an answer that did not end with eos."}
     )
     whiten_advantages: bool = field(
         default=True, metadata={"help": "Normalise the advantages of a rollout, over all ranks, to mean 0 and std 1."}
@@ -84,6 +84,9 @@ class PPOConfig(TrainingArguments):
         # The prompts' own columns feed reward functions, and NaN losses must be seen rather than filtered.
         self.remove_unused_columns = False
         self.logging_nan_inf_filter = False
+        if self.ddp_find_unused_parameters is None:
+            # Every trainable tensor of policy and critic takes part in every loss.
+            self.ddp_find_unused_parameters = False
         super().__post_init__()
         for name in ("max_prompt_length", "max_completion_length", "num_rollout_batches", "num_ppo_epochs"):
             if getattr(self, name) < 1:

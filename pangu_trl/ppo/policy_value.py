@@ -10,6 +10,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 
 
@@ -47,6 +48,10 @@ class PolicyAndValue(nn.Module):
                 # The embeddings are frozen; re-entrant checkpoints need an input that asks for a gradient.
                 model.enable_input_require_grads()
 
+    def create_or_update_model_card(self, output_dir: str) -> None:
+        """Adds to a model card what PEFT says there of an adapter; the Trainer calls it after a LoRA run."""
+        self.policy.create_or_update_model_card(output_dir)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -80,7 +85,7 @@ class PolicyAndValue(nn.Module):
         return outputs
 
     def _values(self, input_ids: Tensor, attention_mask: Tensor, num_completion_tokens: int) -> Tensor:
-        model = self.value_model.get_base_model() if isinstance(self.value_model, PeftModel) else self.value_model
+        model = innermost(self.value_model)
         backbone = getattr(model, model.base_model_prefix)
         hidden_states = backbone(
             input_ids=input_ids,
@@ -109,17 +114,21 @@ def completion_logprobs(
 
 
 def _token_logprobs(logits: Tensor, input_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probability of each answer token and entropy of its distribution, (B, C) each, from logits (B, C, V)."""
-    logits = logits.float()
-    if temperature != 1.0:
-        logits = logits / temperature
-    tokens = input_ids[:, -logits.shape[1] :]
-    normaliser = logits.logsumexp(dim=-1)
-    logprobs = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - normaliser
-    with torch.no_grad():
-        # Row by row: a softmax of everything would double the largest tensor of the step.
-        expected = torch.stack([(row.softmax(dim=-1) * row).sum(dim=-1) for row in logits])
-    return logprobs, normaliser.detach() - expected
+    """Log-probability of each answer token and entropy of its distribution, (B, C) each, from logits (B, C, V).
+
+    Row by row, so that what float32, temperature and softmax need on the way is one row's (C, V); of the whole, a
+    learning pass keeps one float32 copy at most, and a pass without gradients none.
+    """
+    logprobs, entropy = [], []
+    for row, tokens in zip(logits, input_ids[:, -logits.shape[1] :], strict=True):
+        row = row.float()
+        if temperature != 1.0:
+            row = row / temperature
+        normaliser = row.logsumexp(dim=-1)
+        logprobs.append(row.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - normaliser)
+        with torch.no_grad():
+            entropy.append(normaliser - (row.softmax(dim=-1) * row).sum(dim=-1))
+    return torch.stack(logprobs), torch.stack(entropy)
 
 
 def position_arguments(model: nn.Module, attention_mask: Tensor) -> dict[str, Tensor]:
@@ -128,11 +137,15 @@ def position_arguments(model: nn.Module, attention_mask: Tensor) -> dict[str, Te
     Many models count from the first column when they get a mask without positions, which moves a left-padded row to
     other positions than `generate` used for it.
     """
-    model = getattr(model, "module", model)
-    target = model.get_base_model() if isinstance(model, PeftModel) else model
-    if "position_ids" not in inspect.signature(target.forward).parameters:
+    if "position_ids" not in inspect.signature(innermost(model).forward).parameters:
         return {}
     return {"position_ids": (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)}
+
+
+def innermost(model: nn.Module) -> nn.Module:
+    """The transformers model inside an engine and an adapter."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 @contextmanager
@@ -153,7 +166,39 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Sets every dropout to 0: with dropout the ratio of new to old probabilities is noise from the first step on."""
+    """Sets every dropout to 0: with dropout the ratio of new to old probabilities is noise from the first step on.
+
+    Modules of dropout and, for the models that call dropout as a function, attributes that hold its probability
+    (`dropout`, `attention_dropout`, `resid_pdrop`, `layerdrop`, ...).
+    """
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, _DropoutNd):
             module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float) and value > 0:
+                setattr(module, name, 0.0)
+
+
+def parameter_groups(
+    model: nn.Module, learning_rates: dict[str, float], decayed: set[str], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Groups of an optimiser that give each part of the model (`policy`, `value_model`) its own learning rate.
+
+    Args:
+        model: PolicyAndValue, possibly wrapped by an engine that keeps the names.
+        learning_rates: Learning rate of each part.
+        decayed: Names of the parameters that `weight_decay` applies to.
+        weight_decay: Weight decay of those.
+    """
+    groups = []
+    for part, learning_rate in learning_rates.items():
+        for decay in (True, False):
+            parameters = [
+                parameter
+                for name, parameter in model.named_parameters()
+                if parameter.requires_grad and name.startswith(f"{part}.") and (name in decayed) == decay
+            ]
+            if parameters:
+                group_decay = weight_decay if decay else 0.0
+                groups.append({"params": parameters, "lr": learning_rate, "weight_decay": group_decay})
+    return groups

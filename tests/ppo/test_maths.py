@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pangu_trl.ppo.advantages import gae, kl_divergence, shape_rewards
+from pangu_trl.ppo.advantages import add_at_last_token, gae, kl_divergence, shape_rewards, whiten
 from pangu_trl.ppo.losses import policy_loss, value_loss
 
 START = 4  # index of the first answer token among the log-probabilities, see tests/fixtures/README.md
@@ -92,6 +92,37 @@ def test_the_score_lands_on_the_last_answer_token_and_is_clipped():
     reference = torch.tensor([[-1.2, -1.6, 0.0], [-1.0, 0.0, 0.0]])
     rewards = shape_rewards(torch.tensor([9.0, -1.5]), logprobs, reference, mask, kl_coef=0.5, reward_clip=5.0)
     torch.testing.assert_close(rewards, torch.tensor([[-0.1, 5.2, 0.0], [-1.5, 0.0, 0.0]]))
+
+
+def test_what_is_added_later_lands_on_the_last_answer_token_too():
+    # -2 for the first answer, nothing for the second: (1, 5, 0) becomes (1, 3, 0).
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    rewards = torch.tensor([[1.0, 5.0, 0.0], [4.0, 0.0, 0.0]])
+    added = add_at_last_token(rewards, torch.tensor([-2.0, 0.0]), mask)
+    assert added.tolist() == [[1.0, 3.0, 0.0], [4.0, 0.0, 0.0]]
+
+
+def test_whitening_by_hand_keeps_to_float32():
+    # (1, 3, 8): mean 4, variance (9 + 1 + 16) / 3 = 26 / 3; the 99 is padding.
+    values, mask = torch.tensor([[1.0, 3.0], [8.0, 99.0]]), torch.tensor([[True, True], [True, False]])
+    reduced = []
+
+    def sum_over_ranks(tensor):
+        reduced.append(tensor.dtype)
+        return tensor
+
+    deviation = math.sqrt(26 / 3)
+    expected = torch.tensor([[-3 / deviation, -1 / deviation], [4 / deviation, 0.0]])
+    torch.testing.assert_close(whiten(values, mask, sum_over_ranks), expected)
+    assert set(reduced) == {torch.float32}
+
+
+def test_whitening_two_ranks_equals_whitening_all():
+    values, mask = torch.tensor([[1.0, 3.0], [8.0, 99.0]]), torch.tensor([[True, True], [True, False]])
+    # What the other rank, which holds row 1, adds: its count, its sum, its squared deviations from the mean 4.
+    others = iter([1.0, 8.0, 16.0])
+    first = whiten(values[:1], mask[:1], lambda tensor: tensor + next(others))
+    torch.testing.assert_close(first, whiten(values, mask)[:1])
 
 
 def test_gae_ignores_what_stands_after_the_last_answer_token():

@@ -1,7 +1,9 @@
 """Invariants of PPOTrainer: what must hold at the first step, over ranks of batching, and across a resume."""
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -32,6 +34,8 @@ class Watching(PPOTrainer):
         mask = inputs.completion_mask
         self.ratios = getattr(self, "ratios", [])
         self.ratios.append((outputs["logprobs"] - inputs.logprobs)[mask].exp())
+        self.training_modes = getattr(self, "training_modes", [])
+        self.training_modes.append({module.training for module in model.modules()})
         self.rollouts = getattr(self, "rollouts", [])
         if not self.rollouts or self.rollouts[-1] is not self._rollout:
             self.rollouts.append(self._rollout)
@@ -51,6 +55,7 @@ def test_the_first_ratio_of_every_rollout_is_exactly_one_and_later_ones_are_not(
     for first_of_rollout in (0, 4):
         assert torch.equal(trainer.ratios[first_of_rollout], torch.ones_like(trainer.ratios[first_of_rollout]))
     assert not torch.equal(trainer.ratios[3], torch.ones_like(trainer.ratios[3]))
+    assert trainer.training_modes == [{True}] * 8
 
 
 @LAYOUTS
@@ -72,7 +77,7 @@ def test_every_trainable_tensor_gets_a_gradient_at_the_first_step(make_trainer, 
     trainer.train()
     trainable = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     assert gradients.keys() == trainable
-    # lora_A learns once lora_B has left zero; the bias of the keys cannot be seen through softmax.
+    # lora_A learns once lora_B has left zero.
     silent = {name for name, size in gradients.items() if size == 0}
     assert all("lora_A" in name for name in silent)
     assert any(name.startswith("policy.") for name in trainable)
@@ -116,6 +121,63 @@ def test_scores_log_probabilities_and_values_do_not_depend_on_padding_or_batch_m
         torch.testing.assert_close(rollout.values[row, :length], values, atol=1e-5, rtol=1e-5)
 
 
+@LAYOUTS
+def test_gradient_checkpointing_does_not_change_the_step(make_trainer, lora):
+    weights, block_calls = [], []
+    for options in (
+        dict(),
+        dict(activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True}),
+        dict(activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": False}),
+    ):
+        trainer = make_trainer(lora, max_steps=2, num_ppo_epochs=1, optim="sgd", learning_rate=0.1, **options)
+        calls = []
+        policy = trainer.model.policy.get_base_model() if lora else trainer.model.policy
+        for model in (policy, trainer.model.value_model):
+            # Unlike a forward hook, the norm's counts recomputation in every mode and nothing else.
+            model.transformer.h[0].ln_1.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        trainer.train()
+        block_calls.append(len(calls))
+        weights.append({name: parameter.detach() for name, parameter in trainer.model.named_parameters()})
+    # Two steps of two models, each recomputed once.
+    assert block_calls[1] == block_calls[2] == block_calls[0] + 4
+    for other in weights[1:]:
+        for name in weights[0]:
+            torch.testing.assert_close(other[name], weights[0][name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_a_penalty_for_a_missing_end_is_subtracted_after_the_clip(make_trainer, tokenizer):
+    # Every score is -9, clipped to -5; without an end -2 more. gamma = lam = 1 and no KL: every return is that sum.
+    trainer = watching(
+        make_trainer(
+            models=dict(
+                reward_model=lambda prompts, completions, **columns: [-9.0] * len(prompts),
+                value_model=copy.deepcopy(make_trainer().model.value_model),
+            ),
+            max_steps=1,
+            max_completion_length=2,
+            kl_coef=0.0,
+            lam=1.0,
+            reward_clip=5.0,
+            missing_eos_penalty=2.0,
+        )
+    )
+    trainer.train()
+    rollout = trainer.rollouts[0]
+    assert not rollout.ended.all()
+    for row, ended in enumerate(rollout.ended.tolist()):
+        returns = rollout.returns[row][rollout.completion_mask[row]]
+        torch.testing.assert_close(returns, torch.full_like(returns, -5.0 if ended else -7.0))
+
+
+def test_the_first_weights_of_an_adapter_depend_on_the_seed_alone(make_trainer):
+    adapters = []
+    for earlier in (1, 2):
+        torch.manual_seed(earlier)
+        model = make_trainer(lora=True).model
+        adapters.append([parameter for name, parameter in model.named_parameters() if "lora_A" in name])
+    assert all(torch.equal(first, second) for first, second in zip(*adapters, strict=True))
+
+
 def test_gradient_accumulation_does_not_change_the_step(make_trainer):
     weights = []
     for options in (
@@ -133,9 +195,14 @@ def test_gradient_accumulation_does_not_change_the_step(make_trainer):
 
 
 @LAYOUTS
-@pytest.mark.parametrize("save_steps", [4, 3], ids=["between rollouts", "in the middle of a rollout"])
-def test_a_resumed_run_ends_bit_identical(make_trainer, tmp_path, lora, save_steps):
-    options = dict(max_steps=12, adaptive_kl_target=0.1, kl_horizon=100)
+@pytest.mark.parametrize(
+    "save_steps, max_steps",
+    [(4, 12), (3, 12), (12, 20), (14, 26)],
+    ids=["between rollouts", "in the middle of a rollout", "between epochs", "in the second epoch, into the third"],
+)
+def test_a_resumed_run_ends_bit_identical(make_trainer, tmp_path, lora, save_steps, max_steps):
+    # 12 prompts, 4 a rollout, 4 steps a rollout: 12 steps an epoch.
+    options = dict(max_steps=max_steps, adaptive_kl_target=0.1, kl_horizon=100)
     whole = make_trainer(lora, save_strategy="steps", save_steps=save_steps, **options)
     whole.train()
     resumed = make_trainer(lora, output_dir=str(tmp_path / "resumed"), **options)
@@ -217,9 +284,12 @@ def test_a_python_reward_is_learnt_and_sees_the_columns_of_the_prompts(make_trai
 
 def test_evaluation_repeats_itself_and_leaves_training_alone(make_trainer):
     trainer = make_trainer()
-    state = torch.get_rng_state()
+    state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state()
     first, second = trainer.evaluate(), trainer.evaluate()
     assert torch.equal(torch.get_rng_state(), state)
+    assert random.getstate() == python_state
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state[1])
+    assert np.random.get_state()[2:] == numpy_state[2:]
     for name in ("eval_reward/mean", "eval_kl/mean", "eval_completion/length", "eval_completion/eos_rate"):
         assert first[name] == second[name]
     assert first["eval_kl/mean"] == 0
@@ -259,12 +329,25 @@ def test_other_model_families_train_too(make_trainer, tokenizer, family):
             hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_labels=1, **size
         )
         language_model, classifier = LlamaForCausalLM(config), LlamaForSequenceClassification(config)
+    before = copy.deepcopy(language_model).eval()
+    critic_before = copy.deepcopy(classifier.state_dict())
     trainer = watching(make_trainer(models=dict(model=language_model, reward_model=classifier), max_steps=4))
     trainer.train()
     assert torch.equal(trainer.ratios[0], torch.ones_like(trainer.ratios[0]))
     # Left-padded rows must be scored as they were sampled: from their own first token.
     rollout = trainer.rollouts[0]
-    assert torch.equal(rollout.logprobs, rollout.ref_logprobs)
+    assert rollout.attention_mask[:, 0].min() == 0
+    for row, answer in enumerate(rollout.completions()):
+        alone = rollout.input_ids[row][rollout.attention_mask[row] == 1].unsqueeze(0)
+        with torch.no_grad():
+            logprobs = before(alone).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
+        expected = logprobs.gather(-1, torch.tensor(answer).unsqueeze(-1)).squeeze(-1)
+        torch.testing.assert_close(rollout.logprobs[row, : len(answer)], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(rollout.ref_logprobs[row, : len(answer)], expected, atol=1e-5, rtol=1e-5)
+    for name, tensor in trainer.model.policy.named_parameters():
+        assert not torch.equal(tensor, before.state_dict()[name]), name
+    for name, tensor in trainer.model.value_model.named_parameters():
+        assert not torch.equal(tensor, critic_before[name]), name
 
 
 def test_a_reward_that_is_not_a_number_names_prompt_and_answer_and_stops_before_the_update(make_trainer, reward_model):

@@ -1,0 +1,60 @@
+"""Orders: of the prompts over rollouts, and of a rollout's answers over mini-batches."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+# Seeds of neighbouring runs must not share orders: run 1's second epoch would be run 2's first.
+SEED_STRIDE = 1_000_003
+
+
+class RolloutSampler(Sampler[int]):
+    """Prompts in the order in which rollouts use them: shuffled by (seed, epoch), each chunk repeated.
+
+    Args:
+        num_prompts: Size of the dataset.
+        chunk_size: Prompts of one rollout over all ranks. What remains at the end of an epoch waits for another one.
+        repeats: Mini-batches that are learnt from one rollout; the loop asks the loader for a batch at each.
+        seed: Seed of the order.
+        current_epoch: Tells the epoch when a pass over the data starts. Asked rather than set, since `set_epoch` does
+            not reach a sampler below the samplers that accelerate puts around it on several ranks and on resume.
+    """
+
+    def __init__(
+        self, num_prompts: int, chunk_size: int, repeats: int, seed: int, current_epoch: Callable[[], int]
+    ) -> None:
+        self.num_prompts, self.chunk_size, self.repeats, self.seed = num_prompts, chunk_size, repeats, seed
+        self.current_epoch = current_epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * SEED_STRIDE + self.current_epoch())
+        order = torch.randperm(self.num_prompts, generator=generator).tolist()
+        for start in range(0, self.num_prompts - self.chunk_size + 1, self.chunk_size):
+            for _ in range(self.repeats):
+                yield from order[start : start + self.chunk_size]
+
+    def __len__(self) -> int:
+        return self.num_prompts // self.chunk_size * self.chunk_size * self.repeats
+
+
+def mini_batch_rows(micro_step: int, batch_size: int, num_batches: int, num_passes: int, seed: int) -> Tensor:
+    """Rows of a rollout that make a mini-batch: in order in the first pass, shuffled anew in each later one.
+
+    Args:
+        micro_step: Mini-batches learnt since the start of the run.
+        batch_size: Answers of a mini-batch.
+        num_batches: Mini-batches of a pass.
+        num_passes: Passes over a rollout.
+        seed: Seed of the orders.
+
+    Returns:
+        Row numbers, (batch_size,).
+    """
+    current_pass, index = divmod(micro_step % (num_batches * num_passes), num_batches)
+    rows = torch.arange(batch_size * num_batches)
+    if current_pass > 0:
+        generator = torch.Generator().manual_seed(seed * SEED_STRIDE + micro_step - index)
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+    return rows[index * batch_size : (index + 1) * batch_size]

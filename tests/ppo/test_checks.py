@@ -1,0 +1,122 @@
+"""What PPOTrainer refuses, and what it sets before it starts."""
+
+import copy
+
+import pytest
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from pangu_trl import PPOConfig
+from pangu_trl.ppo.checks import require_reentrant_checkpoints
+
+
+@pytest.fixture
+def adapter_dir(policy, tmp_path):
+    """A saved adapter whose base is on disk, so that from_pretrained on it loads both."""
+    policy.save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    get_peft_model(base, LoraConfig(r=4, task_type="CAUSAL_LM")).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_a_policy_that_from_pretrained_loaded_from_an_adapter_is_refused(make_trainer, adapter_dir):
+    injected = AutoModelForCausalLM.from_pretrained(adapter_dir)
+    for lora in (False, True):
+        with pytest.raises(ValueError, match=r"model has an adapter .* Merge it, or load it with PeftModel"):
+            make_trainer(lora, models=dict(model=injected))
+
+
+def test_a_critic_that_holds_an_injected_adapter_is_refused(make_trainer, reward_model):
+    injected = copy.deepcopy(reward_model)
+    injected.add_adapter(LoraConfig(r=4))
+    with pytest.raises(ValueError, match="value_model has an adapter that from_pretrained added"):
+        make_trainer(models=dict(value_model=injected))
+    with pytest.raises(ValueError, match="reward_model, which the critic is copied from, has an adapter"):
+        make_trainer(models=dict(reward_model=injected))
+    with pytest.raises(ValueError, match="reward_model is a PeftModel, of which no critic is copied"):
+        make_trainer(models=dict(reward_model=get_peft_model(reward_model, LoraConfig(r=4, task_type="SEQ_CLS"))))
+
+
+def test_a_peft_model_together_with_peft_config_is_refused(make_trainer, policy):
+    adapted = get_peft_model(policy, LoraConfig(r=4, task_type="CAUSAL_LM"))
+    with pytest.raises(ValueError, match="model is a PeftModel already; pass it without peft_config"):
+        make_trainer(lora=True, models=dict(model=adapted))
+
+
+def test_models_without_a_trainable_tensor_are_refused(make_trainer, policy, reward_model, adapter_dir):
+    frozen_adapter = PeftModel.from_pretrained(copy.deepcopy(policy), adapter_dir)
+    with pytest.raises(ValueError, match="model has no trainable tensor.*is_trainable=True"):
+        make_trainer(models=dict(model=frozen_adapter))
+    frozen_critic = copy.deepcopy(reward_model).requires_grad_(False)
+    with pytest.raises(ValueError, match="value_model has no trainable tensor"):
+        make_trainer(models=dict(value_model=frozen_critic))
+
+
+def test_a_critic_that_is_passed_keeps_its_frozen_tensors(make_trainer, reward_model):
+    critic = copy.deepcopy(reward_model)
+    critic.transformer.requires_grad_(False)
+    trainer = make_trainer(models=dict(value_model=critic))
+    trainable = [name for name, tensor in trainer.model.value_model.named_parameters() if tensor.requires_grad]
+    assert trainable == ["score.weight"]
+
+
+def test_one_model_in_two_roles_is_refused(make_trainer, policy, reward_model):
+    with pytest.raises(ValueError, match="value_model is reward_model"):
+        make_trainer(models=dict(reward_model=reward_model, value_model=reward_model))
+    with pytest.raises(ValueError, match="ref_model is model"):
+        make_trainer(models=dict(model=policy, ref_model=policy))
+
+
+@pytest.mark.parametrize("role", ["reward_model", "value_model"])
+def test_a_pad_token_that_is_not_the_tokenizers_is_refused_and_a_missing_one_is_set(
+    make_trainer, reward_model, tokenizer, role
+):
+    model = copy.deepcopy(reward_model)
+    model.config.pad_token_id = None
+    trainer = make_trainer(models={"value_model": copy.deepcopy(reward_model), role: model})
+    assert trainer.reward_model.config.pad_token_id == tokenizer.pad_token_id
+    assert trainer.model.value_model.config.pad_token_id == tokenizer.pad_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id + 1
+    message = rf"{role}.config.pad_token_id is {tokenizer.pad_token_id + 1}, the tokenizer pads with "
+    with pytest.raises(ValueError, match=message + str(tokenizer.pad_token_id)):
+        make_trainer(models={"value_model": copy.deepcopy(reward_model), role: model})
+
+
+def test_a_tokenizer_without_eos_is_refused(make_trainer, tokenizer):
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="the tokenizer must have an eos_token"):
+        make_trainer()
+
+
+def test_several_gpus_in_one_process_are_refused(make_trainer, monkeypatch):
+    make_trainer()
+    monkeypatch.setattr(PPOConfig, "n_gpu", property(lambda self: 2))
+    with pytest.raises(ValueError, match="several GPUs are visible to one process"):
+        make_trainer()
+
+
+def test_evaluation_without_prompts_is_refused(make_trainer):
+    trainer = make_trainer(models=dict(eval_dataset=None))
+    with pytest.raises(ValueError, match=r"evaluate\(\) needs prompts; pass eval_dataset"):
+        trainer.evaluate()
+
+
+def test_peft_under_zero3_gets_reentrant_checkpoints_and_nothing_else_changes(tmp_path, caplog):
+    def checkpointing(**options) -> dict | None:
+        args = PPOConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+        require_reentrant_checkpoints(args)
+        return args.activation_checkpointing_kwargs
+
+    assert checkpointing(activation_checkpointing=True) == {"use_reentrant": True}
+    assert not caplog.records
+    asked = {"use_reentrant": False, "every_n_layers": 2}
+    forced = checkpointing(activation_checkpointing=True, activation_checkpointing_kwargs=asked)
+    assert forced == {"use_reentrant": True, "every_n_layers": 2}
+    assert "needs re-entrant gradient checkpoints" in caplog.text
+    assert checkpointing() is None
+
+
+def test_ddp_does_not_look_for_unused_parameters_unless_told(tmp_path):
+    assert PPOConfig(output_dir=str(tmp_path), use_cpu=True).ddp_find_unused_parameters is False
+    asked = PPOConfig(output_dir=str(tmp_path), use_cpu=True, ddp_find_unused_parameters=True)
+    assert asked.ddp_find_unused_parameters is True

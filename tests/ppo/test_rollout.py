@@ -1,0 +1,127 @@
+"""Answers, their scores and their log-probabilities."""
+
+import copy
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import GenerationConfig, OPTConfig, OPTForCausalLM
+
+from pangu_trl.ppo.policy_value import _token_logprobs, disable_dropout
+from pangu_trl.ppo.rollout import Rollout, _model_scores, generate_rollout
+
+LAYOUTS = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+
+
+def rollout_of(prompts: list[list[int]], answers: list[list[int]], pad_token_id: int) -> Rollout:
+    """Pads by hand: prompts on the left, answers on the right."""
+    width, completion_width = max(map(len, prompts)), max(map(len, answers))
+    rows, masks = [], []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        left, right = width - len(prompt), completion_width - len(answer)
+        rows.append([pad_token_id] * left + prompt + answer + [pad_token_id] * right)
+        masks.append([0] * left + [1] * (len(prompt) + len(answer)) + [0] * right)
+    attention_mask = torch.tensor(masks)
+    return Rollout(
+        input_ids=torch.tensor(rows),
+        attention_mask=attention_mask,
+        completion_mask=attention_mask[:, width:].bool(),
+        ended=torch.zeros(len(rows), dtype=torch.bool),
+    )
+
+
+def test_scores_equal_the_models_own_where_no_answer_ends_with_the_pad_token(reward_model, tokenizer):
+    rollout = rollout_of([[20, 21], [22]], [[30, 31, 32], [33]], tokenizer.pad_token_id)
+    with torch.no_grad():
+        own = reward_model(input_ids=rollout.input_ids, attention_mask=rollout.attention_mask).logits.squeeze(-1)
+    assert torch.equal(_model_scores(reward_model, rollout, batch_size=2), own)
+
+
+def test_an_answer_that_ends_with_the_pad_token_is_scored_at_that_token(reward_model, tokenizer):
+    pad = tokenizer.pad_token_id
+    rollout = rollout_of([[20, 21], [22]], [[30, 31, 32], [33, pad]], pad)
+    alone = torch.tensor([[22, 33, pad]])
+    with torch.no_grad():
+        expected = reward_model.score(reward_model.transformer(alone).last_hidden_state)[0, -1, 0]
+        before_pad = reward_model.score(reward_model.transformer(alone).last_hidden_state)[0, -2, 0]
+    score = _model_scores(reward_model, rollout, batch_size=2)[1]
+    torch.testing.assert_close(score, expected)
+    assert not torch.allclose(score, before_pad)
+
+
+@LAYOUTS
+def test_the_policys_own_generation_settings_do_not_reach_the_rollouts(make_trainer, lora):
+    answers = []
+    for settings in ({}, dict(repetition_penalty=5.0, min_new_tokens=8, no_repeat_ngram_size=1)):
+        trainer = make_trainer(lora)
+        config = GenerationConfig(
+            eos_token_id=trainer.processing_class.eos_token_id, do_sample=bool(settings), **settings
+        )
+        base = trainer.model.policy.get_base_model() if lora else trainer.model.policy
+        base.generation_config = config
+        prompts = [row["prompt_input_ids"] for row in trainer.train_dataset]
+        torch.manual_seed(0)
+        rollout = generate_rollout(trainer.model, trainer.processing_class, prompts, trainer.args, trainer.accelerator)
+        answers.append(rollout.completions())
+        assert base.generation_config is config
+    assert answers[0] == answers[1]
+
+
+def test_dropout_that_models_call_as_a_function_is_switched_off():
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=100,
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        word_embed_proj_dim=32,
+        dropout=0.3,
+        attention_dropout=0.3,
+        layerdrop=0.3,
+    )
+    model = OPTForCausalLM(config).train()
+    ids = torch.arange(10, 20).unsqueeze(0)
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    disable_dropout(model)
+    assert torch.equal(model(ids).logits, model(ids).logits)
+    assert torch.equal(model(ids).logits, model.eval()(ids).logits)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Size of the largest tensor that the body makes; views of older ones do not count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel, self.storages = 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        given = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, torch.Tensor)}
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in given:
+                self.numel = max(self.numel, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probabilities_need_no_second_tensor_of_the_size_of_the_logits(dtype, temperature):
+    torch.manual_seed(0)
+    logits, input_ids = torch.randn(4, 6, 50, dtype=dtype), torch.randint(50, (4, 9))
+    with torch.no_grad(), LargestTensor() as largest:
+        logprobs, entropy = _token_logprobs(logits, input_ids, temperature)
+    assert largest.numel <= 6 * 50
+    expected = (logits.double() / temperature).log_softmax(-1)
+    torch.testing.assert_close(
+        logprobs, expected.gather(-1, input_ids[:, -6:, None]).squeeze(-1).float(), atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(entropy, -(expected.exp() * expected).sum(-1).float(), atol=1e-5, rtol=1e-5)
+
+
+def test_log_probabilities_with_and_without_gradients_are_the_same_bits():
+    torch.manual_seed(0)
+    logits, input_ids = torch.randn(4, 6, 50, requires_grad=True), torch.randint(50, (4, 9))
+    with torch.no_grad():
+        without, _ = _token_logprobs(copy.deepcopy(logits), input_ids, 0.7)
+    assert torch.equal(_token_logprobs(logits, input_ids, 0.7)[0], without)
