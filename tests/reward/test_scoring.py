@@ -146,12 +146,16 @@ def test_a_folder_without_the_weights_of_the_score_head_is_refused(tokenizer, tm
         load_reward_model(folder)
 
 
-@pytest.mark.parametrize("saves_head", [True, False])
-def test_an_adapter_needs_its_score_head_and_finds_its_base(tokenizer, tmp_path, saves_head):
+@pytest.mark.parametrize(
+    ("saves_head", "base_pad_token_id"),
+    [(True, None), (True, EOS), (False, None)],
+    ids=["base without pad", "base with another pad", "no head"],
+)
+def test_an_adapter_needs_its_score_head_and_finds_its_base(tokenizer, tmp_path, saves_head, base_pad_token_id):
     torch.manual_seed(0)
     config = llama_config()
-    # As in a language model's folder: only the adapter's tokenizer knows what pads.
-    config.pad_token_id = None
+    # As in a language model's folder: only the adapter's tokenizer knows what padded in reward training.
+    config.pad_token_id = base_pad_token_id
     base = save(AutoModelForCausalLM.from_config(config), tokenizer, tmp_path / "base")
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     lora = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["score"] if saves_head else None)
