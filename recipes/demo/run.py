@@ -1,6 +1,6 @@
 """The demo: from raw Chinese reviews to a PPO-tuned GPTPangu, on a laptop's CPU.
 
-    make demo                  # about ten minutes
+    make demo                  # seven to ten minutes
     make demo STEPS=smoke      # the same with tiny settings, to see that everything runs
 
 Every stage is a command that works alone, and is printed before it runs: three recipes under `accelerate launch`, and
@@ -56,11 +56,11 @@ class Size:
 
 SIZES = {
     "full": Size(
-        counts=SplitCounts(demonstrations_test=300, reward_train=1600, reward_test=250, ppo=1500, judge=150),
+        counts=SplitCounts(demonstrations_test=200, reward_train=3200, reward_test=250, ppo=1200, judge=150),
         vocabulary=3000,
         hidden_size=192,
         num_layers=4,
-        answer_tokens=32,
+        answer_tokens=16,
     ),
     "smoke": Size(
         counts=SplitCounts(
@@ -110,7 +110,7 @@ class Demo:
                 self._sample("sft", f"prompts.reward_{split}", f"ranking_samples.{split}", seed=SEED)
                 self._score(f"ranking_samples.{split}", f"ranked.{split}", JUDGE)
         with self._stage("reward"):
-            self._train("reward", model_name_or_path="sft")
+            self._train("reward", model_name_or_path="base")
             self._score("ranked.test", "rankings.test", self.run_dir / "reward", column="reward_scores")
         with self._stage("ppo"):
             self._train("ppo", model_name_or_path="sft", reward_model="reward")

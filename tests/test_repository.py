@@ -1,0 +1,81 @@
+"""Guards on the repository itself: settings parse, documents name what exists, imports point one way."""
+
+import ast
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pangu_trl import cli
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "data_cards").glob("*.md"))]
+# Which packages of the library each may import; recipes and cli may import all.
+MAY_IMPORT = {"gptpangu": set(), "data": {"gptpangu"}, "reward": {"data", "gptpangu"}, "ppo": {"data", "gptpangu"}}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: str(path.name))
+def test_every_setting_of_a_recipe_is_an_option_of_its_script(path, tmp_path, monkeypatch):
+    script = ROOT / "recipes" / f"{path.stem}.py"
+    recipe = runpy.run_path(str(script), run_name="not main")
+    seen = []
+
+    def stop_after_parsing(*dataclass_types):
+        argv = ["--config", str(path), "--output_dir", str(tmp_path), "--train_data", "x.jsonl"]
+        argv += ["--reward_model", "x"] if path.stem == "ppo" else []
+        seen.append(parse_options(*dataclass_types, argv=argv))
+        raise InterruptedError
+
+    parse_options = recipe["parse_options"]
+    monkeypatch.setitem(recipe["main"].__globals__, "parse_options", stop_after_parsing)
+    with pytest.raises(InterruptedError):
+        recipe["main"]()
+    settings = yaml.safe_load(path.read_text("utf-8"))
+    parsed = {name: value for options in seen[0] for name, value in vars(options).items()}
+    assert settings.keys() <= parsed.keys()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_accelerate_config_is_one(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.use_cpu is True
+    assert path.read_text("utf-8").startswith("# ")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_paths_and_commands_in_documents_exist(path):
+    text = path.read_text("utf-8")
+    for link in re.findall(r"\]\(([^)#]+)", text):
+        if "://" not in link:
+            assert (path.parent / link).exists(), link
+    for name in re.findall(r"\b((?:recipes|accelerate_configs|pangu_trl|docs|tests)/[\w./-]*\w)", text):
+        assert (ROOT / name).exists(), name
+    known_commands = set(cli._build_parser()._subparsers._group_actions[0].choices)
+    assert set(re.findall(r"pangu-trl ([a-z][a-z-]+)", text)) <= known_commands
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    assert set(re.findall(r"`?make ([a-z-]+)", text)) <= targets
+
+
+def test_imports_point_one_way():
+    for package, allowed in MAY_IMPORT.items():
+        for path in (ROOT / "pangu_trl" / package).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pangu_trl."):
+                    imported = node.module.split(".")[1]
+                    helpers = {"adapters"}
+                    assert imported == package or imported in allowed | helpers, f"{path}: {node.module}"
+                if package == "gptpangu" and isinstance(node, ast.ImportFrom):
+                    assert not (node.module or "").startswith("pangu_trl"), path
+
+
+def test_no_private_paths_or_unsafe_loading():
+    files = [path for folder in ("pangu_trl", "recipes") for path in (ROOT / folder).rglob("*.py")]
+    for path in files:
+        text = path.read_text("utf-8")
+        assert not re.search(
+            r"trust_remote_code=True|weights_only=False|\.cuda\(\)|[\"'(]/(home|root|tmp|work)/", text
+        ), path
