@@ -1,6 +1,7 @@
 """How a recipe starts: its options, the folder that it may write into, and the model that it goes on from."""
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,17 @@ def load_start(
     elif peft_config is not None and revision != "main":
         peft_config.revision = revision
     return Start(model, tokenizer, peft_config)
+
+
+def sequence_limit(model: PreTrainedModel, max_length: int | None) -> int:
+    """Most tokens of an example: `max_length`, and never more than the model has positions for.
+
+    Records that are longer are left out and counted by the tokenising that gets this limit; a prompt that leaves no
+    room is an error there, before training starts.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limits = [limit for limit in (max_length, positions) if limit is not None]
+    return min(limits, default=sys.maxsize)
 
 
 def loading_options(model_args: ModelConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from trl import ModelConfig
 
 from pangu_trl import KWiseRewardConfig, KWiseRewardTrainer
 from pangu_trl.data.arguments import DataArguments
-from pangu_trl.recipe import claim_output_dir, load_start, parse_options
+from pangu_trl.recipe import claim_output_dir, load_start, parse_options, sequence_limit
 
 
 def main() -> None:
@@ -26,6 +26,7 @@ def main() -> None:
 
     train_dataset, eval_dataset = data_args.load("ranking")
     start = load_start(AutoModelForSequenceClassification, model_args, training_args, new_head="score.", num_labels=1)
+    training_args.max_length = sequence_limit(start.model, training_args.max_length)
     trainer = KWiseRewardTrainer(
         model=start.model,
         args=training_args,

@@ -9,7 +9,6 @@ encode them, so that all stages see the same ids.
 adapter is learnt on the merged model, which is kept as `output_dir/base`: the new adapter belongs to that.
 """
 
-import sys
 from pathlib import Path
 
 from accelerate import PartialState
@@ -19,7 +18,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer
 import pangu_trl  # noqa: F401  (registers GPTPangu)
 from pangu_trl.data import tokenize_demonstrations
 from pangu_trl.data.arguments import DataArguments
-from pangu_trl.recipe import claim_output_dir, load_start, parse_options
+from pangu_trl.recipe import claim_output_dir, load_start, parse_options, sequence_limit
 
 
 def main() -> None:
@@ -31,7 +30,7 @@ def main() -> None:
     records = data_args.load("demonstration")
     start = load_start(AutoModelForCausalLM, model_args, training_args)
     prepare_tokenizer(start.tokenizer, training_args)
-    max_length = sys.maxsize if training_args.max_length is None else training_args.max_length
+    max_length = sequence_limit(start.model, training_args.max_length)
     with PartialState().local_main_process_first():
         train_dataset, eval_dataset = (
             None

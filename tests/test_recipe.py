@@ -15,7 +15,7 @@ from trl import ModelConfig
 
 from pangu_trl import adapters, recipe
 from pangu_trl.adapters import load_merged, load_with_adapter
-from pangu_trl.data import write_jsonl
+from pangu_trl.data import read_jsonl, write_jsonl
 from pangu_trl.recipe import load_start
 from pangu_trl.reward.scoring import evaluation_mode, load_reward_model, score_responses
 
@@ -219,6 +219,18 @@ def test_a_broken_line_is_named(run_recipe, tmp_path, base, data):
     data.sft.write_text("\n".join(lines), "utf-8")
     with pytest.raises(ValueError, match=r"sft\.jsonl:3"):
         run_recipe("sft", model_name_or_path=base, output_dir=tmp_path / "run")
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_a_prompt_longer_than_the_positions_of_the_model_is_refused_with_its_row(
+    run_recipe, tmp_path, base, data, stage
+):
+    records = read_jsonl(getattr(data, stage))
+    records[2]["prompt"] = "总体来说，还不错。" * 40
+    write_jsonl(getattr(data, stage), records, overwrite=True)
+    # The default max_length of 1024 is more than the 128 positions.
+    with pytest.raises(ValueError, match=r"row 2.*max_length = 128 tokens"):
+        run_recipe(stage, model_name_or_path=base, output_dir=tmp_path / "run")
 
 
 def test_another_run_is_kept_untouched(run_recipe, tmp_path, base):
