@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from peft import PeftConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import is_bitsandbytes_available
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
@@ -152,6 +152,17 @@ def sequence_limit(model: PreTrainedModel, max_length: int | None) -> int:
 def loading_options(model_args: ModelConfig) -> dict[str, Any]:
     """Those options of `from_pretrained` that hold for every model of a run."""
     return {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
+
+
+def finish(trainer: Trainer) -> None:
+    """Saves the model and the log, and lets all ranks end together.
+
+    A rank that leaves while the others still save can be aborted by its own communication threads.
+    """
+    trainer.save_model()
+    trainer.save_state()
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
 
 
 def _keep_merged_base(

@@ -17,7 +17,7 @@ from trl import ModelConfig
 from pangu_trl import PPOConfig, PPOTrainer
 from pangu_trl.adapters import load_merged
 from pangu_trl.data.arguments import DataArguments
-from pangu_trl.recipe import claim_output_dir, load_start, loading_options, parse_options
+from pangu_trl.recipe import claim_output_dir, finish, load_start, loading_options, parse_options
 from pangu_trl.reward.scoring import load_reward_model
 
 
@@ -65,8 +65,7 @@ def main() -> None:
         peft_config=start.peft_config,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_state()
+    finish(trainer)
 
 
 if __name__ == "__main__":

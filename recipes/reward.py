@@ -15,7 +15,7 @@ from trl import ModelConfig
 
 from pangu_trl import KWiseRewardConfig, KWiseRewardTrainer
 from pangu_trl.data.arguments import DataArguments
-from pangu_trl.recipe import claim_output_dir, load_start, parse_options, sequence_limit
+from pangu_trl.recipe import claim_output_dir, finish, load_start, parse_options, sequence_limit
 
 
 def main() -> None:
@@ -36,8 +36,7 @@ def main() -> None:
         peft_config=start.peft_config,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_state()
+    finish(trainer)
 
 
 if __name__ == "__main__":
