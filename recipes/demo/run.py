@@ -272,7 +272,12 @@ def main() -> None:
     move_aside(args.run_dir)
     demo = Demo(args.run_dir, SIZES[args.steps])
     started = time.perf_counter()
-    summary = demo.run()
+    try:
+        summary = demo.run()
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"The demo stopped: the last command ended with exit status {error.returncode}.") from None
+    except KeyboardInterrupt:
+        raise SystemExit(f"Interrupted. What was made so far is in {_short(args.run_dir)}.") from None
     report = write_report(args.run_dir)
     plot_overview(args.run_dir)
     demo.show_samples()
