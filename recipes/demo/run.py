@@ -1,6 +1,6 @@
 """The demo: from raw Chinese reviews to a PPO-tuned GPTPangu, on a laptop's CPU.
 
-    make demo                  # seven to ten minutes
+    make demo                  # three to ten minutes
     make demo STEPS=smoke      # the same with tiny settings, to see that everything runs
 
 Every stage is a command that works alone, and is printed before it runs: three recipes under `accelerate launch`, and

@@ -79,3 +79,24 @@ def test_an_earlier_run_is_kept_under_another_name(finished):
     run_dir, printed = finished
     assert run_dir.with_name("demo.1").joinpath("summary.json").read_text() == "an earlier run"
     assert "held an earlier run" in printed
+
+
+@pytest.mark.parametrize(
+    "stop, message",
+    [
+        (subprocess.CalledProcessError(3, ["accelerate"]), "the last command ended with exit status 3"),
+        (KeyboardInterrupt(), "Interrupted. What was made so far is in "),
+    ],
+)
+def test_a_demo_that_stops_says_why_and_keeps_the_folder(tmp_path, monkeypatch, demo_module, stop, message):
+    run = demo_module("run")
+
+    def run_until_it_stops(demo):
+        demo.run_dir.mkdir()
+        raise stop
+
+    monkeypatch.setattr(run.Demo, "run", run_until_it_stops)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--steps", "smoke", "--run-dir", str(tmp_path / "demo")])
+    with pytest.raises(SystemExit, match=message):
+        run.main()
+    assert (tmp_path / "demo").exists()
