@@ -1,0 +1,96 @@
+"""`pangu-trl evaluate`: figures of sampled answers, of their scores and of the judge."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pangu_trl.commands.options import (
+    add_answers_and_batch_size,
+    add_judge_option,
+    add_overwrite,
+    note,
+    refuse_existing,
+)
+
+if TYPE_CHECKING:
+    from pangu_trl.sampling import Answers
+
+SUMMARY = "sum up sampled answers, their scores and their judge"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_answers_and_batch_size(parser)
+    add_judge_option(parser, required=False)
+    parser.add_argument(
+        "--score-column",
+        default="scores",
+        metavar="NAME",
+        help="column of the files that holds scores. They are summed up if there is no --judge; if there is, the judge "
+        "is compared with them (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--min-score-gap",
+        type=float,
+        default=0.0,
+        metavar="GAP",
+        help="smallest difference of the file's scores at which a pair of answers counts in the judge's pair accuracy "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="OTHER.jsonl",
+        help="answers to the same prompts to compare with: difference of mean scores, win rate (default: none)",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.json", help="write the figures as JSON (default: only print them)"
+    )
+    add_overwrite(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.output is not None:
+        refuse_existing(args)
+    from pangu_trl.data.jsonl import write_jsonl
+    from pangu_trl.judging import judge_agreement, load_judge, score_answers, summarise_answers
+    from pangu_trl.sampling import Answers
+
+    answers = Answers.load(args.answers)
+    others = None if args.against is None else Answers.load(args.against)
+    written_scores = answers.scores(args.score_column)
+    judge = None if args.judge is None else load_judge(args.judge, args.batch_size)
+    scores = written_scores if judge is None else score_answers(judge, answers)
+    metrics: dict[str, float | None] = dict(summarise_answers(answers, scores))
+    if judge is not None and written_scores is not None:
+        metrics |= judge_agreement(scores, written_scores, args.min_score_gap)
+    if others is not None:
+        other_scores = others.scores(args.score_column) if judge is None else score_answers(judge, others)
+        if scores is None or other_scores is None:
+            path = args.answers if scores is None else args.against
+            raise ValueError(
+                f"{path}: no column '{args.score_column}' to compare by; give a --judge, or score the file"
+            )
+        metrics |= _compare(args, answers, scores, others, other_scores)
+    width = max(map(len, metrics))
+    for name, value in metrics.items():
+        print(f"{name:{width}}  {'-' if value is None else format(value, '.4g')}")
+    if args.output is not None:
+        # One record of JSON lines is a JSON file, and this way it appears in one step.
+        write_jsonl(args.output, [metrics], overwrite=args.overwrite)
+
+
+def _compare(
+    args: argparse.Namespace,
+    answers: "Answers",
+    scores: list[list[float]],
+    others: "Answers",
+    other_scores: list[list[float]],
+) -> dict[str, float]:
+    from pangu_trl.judging import compare_scores, match_prompts
+
+    matched = match_prompts(answers.records, others.records)
+    if not matched:
+        raise ValueError(f"{args.against}: has no prompt of {args.answers}; compare answers to the same prompts")
+    unmatched = len(answers.records) + len(others.records) - 2 * len(matched)
+    if unmatched:
+        note(args, f"warning: {unmatched} prompts are in only one of the two files and are not compared")
+    return compare_scores([scores[row] for row, _ in matched], [other_scores[row] for _, row in matched])

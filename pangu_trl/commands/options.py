@@ -1,0 +1,56 @@
+"""Options that several commands share, and the checks behind them."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pangu_trl.sampling import Answers
+
+# Columns that describe the answers a file holds; new answers must not inherit them.
+ANSWER_COLUMNS = ("responses", "scores", "finished", "ranked", "chosen", "rejected")
+
+
+def positive_int(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or greater; got {text}")
+    return number
+
+
+def add_answers_and_batch_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("answers", metavar="ANSWERS.jsonl", help="file that `pangu-trl sample` or `score` wrote")
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=32, help="answers the judge gets at a time (default: %(default)s)"
+    )
+
+
+def add_judge_option(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument(
+        "--judge",
+        required=required,
+        help="path/to/file.py:function or package.module:function, a Python function f(prompts, completions, "
+        "**columns) -> list[float]; or folder or hub id of a reward model" + ("" if required else " (default: none)"),
+    )
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
+
+
+def refuse_existing(args: argparse.Namespace) -> None:
+    """Refuses an output file that exists, before hours of work rather than after."""
+    if args.output.exists() and not args.overwrite:
+        raise FileExistsError(f"{args.output}: exists already; choose another name, or replace it with --overwrite")
+
+
+def note(args: argparse.Namespace, message: str) -> None:
+    print(f"pangu-trl {args.command}: {message}", file=sys.stderr)
+
+
+def count_answers(answers: "Answers") -> str:
+    num_answers = sum(len(record["responses"]) for record in answers.records)
+    return (
+        f"{len(answers.records)} prompts, {num_answers} answers, {answers.num_empty} empty, "
+        f"{answers.num_duplicates} repeating another answer to their prompt"
+    )

@@ -1,0 +1,134 @@
+"""`pangu-trl sample`: K answers to every prompt of a file, in the ranking format without scores."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pangu_trl.commands.options import ANSWER_COLUMNS, add_overwrite, count_answers, note, positive_int, refuse_existing
+
+SUMMARY = "sample K answers to every prompt of a file"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", required=True, help="folder or hub id of a causal language model, or of a PEFT adapter for one"
+    )
+    parser.add_argument("--adapter", help="folder or hub id of a PEFT adapter to put on the model (default: none)")
+    parser.add_argument(
+        "--prompts",
+        required=True,
+        metavar="FILE",
+        help="prompts as JSON lines with a 'prompt' (.jsonl), or a data card (.md)",
+    )
+    parser.add_argument(
+        "--split", default="train", help="split to take of a data card; a .jsonl file has only train (default: train)"
+    )
+    parser.add_argument("--limit", type=positive_int, metavar="N", help="take the first N prompts only (default: all)")
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FILE.jsonl",
+        help="one record a prompt: its columns, 'responses', 'finished' (false where the answer was cut off by "
+        "--max-new-tokens) and 'ranked': false, as the order of the answers means nothing yet",
+    )
+    parser.add_argument(
+        "--num-answers",
+        type=positive_int,
+        default=4,
+        metavar="K",
+        help="answers to each prompt (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=64, help="longest answer, in tokens (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        help="divides the logits; 0 always takes the likeliest token (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="draw from the likeliest tokens that hold this probability together; 1 keeps all (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=0, help="draw from this many likeliest tokens; 0 keeps all (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=32, help="answers generated together (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="answer k to the i-th prompt depends on the seed, i and k, not on the batch size (default: %(default)s)",
+    )
+    add_overwrite(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    refuse_existing(args)
+    from transformers import AutoModelForCausalLM
+
+    from pangu_trl.adapters import load_with_adapter
+    from pangu_trl.data.jsonl import write_jsonl
+    from pangu_trl.sampling import Answers, SamplingConfig, sample_answers
+
+    config = SamplingConfig(args.max_new_tokens, args.temperature, args.top_p, args.top_k)
+    prompts, places = _read_prompts(args)
+    model, tokenizer, missing = load_with_adapter(AutoModelForCausalLM, args.model, args.adapter)
+    if missing:
+        raise ValueError(f"{args.model}: no language model, its files hold no weights for {', '.join(missing)}")
+    sampled = sample_answers(
+        model,
+        tokenizer,
+        [record["prompt"] for record in prompts],
+        args.num_answers,
+        config,
+        args.batch_size,
+        args.seed,
+        where=places,
+        show_progress=True,
+    )
+    records = []
+    for record, answers in zip(prompts, sampled, strict=True):
+        is_chat = isinstance(record["prompt"], list)
+        texts = [answer.text for answer in answers]
+        responses = [[{"role": "assistant", "content": text}] for text in texts] if is_chat else texts
+        finished = [answer.finished for answer in answers]
+        records.append(
+            {"prompt": record["prompt"], "responses": responses, "finished": finished, "ranked": False} | record
+        )
+    write_jsonl(args.output, records, overwrite=args.overwrite)
+    num_unfinished = sum(not answer.finished for answers in sampled for answer in answers)
+    cut_off = f", {num_unfinished} cut off after {args.max_new_tokens} tokens"
+    print(f"{args.output}: {count_answers(Answers(records, places))}{cut_off}")
+
+
+def _read_prompts(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
+    """Reads the prompts and their places, without the columns that describe answers which a file may hold already."""
+    from pangu_trl.data.jsonl import read_numbered_jsonl
+    from pangu_trl.data.loading import load_records
+    from pangu_trl.data.records import validate_record
+    from pangu_trl.sampling import per_answer_columns
+
+    # Without `datasets` between, lines keep their numbers and columns need not have one type.
+    if args.prompts.endswith(".jsonl") and args.split == "train":
+        rows = [(f"{args.prompts}:{line}", record) for line, record in read_numbered_jsonl(args.prompts)]
+    else:
+        dataset = load_records(args.prompts, "prompt", args.split)
+        rows = [(f"{args.prompts}[{args.split}] row {number}", record) for number, record in enumerate(dataset)]
+    prompts = []
+    left_out: set[str] = set()
+    for place, record in rows[: args.limit]:
+        stale = {name for name in ANSWER_COLUMNS if name in record} | per_answer_columns(record)
+        left_out |= stale
+        kept = {name: value for name, value in record.items() if name not in stale}
+        prompts.append(validate_record(kept, "prompt", place))
+    if left_out:
+        names = ", ".join(sorted(left_out))
+        note(args, f"left out columns of {args.prompts} that describe the answers in it, not the new ones: {names}")
+    return prompts, [place for place, _ in rows[: args.limit]]
