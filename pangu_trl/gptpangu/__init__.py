@@ -9,6 +9,11 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 
 from .configuration_gptpangu import GPTPanguConfig
 from .modeling_gptpangu import GPTPanguForCausalLM, GPTPanguForSequenceClassification, GPTPanguModel
@@ -40,9 +45,19 @@ def register() -> None:
     # Published checkpoints say "pangu" where their class said "gpt_pangu"; AutoConfig.register refuses a second name.
     for model_type in (GPTPanguConfig.model_type, "pangu"):
         CONFIG_MAPPING.register(model_type, GPTPanguConfig, exist_ok=True)
-    AutoModel.register(GPTPanguConfig, GPTPanguModel, exist_ok=True)
-    AutoModelForCausalLM.register(GPTPanguConfig, GPTPanguForCausalLM, exist_ok=True)
-    AutoModelForSequenceClassification.register(GPTPanguConfig, GPTPanguForSequenceClassification, exist_ok=True)
+    for auto_class, class_names, model_class in (
+        (AutoModel, MODEL_MAPPING_NAMES, GPTPanguModel),
+        (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, GPTPanguForCausalLM),
+        (
+            AutoModelForSequenceClassification,
+            MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+            GPTPanguForSequenceClassification,
+        ),
+    ):
+        auto_class.register(GPTPanguConfig, model_class, exist_ok=True)
+        # Registering leaves these tables alone, but Trainer asks them for the class: without an entry, label smoothing
+        # would score the logits against labels that are not shifted by one.
+        class_names[GPTPanguConfig.model_type] = model_class.__name__
     AutoTokenizer.register(_TokenizerOnlyConfig, GPTPanguTokenizer, exist_ok=True)
     target_modules = ["q_proj", "k_proj", "v_proj", "c_proj", "c_fc"]
     peft_constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[GPTPanguConfig.model_type] = target_modules
