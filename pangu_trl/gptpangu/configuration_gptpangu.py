@@ -69,8 +69,20 @@ class GPTPanguConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        # Saving with custom code writes into this dictionary: each instance needs its own.
+        self.auto_map = dict(self.auto_map)
         if self.hidden_size % self.num_heads != 0:
             raise ValueError(
                 f"GPTPanguConfig: hidden_size must be divisible by num_heads; "
                 f"got hidden_size={self.hidden_size}, num_heads={self.num_heads}."
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As every configuration's, without `auto_map` unless the class is registered to be saved with its code.
+
+        A copy of a folder with custom code would otherwise name files that only the original has.
+        """
+        output = super().to_dict()
+        if not self.is_remote_code():
+            output.pop("auto_map", None)
+        return output
