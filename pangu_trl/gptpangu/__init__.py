@@ -6,23 +6,31 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedConfig,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
     MODEL_MAPPING_NAMES,
 )
 
 from .configuration_gptpangu import GPTPanguConfig
-from .modeling_gptpangu import GPTPanguForCausalLM, GPTPanguForSequenceClassification, GPTPanguModel
+from .modeling_gptpangu import (
+    GPTPanguForCausalLM,
+    GPTPanguForSequenceClassification,
+    GPTPanguForTokenClassification,
+    GPTPanguModel,
+)
 from .tokenization_gptpangu import GPTPanguTokenizer
 
 __all__ = [
     "GPTPanguConfig",
     "GPTPanguForCausalLM",
     "GPTPanguForSequenceClassification",
+    "GPTPanguForTokenClassification",
     "GPTPanguModel",
     "GPTPanguTokenizer",
     "register",
@@ -52,6 +60,11 @@ def register() -> None:
             AutoModelForSequenceClassification,
             MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
             GPTPanguForSequenceClassification,
+        ),
+        (
+            AutoModelForTokenClassification,
+            MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+            GPTPanguForTokenClassification,
         ),
     ):
         auto_class.register(GPTPanguConfig, model_class, exist_ok=True)

@@ -15,15 +15,19 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
+from transformers.modeling_layers import (
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_gptpangu import GPTPanguConfig
+from .masking_gptpangu import derive_positions, make_attention_mask
 
 
 def eager_attention_forward(
@@ -40,7 +44,7 @@ def eager_attention_forward(
     scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
-    probabilities = scores.float().softmax(dim=-1).to(value.dtype)
+    probabilities = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
     probabilities = nn.functional.dropout(probabilities, p=dropout, training=module.training)
     return torch.matmul(probabilities, value).transpose(1, 2), probabilities
 
@@ -192,62 +196,59 @@ class GPTPanguModel(GPTPanguPreTrainedModel):
 
         Args:
             input_ids: Tokens, (B, T).
-            attention_mask: True or 1 for real tokens, (B, past + T); or a ready 4-D mask.
-            position_ids: Positions, (B, T) or (1, T). Derived from the mask when not given, so that a left-padded
-                row is computed as if it were alone.
+            attention_mask: True or nonzero for real tokens, (B, past + T). Or a ready 4-D mask, (B, 1 or heads, T,
+                past + T): True or nonzero integer where a query sees a key, or floats that are added to the scores.
+            position_ids: Positions, (B, T) or (1, T). Derived from a 2-D mask when not given, so that a left-padded
+                row is computed as if it were alone. A position that does not rise starts a new packed sequence,
+                which does not see the earlier ones. A 4-D mask is taken as it is.
             past_key_values: Keys and values of earlier tokens.
             inputs_embeds: Embedded tokens in place of `input_ids`, (B, T, H).
             use_cache: Whether to return keys and values.
 
         Raises:
-            ValueError: Neither or both of `input_ids` and `inputs_embeds`, or a position that the tables do not have.
+            ValueError: Neither or both of `input_ids` and `inputs_embeds`; a position that the tables do not have; a
+                mask of another shape; packed sequences where they cannot be kept apart.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("GPTPanguModel: pass exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.wte(input_ids)
+        given_position_ids = position_ids
+        if position_ids is None:
+            position_ids = derive_positions(inputs_embeds, attention_mask, past_key_values)
+        self._check_positions(position_ids, past_key_values, derived=given_position_ids is None)
+        # Before a cache is made: transformers keeps packed sequences apart only where there is none.
+        causal_mask = make_attention_mask(
+            self.config, inputs_embeds, attention_mask, past_key_values, given_position_ids
+        )
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        if position_ids is None:
-            position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
-        self._check_positions(position_ids)
 
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
         block_inputs = dict(attention_mask=causal_mask, past_key_values=past_key_values, position_ids=position_ids)
         hidden_states = self.drop(inputs_embeds + self.wpe(position_ids))
         for block in self.h[:-1]:
             hidden_states = block(hidden_states, None, **block_inputs, **kwargs)
         top_query = self.wqe(position_ids).expand_as(hidden_states)
         hidden_states = self.h[-1](self.ln_f(hidden_states), top_query, **block_inputs, **kwargs)
-        return BaseModelOutputWithPast(
-            last_hidden_state=hidden_states, past_key_values=past_key_values if use_cache else None
-        )
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
-    @staticmethod
-    def _positions(inputs_embeds: Tensor, attention_mask: Tensor | None, past_key_values: Cache | None) -> Tensor:
-        """Positions (B or 1, T): a running count of the real tokens, or of all tokens without a 2-D mask."""
-        length = inputs_embeds.shape[1]
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
-        if attention_mask is not None and attention_mask.ndim == 2:
-            # A static cache hands over a mask of its full length; only the part seen so far counts.
-            counted = attention_mask[:, : past_length + length].long().cumsum(dim=-1)
-            return (counted - 1).clamp(min=0)[:, -length:]
-        return (torch.arange(length, device=inputs_embeds.device) + past_length).unsqueeze(0)
-
-    def _check_positions(self, position_ids: Tensor) -> None:
+    def _check_positions(self, position_ids: Tensor, past_key_values: Cache | None, derived: bool) -> None:
         if torch.compiler.is_compiling() or position_ids.is_meta or position_ids.numel() == 0:
             return
-        last, limit = int(position_ids.max()), self.config.max_position_embeddings
-        if last >= limit:
+        limit = self.config.max_position_embeddings
+        # Reading a position stalls an accelerator, so the lengths answer where they can: positions derived from them,
+        # and single steps of generation, lie below what the cache holds or can hold.
+        if derived or (position_ids.shape[-1] == 1 and position_ids.device.type != "cpu"):
+            capacity = past_key_values.get_max_length(0) if past_key_values is not None else -1
+            past_length = past_key_values.get_seq_length() if past_key_values is not None and capacity < 0 else 0
+            if max(capacity, past_length + position_ids.shape[-1]) <= limit:
+                return
+        first, last = (int(bound) for bound in position_ids.aminmax())
+        if first < 0 or last >= limit:
             raise ValueError(
-                f"GPTPanguModel: position {last} does not exist, the model has max_position_embeddings={limit} "
-                f"(positions 0 to {limit - 1}). Shorten the prompt or the number of new tokens."
+                f"GPTPanguModel: position {first if first < 0 else last} does not exist, the model has "
+                f"max_position_embeddings={limit} (positions 0 to {limit - 1}). Shorten the prompt or the number of "
+                "new tokens."
             )
 
 
@@ -260,6 +261,16 @@ class GPTPanguForCausalLM(GPTPanguPreTrainedModel, GenerationMixin):
         self.transformer = GPTPanguModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
+        """Ties the output head to the word embedding, unless a file that is being loaded holds two different ones.
+
+        transformers then leaves them apart with a warning. Here the configuration follows, so that neither a later
+        call (resizing makes one) nor the saved model's next loading ties them after all.
+        """
+        super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
+        if missing_keys is not None and not self.all_tied_weights_keys:
+            self.config.tie_word_embeddings = False
 
     @can_return_tuple
     def forward(
@@ -287,8 +298,7 @@ class GPTPanguForCausalLM(GPTPanguPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -305,4 +315,10 @@ class GPTPanguForSequenceClassification(GenericForSequenceClassification, GPTPan
     """A score head (no bias) at the last real token; with `num_labels=1` a reward or value model."""
 
     # The generic class, first in the resolution order, calls its backbone "model".
+    base_model_prefix = "transformer"
+
+
+class GPTPanguForTokenClassification(GenericForTokenClassification, GPTPanguPreTrainedModel):
+    """A linear head (with bias) at every token."""
+
     base_model_prefix = "transformer"
