@@ -5,13 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-slow lint install clean
 
 demo: install  ## The whole pipeline on Chinese reviews; STEPS=smoke for a quick look.
 	$(BIN)/python recipes/demo/run.py --steps $(STEPS)
 
 test: install  ## All tests that need no GPU and no network.
 	$(BIN)/python -m pytest
+
+test-slow: install  ## The tests that `make test` leaves out because they take minutes.
+	$(BIN)/python -m pytest -m slow
 
 lint: install
 	$(BIN)/ruff check .
