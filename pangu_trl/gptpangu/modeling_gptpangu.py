@@ -22,7 +22,8 @@ from transformers.modeling_layers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
-from transformers.utils import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -190,7 +191,7 @@ class GPTPanguModel(GPTPanguPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """Encodes a batch.
 
@@ -207,10 +208,13 @@ class GPTPanguModel(GPTPanguPreTrainedModel):
 
         Raises:
             ValueError: Neither or both of `input_ids` and `inputs_embeds`; a position that the tables do not have; a
-                mask of another shape; packed sequences where they cannot be kept apart.
+                mask of another shape; packed sequences where they cannot be kept apart; `token_type_ids` or `head_mask`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("GPTPanguModel: pass exactly one of input_ids and inputs_embeds.")
+        for name in ("token_type_ids", "head_mask"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"GPTPanguModel: {name} is an input of the published code only; leave it out.")
         if inputs_embeds is None:
             inputs_embeds = self.wte(input_ids)
         given_position_ids = position_ids
@@ -283,7 +287,7 @@ class GPTPanguForCausalLM(GPTPanguPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """Next-token logits (B, T, V) and, with `labels` (B, T; -100 is ignored), the mean cross entropy.
 
