@@ -16,6 +16,22 @@ test: install  ## All tests that need no GPU and no network.
 test-slow: install  ## The tests that `make test` leaves out because they take minutes.
 	$(BIN)/python -m pytest -m slow
 
+# The common tests that transformers runs on its own models, taken from the source distribution of the version we pin.
+# That one lacks the generation and export tests; TRANSFORMERS_SOURCE=<checkout of the same version> has them as well.
+TRANSFORMERS_VERSION := $(shell sed -n 's/^transformers==//p' constraints.txt)
+TRANSFORMERS := .cache/transformers-$(TRANSFORMERS_VERSION)
+TRANSFORMERS_SOURCE ?= $(TRANSFORMERS)
+
+test-transformers: install $(TRANSFORMERS_SOURCE)/tests/__init__.py  ## transformers' own model tests, on GPTPangu.
+	$(PIP) parameterized==0.9.0
+	TRANSFORMERS_SOURCE=$(TRANSFORMERS_SOURCE) $(BIN)/python -m pytest tests/transformers_common \
+	  --override-ini addopts= -rs -W ignore::pytest.PytestUnknownMarkWarning
+
+$(TRANSFORMERS)/tests/__init__.py: | $(VENV)/.installed
+	$(BIN)/pip download --quiet --no-binary :all: --no-deps --dest .cache transformers==$(TRANSFORMERS_VERSION)
+	tar -xzf $(TRANSFORMERS).tar.gz -C .cache transformers-$(TRANSFORMERS_VERSION)/tests
+	touch $@
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
