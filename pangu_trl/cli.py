@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pangu_trl.commands import evaluate, sample, score
+from pangu_trl.commands import convert, evaluate, publish, sample, score
 
-COMMANDS = {"sample": sample, "score": score, "evaluate": evaluate}
+COMMANDS = {"convert": convert, "sample": sample, "score": score, "evaluate": evaluate, "publish": publish}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

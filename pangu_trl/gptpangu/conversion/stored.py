@@ -1,0 +1,237 @@
+"""Tensors that lie in a file until they are needed: torch pickles, safetensors, numpy files."""
+
+import argparse
+import json
+import pickle
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+
+class ConversionError(ValueError):
+    """A checkpoint that is not what it should be, or cannot be what was asked for."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a checkpoint, read when it is needed.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its element type.
+        place: File and name, for messages.
+        read: Reads it. The memory may be a read-only map of the file.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    place: str
+    read: Callable[[], Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def transposed(self) -> "StoredTensor":
+        return replace(self, shape=self.shape[::-1], read=lambda: self.read().T)
+
+    def first_rows(self, count: int) -> "StoredTensor":
+        return replace(self, shape=(count, *self.shape[1:]), read=lambda: self.read()[:count])
+
+
+class TensorFile(Protocol):
+    """A file of tensors. `release` gives its memory back; the file opens again when it is read again."""
+
+    path: Path
+
+    def tensors(self) -> dict[str, StoredTensor]: ...
+
+    def release(self) -> None: ...
+
+
+class TorchFile:
+    """A file that `torch.save` wrote; mapped, not read. Only tensors and plain containers are unpickled.
+
+    Args:
+        path: The file.
+        keys: Where the tensors lie in the saved object, for instance ("model", "language_model").
+    """
+
+    def __init__(self, path: Path, keys: tuple[str, ...] = ()) -> None:
+        self.path = path
+        self.keys = keys
+        self._content: Any = None
+
+    def content(self) -> Any:
+        """The saved object.
+
+        Raises:
+            ConversionError: The file is damaged, or would run code.
+        """
+        if self._content is None:
+            # Megatron keeps its command line beside the weights, in a class that holds attributes and nothing else.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                self._content = _load_pickle(self.path)
+        return self._content
+
+    def tensors(self) -> dict[str, StoredTensor]:
+        """All tensors by name; keys of nested dictionaries are joined by " / ".
+
+        Raises:
+            ConversionError: The file is damaged, would run code, or holds something else than tensors.
+        """
+        node = self.content()
+        for key in self.keys:
+            if not isinstance(node, dict) or key not in node:
+                held = sorted(map(str, node)) if isinstance(node, dict) else type(node).__name__
+                raise ConversionError(f"{self.path}: no {' / '.join(self.keys)} in it; it holds {held}.")
+            node = node[key]
+        if not isinstance(node, dict):
+            raise ConversionError(f"{self.path}: expected a dictionary of tensors; got {type(node).__name__}.")
+        return {" / ".join(keys): self._stored(keys, leaf) for keys, leaf in _leaves(node)}
+
+    def _stored(self, keys: tuple[str, ...], leaf: Any) -> StoredTensor:
+        place = f"{self.path}: {' / '.join(keys)}"
+        if not isinstance(leaf, Tensor):
+            raise ConversionError(f"{place}: expected a tensor; got {type(leaf).__name__}.")
+
+        def read() -> Tensor:
+            node = self.content()
+            for key in (*self.keys, *keys):
+                node = node[key]
+            return node.detach()
+
+        return StoredTensor(tuple(leaf.shape), leaf.dtype, place, read)
+
+    def release(self) -> None:
+        self._content = None
+
+
+class SafetensorsFile:
+    """A safetensors file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle: Any = None
+
+    def _open(self) -> Any:
+        if self._handle is None:
+            try:
+                self._handle = safe_open(self.path, framework="pt")
+            except SafetensorError as error:
+                raise ConversionError(f"{self.path}: truncated or damaged ({error}). Copy it again.") from error
+        return self._handle
+
+    def tensors(self) -> dict[str, StoredTensor]:
+        handle = self._open()
+        return {
+            # An empty slice tells the element type without reading.
+            name: StoredTensor(
+                tuple(handle.get_slice(name).get_shape()),
+                handle.get_slice(name)[:0].dtype
+                if handle.get_slice(name).get_shape()
+                else handle.get_tensor(name).dtype,
+                f"{self.path}: {name}",
+                lambda name=name: self._open().get_tensor(name),
+            )
+            for name in handle.keys()  # noqa: SIM118 (a safetensors handle is no mapping)
+        }
+
+    def release(self) -> None:
+        self._handle = None
+
+
+class NumpyFile:
+    """A `.npy` file of one tensor, named like the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def _array(self) -> np.ndarray:
+        try:
+            return np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise ConversionError(f"{self.path}: no complete numpy file ({error}). Copy it again.") from error
+
+    def tensors(self) -> dict[str, StoredTensor]:
+        array = self._array()
+        dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+        # A copy, as torch has no read-only tensors.
+        read = lambda: torch.from_numpy(np.array(self._array()))  # noqa: E731
+        return {self.path.stem: StoredTensor(array.shape, dtype, str(self.path), read)}
+
+    def release(self) -> None:
+        """Nothing is kept open."""
+
+
+def find_model_files(folder: Path) -> list[TensorFile]:
+    """The weight files of a folder in HF format, one or several, safetensors before `.bin` as transformers prefers.
+
+    Raises:
+        ConversionError: There are none, or one that the index names is missing.
+    """
+    for stem, suffix, opener in (("model", "safetensors", SafetensorsFile), ("pytorch_model", "bin", TorchFile)):
+        single, index = folder / f"{stem}.{suffix}", folder / f"{stem}.{suffix}.index.json"
+        if single.exists():
+            return [opener(single)]
+        if index.exists():
+            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+            missing = [name for name in names if not (folder / name).exists()]
+            if missing:
+                raise ConversionError(f"{index}: names {', '.join(missing)}, which the folder does not hold.")
+            return [opener(folder / name) for name in names]
+    raise ConversionError(
+        f"{folder}: expected model.safetensors or pytorch_model.bin, or an index of either; found "
+        f"{', '.join(sorted(path.name for path in folder.iterdir())) or 'an empty folder'}."
+    )
+
+
+def collect(files: Iterable[TensorFile]) -> dict[str, StoredTensor]:
+    """The tensors of several files in one dictionary.
+
+    Raises:
+        ConversionError: Two files hold a tensor of one name.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        for name, tensor in file.tensors().items():
+            if name in tensors:
+                raise ConversionError(f"{name}: stands in two files, {tensors[name].place} and {tensor.place}.")
+            tensors[name] = tensor
+    return tensors
+
+
+def _leaves(node: dict, keys: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*keys, key))
+        else:
+            yield (*keys, key), value
+
+
+def _load_pickle(path: Path) -> Any:
+    try:
+        try:
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except RuntimeError as error:
+            # Files from before torch 1.6 are no zip archives and cannot be mapped.
+            if "mmap can only be used" not in str(error):
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConversionError(
+            f"{path}: not loaded, because it holds more than tensors and plain containers and could run code, or is "
+            f"damaged ({_first_line(error)}). Save only the tensors in it, on a machine where you trust it."
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ConversionError(f"{path}: truncated or damaged ({_first_line(error)}). Copy it again.") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
