@@ -1,0 +1,148 @@
+"""Model cards: what a published folder holds, what it was made from, and how to load it."""
+
+from dataclasses import dataclass
+
+from huggingface_hub import ModelCardData
+
+from .custom_code import MODEL_TYPES, TOKENIZER_CLASS, read_json
+from .folder import ModelFolder
+
+STAGES = {
+    "sft": "supervised fine-tuning",
+    "reward": "training of a reward model on ranked answers",
+    "ppo": "PPO against a reward model",
+}
+# PEFT leaves a card full of blanks beside every adapter.
+BLANK_CARD_MARK = "[More Information Needed]"
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a folder does not say itself.
+
+    Attributes:
+        repo_id: Where the folder will be found.
+        stage: A key of `STAGES`; None if unknown.
+        base_model: Hub id of the model that training started from; None if unknown.
+        license: Identifier of the license on the Hub; None leaves it out.
+        has_custom_code: Whether the code of GPTPangu travels along.
+    """
+
+    repo_id: str
+    stage: str | None
+    base_model: str | None
+    license: str | None
+    has_custom_code: bool
+
+
+def model_card(folder: ModelFolder, facts: CardFacts) -> str:
+    """Writes a README.md with the metadata that the Hub reads."""
+    is_reward = facts.stage == "reward"
+    is_classifier = _auto_class(folder) == "AutoModelForSequenceClassification"
+    pipeline = None if folder.kind == "tokenizer" else "text-classification" if is_classifier else "text-generation"
+    metadata = ModelCardData(
+        library_name="peft" if folder.kind == "adapter" else "transformers",
+        pipeline_tag=pipeline,
+        base_model=facts.base_model,
+        license=facts.license,
+        tags=["pangu_trl"] + ([facts.stage] if facts.stage else []) + (["reward-model"] if is_reward else []),
+    )
+    lines = [f"# {facts.repo_id.partition('/')[2]}", "", _description(folder, facts), ""]
+    if facts.stage:
+        lines += [f"- Last training stage: {STAGES[facts.stage]}"]
+    if facts.base_model:
+        lines += [f"- Base model: [{facts.base_model}](https://huggingface.co/{facts.base_model})"]
+    if folder.weight_files:
+        lines += [f"- Numbers in the weight files: {folder.count_parameters():,}"]
+    lines += ["", *_loading(folder, facts)]
+    return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"
+
+
+def infer_stage(folder: ModelFolder) -> str | None:
+    """The stage that wrote a folder, where the folder shows it: PPO keeps its critic beside the policy."""
+    if folder.kind != "tokenizer" and (folder.path / "value_model").is_dir():
+        return "ppo"
+    has_one_score = folder.kind == "adapter" or len(folder.config.get("id2label", ())) == 1
+    is_critic = folder.path.name == "value_model"
+    if _auto_class(folder) == "AutoModelForSequenceClassification" and has_one_score and not is_critic:
+        return "reward"
+    return None
+
+
+def _auto_class(folder: ModelFolder) -> str:
+    architecture = next(iter(folder.config.get("architectures") or []), "")
+    is_classifier = folder.adapter_config.get("task_type") == "SEQ_CLS" or "SequenceClassification" in architecture
+    if is_classifier:
+        return "AutoModelForSequenceClassification"
+    has_head = folder.kind == "adapter" or architecture.endswith(("ForCausalLM", "LMHeadModel"))
+    return "AutoModelForCausalLM" if has_head else "AutoModel"
+
+
+def _is_gptpangu(folder: ModelFolder) -> bool:
+    tokenizer_class = read_json(folder.path / "tokenizer_config.json").get("tokenizer_class")
+    return folder.config.get("model_type") in MODEL_TYPES or tokenizer_class == TOKENIZER_CLASS
+
+
+def _description(folder: ModelFolder, facts: CardFacts) -> str:
+    architecture = "GPTPangu (PanGu-alpha)" if _is_gptpangu(folder) else folder.config.get("model_type", "")
+    if folder.kind == "tokenizer":
+        return "A tokenizer."
+    what = {
+        "AutoModelForCausalLM": "language model",
+        "AutoModelForSequenceClassification": "sequence classification model",
+        "AutoModel": "model without a head",
+    }[_auto_class(folder)]
+    if facts.stage == "reward":
+        what = "reward model: it gives an answer to a prompt one score, higher is better"
+    if folder.kind == "adapter":
+        return f"A PEFT adapter ({folder.adapter_config.get('peft_type')}). With its base model it is a {what}."
+    return f"{architecture} as a {what}."
+
+
+def _loading(folder: ModelFolder, facts: CardFacts) -> list[str]:
+    """The sections on how to load it, with pangu_trl and without."""
+    registering = "import pangu_trl  # registers GPTPangu"
+    if facts.has_custom_code:
+        base = "" if folder.kind != "adapter" else " The base model must be published with its code, too."
+        return [
+            *("## With pangu_trl", "", *_example(folder, facts, registering, "")),
+            *("## Without pangu_trl", ""),
+            f"transformers runs Python files of the repository: read them, and pin a `revision`.{base} The tokenizer "
+            "needs `pip install sentencepiece jieba`.",
+            *("", *_example(folder, facts, None, ", trust_remote_code=True")),
+        ]
+    if _is_gptpangu(folder):
+        return ["## How to load it", "", *_example(folder, facts, registering, "")]
+    return ["## How to load it", "", *_example(folder, facts, None, "")]
+
+
+def _example(folder: ModelFolder, facts: CardFacts, first_import: str | None, trust: str) -> list[str]:
+    """A block of Python that loads everything, and has a reward model score an answer."""
+    auto_class = _auto_class(folder)
+    classes = ["AutoTokenizer"] if folder.kind == "tokenizer" else [auto_class, "AutoTokenizer"]
+    imports = [first_import] if first_import else []
+    code = []
+    if folder.kind == "model":
+        code = [f'model = {auto_class}.from_pretrained("{facts.repo_id}"{trust})']
+    elif folder.kind == "adapter":
+        imports += ["from peft import PeftModel"]
+        labels = ", num_labels=1" if facts.stage == "reward" else ""
+        code = [
+            f'base = {auto_class}.from_pretrained("{facts.base_model}"{labels}{trust})',
+            f'model = PeftModel.from_pretrained(base, "{facts.repo_id}")',
+        ]
+    has_tokenizer = (folder.path / "tokenizer_config.json").exists()
+    if has_tokenizer or folder.kind == "adapter":
+        tokenizer_id = facts.repo_id if has_tokenizer else facts.base_model
+        code += [f'tokenizer = AutoTokenizer.from_pretrained("{tokenizer_id}"{trust})']
+    else:
+        classes.remove("AutoTokenizer")
+    if facts.stage == "reward" and "AutoTokenizer" in classes:
+        imports = ["import torch", *imports]
+        code += [
+            "",
+            'ids = tokenizer("prompt")["input_ids"]',
+            'ids += tokenizer("answer" + tokenizer.eos_token, add_special_tokens=False)["input_ids"]',
+            "score = model.eval()(torch.tensor([ids])).logits[0, 0].item()",
+        ]
+    return ["```python", *imports, f"from transformers import {', '.join(classes)}", "", *code, "```", ""]
