@@ -82,14 +82,15 @@ def test_packed_sequences_that_would_continue_a_cache_are_refused(model):
 
 
 def test_a_new_sequence_starts_where_the_position_of_a_real_token_does_not_rise():
-    positions = torch.tensor([[0, 1, 2, 0, 1, 0], [1, 1, 0, 1, 2, 0], [0, 1, 9, 2, 3, 4], [0, 1, 2, 7, 8, 9]])
-    real = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 1, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]]).bool()
-    # Row 1: two pads, then a sequence (which the pads' positions do not split) and a one-token sequence.
-    # Row 2: a hole. Row 3: a jump forward, as in a text with a part cut out.
-    expected = [[0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 1, 2], [0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]]
-    sequences = number_packed_sequences(positions, real)
-    assert sequences[[0, 2, 3]].tolist() == [expected[0], expected[2], expected[3]]
-    assert sequences[1, 2:].diff().tolist() == [0, 0, 1]
+    cases = [  # positions, 1 for real tokens, number of the sequence
+        ([0, 1, 2, 0, 1, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 2]),
+        ([1, 1, 0, 1, 2, 0], [0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]),  # pads in front start nothing
+        ([0, 1, 0, 0, 1, 2], [1, 1, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1]),  # a pad between two sequences
+        ([0, 1, 9, 2, 3, 4], [1, 1, 0, 1, 1, 1], [0, 0, 0, 0, 0, 0]),  # a hole in one sequence
+        ([0, 1, 2, 7, 8, 9], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]),  # a jump forward
+    ]
+    positions, real, expected = (torch.tensor(column) for column in zip(*cases, strict=True))
+    assert number_packed_sequences(positions, real.bool()).tolist() == expected.tolist()
 
 
 def block_mask_of_packed() -> torch.Tensor:
