@@ -315,14 +315,32 @@ class GPTPanguForCausalLM(GPTPanguPreTrainedModel, GenerationMixin):
         )
 
 
+# The constructors of the generic classes ask AutoModel for the backbone, which, for custom code on the Hub, wants to be
+# told again that it is trusted. These name the class, and set up the rest alike.
 class GPTPanguForSequenceClassification(GenericForSequenceClassification, GPTPanguPreTrainedModel):
     """A score head (no bias) at the last real token; with `num_labels=1` a reward or value model."""
 
     # The generic class, first in the resolution order, calls its backbone "model".
     base_model_prefix = "transformer"
 
+    def __init__(self, config: GPTPanguConfig) -> None:
+        GPTPanguPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.transformer = GPTPanguModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
 
 class GPTPanguForTokenClassification(GenericForTokenClassification, GPTPanguPreTrainedModel):
-    """A linear head (with bias) at every token."""
+    """A linear head (with bias) at every token, after dropout of `classifier_dropout` (0.1)."""
 
     base_model_prefix = "transformer"
+
+    def __init__(self, config: GPTPanguConfig) -> None:
+        GPTPanguPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.transformer = GPTPanguModel(config)
+        dropout = getattr(config, "classifier_dropout", None)
+        self.dropout = nn.Dropout(0.1 if dropout is None else dropout)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()

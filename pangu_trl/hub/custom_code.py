@@ -11,6 +11,7 @@ from pangu_trl.gptpangu import (
     GPTPanguConfig,
     GPTPanguForCausalLM,
     GPTPanguForSequenceClassification,
+    GPTPanguForTokenClassification,
     GPTPanguModel,
     GPTPanguTokenizer,
 )
@@ -22,6 +23,7 @@ MODEL_CLASSES = {
     "AutoModel": GPTPanguModel,
     "AutoModelForCausalLM": GPTPanguForCausalLM,
     "AutoModelForSequenceClassification": GPTPanguForSequenceClassification,
+    "AutoModelForTokenClassification": GPTPanguForTokenClassification,
 }
 
 
