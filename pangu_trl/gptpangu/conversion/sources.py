@@ -160,7 +160,7 @@ def read_config(folder: Path, unsaid: Unsaid) -> tuple[GPTPanguConfig, dict[str,
     # What belongs to the code that wrote the file, not to the model.
     foreign = ("model_type", "auto_map", "architectures", "transformers_version", "torch_dtype", "dtype")
     config = GPTPanguConfig(**{key: value for key, value in said.items() if key not in foreign})
-    _compare_with_user(config, unsaid, path)
+    _compare_with_user(vars(config), unsaid, path)
     return config, said
 
 
@@ -235,17 +235,20 @@ def _from_shapes(tensors: dict[str, StoredTensor], files: list[TensorFile], fold
             f"{folder}: the word embedding has {rows} rows, fewer than the {vocab_size} tokens of the vocabulary. "
             "Is --vocab-size right?"
         )
+    found = {
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "num_layers": sum(name.endswith(".ln_1.weight") for name in tensors),
+        "num_heads": num_heads,
+        "max_position_embeddings": tensors["transformer.wpe.weight"].shape[0],
+    }
+    _compare_with_user(found, unsaid, folder)
     config = GPTPanguConfig(
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        num_layers=sum(name.endswith(".ln_1.weight") for name in tensors),
-        num_heads=num_heads,
+        **found,
         intermediate_size=None if width == 4 * hidden_size else width,
-        max_position_embeddings=tensors["transformer.wpe.weight"].shape[0],
         # The official weights were trained with the tanh form of GELU.
         activation_function="gelu_pytorch_tanh",
     )
-    _compare_with_user(config, unsaid, folder)
     source = Source(config, tensors, files)
     if vocab_size < rows:
         tensors[WORD_EMBEDDING.hf] = tensors[WORD_EMBEDDING.hf].first_rows(vocab_size)
@@ -253,19 +256,20 @@ def _from_shapes(tensors: dict[str, StoredTensor], files: list[TensorFile], fold
     return source
 
 
-def _compare_with_user(config: GPTPanguConfig, unsaid: Unsaid, where: object) -> None:
-    wanted = {"num_heads": unsaid.num_heads, "vocab_size": unsaid.vocab_size}
-    labels = {"num_heads": "--num-heads", "vocab_size": "--vocab-size"}
+def _compare_with_user(found: dict[str, Any], unsaid: Unsaid, where: object) -> None:
+    """Raises ConversionError where the checkpoint says something else than the user."""
+    said = {}
     if unsaid.size is not None:
-        names = ("num_layers", "hidden_size", "num_heads", "vocab_size", "max_position_embeddings")
-        named = named_config(unsaid.size)
-        wanted = {name: wanted.get(name) or getattr(named, name) for name in names}
-    for name, value in wanted.items():
-        if value is not None and value != getattr(config, name):
-            said_by = labels.get(name) if getattr(unsaid, name, None) is not None else f"--size {unsaid.size}"
-            raise ConversionError(
-                f"{where}: {name} is {getattr(config, name)} in the checkpoint, {value} by {said_by}."
-            )
+        named = vars(named_config(unsaid.size))
+        sizes = ("num_layers", "hidden_size", "num_heads", "vocab_size", "max_position_embeddings")
+        said = {name: (named[name], f"--size {unsaid.size}") for name in sizes}
+    if unsaid.num_heads is not None:
+        said["num_heads"] = unsaid.num_heads, "--num-heads"
+    if unsaid.vocab_size is not None:
+        said["vocab_size"] = unsaid.vocab_size, "--vocab-size"
+    for name, (value, option) in said.items():
+        if value != found[name]:
+            raise ConversionError(f"{where}: {name} is {found[name]} in the checkpoint, {value} by {option}.")
 
 
 def _rank_files(folder: Path) -> list[Path]:
