@@ -5,13 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow lint install clean
+.PHONY: demo test test-slow test-tokenizer lint install clean
 
 demo: install  ## The whole pipeline on Chinese reviews; STEPS=smoke for a quick look.
 	$(BIN)/python recipes/demo/run.py --steps $(STEPS)
 
 test: install  ## All tests that need no GPU and no network.
 	$(BIN)/python -m pytest
+
+test-tokenizer: install  ## The tokenizer against jieba itself on all reviews and 400,000 random texts.
+	$(BIN)/python -m pytest tests/gptpangu/test_official_ids.py -m ''
 
 test-slow: install  ## The tests that `make test` leaves out because they take minutes.
 	$(BIN)/python -m pytest -m slow
@@ -44,7 +47,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "pangu_trl needs Python 3.10 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[demo,dev]'
+	$(PIP) --editable '.[demo,dev,fast]'
 	$(PIP) --no-deps pcl-pangu==1.2.6.2
 	touch $@
 

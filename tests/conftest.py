@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 
 import pangu_trl
-from pangu_trl.gptpangu.vocabulary_gptpangu import train_vocabulary
+from pangu_trl.gptpangu.vocabulary_training import train_vocabulary
 
 torch.set_num_threads(1)
 

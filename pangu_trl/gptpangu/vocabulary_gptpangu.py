@@ -1,23 +1,17 @@
-"""The SentencePiece vocabulary under GPTPangu's tokenizer: reading one, and training one for smaller models.
+"""The SentencePiece vocabulary under GPTPangu's tokenizer.
 
 A space of the text becomes U+2582 and a newline U+2583, the text is cut into words, the words are joined by spaces, and
 the whole goes through SentencePiece at once: word by word, float32 rounding would break ties differently.
 """
 
-import io
 import re
-from collections import Counter
-from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from sentencepiece import SentencePieceProcessor
 
-from .segmentation_gptpangu import segment
-
-if TYPE_CHECKING:
-    from .tokenization_gptpangu import GPTPanguTokenizer
+from .segmentation_gptpangu import join_words
 
 VOCABULARY_FILE = "vocab.model"
 
@@ -26,17 +20,6 @@ SPACE, NEWLINE = "\u2582", "\u2583"
 RESERVED_PIECES = ("<unk>", "<s>", "</s>", NEWLINE, SPACE, "<sep>", "<pad>", "<mask>", "<eod>", "<eot>")
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_TOO_LARGE = re.compile(r"Vocabulary size too high .* <= (?P<limit>\d+)")
-_TOO_SMALL = re.compile(r"Vocabulary size is smaller than required_chars. \d+ vs (?P<limit>\d+)")
-
-# The coverage of the official vocabulary, SentencePiece's default, and the smallest that its trainer takes.
-_CHARACTER_COVERAGE, _SMALLEST_COVERAGE = 0.9995, 0.98
-# Of a small vocabulary on Chinese text, characters would take nearly all pieces and leave none for words.
-_LARGEST_SHARE_OF_CHARACTERS = 0.75
-# SentencePiece's own mark for unknown characters; its trainer silently skips lines that hold one.
-_TRAINER_UNKNOWN = "\u2585"
-# Lines above the default of 4192 bytes would be skipped, silently too.
-_LONGEST_LINE_BYTES = 1 << 30
 
 
 class PanguVocabulary:
@@ -83,11 +66,11 @@ class PanguVocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Returns the official ids of a text in which no token is special."""
-        return self._run(text, join_words(text), int)
+        return self._run(text, spaced_words(text), int)
 
     def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Returns the same ids, and for each the characters of the text that it stands for, (start, end)."""
-        joined = join_words(text)
+        joined = spaced_words(text)
         mapping = self._run(text, joined, "offset_mapping")
         # Every space in `joined` was added there, the text's own spaces having been replaced.
         added = list(accumulate((character == " " for character in joined), initial=0))
@@ -97,13 +80,13 @@ class PanguVocabulary:
         try:
             return self._processor.encode(joined, out_type=return_type)
         except (RuntimeError, UnicodeEncodeError):
-            _refuse_lone_surrogate(text, "text")
+            refuse_lone_surrogate(text, "text")
             raise
 
 
-def join_words(text: str) -> str:
+def spaced_words(text: str) -> str:
     """Returns the words of a text joined by spaces, its own spaces and newlines replaced by U+2582 and U+2583."""
-    return " ".join(segment(text.replace(" ", SPACE).replace("\n", NEWLINE)))
+    return join_words(text.replace(" ", SPACE).replace("\n", NEWLINE))
 
 
 def piece_text(piece: str) -> str:
@@ -111,100 +94,8 @@ def piece_text(piece: str) -> str:
     return piece.replace("\u2581", "").replace(SPACE, " ").replace(NEWLINE, "\n")
 
 
-def train_vocabulary(
-    texts: Iterable[str], output_dir: str | Path, vocab_size: int, num_threads: int = 2
-) -> "GPTPanguTokenizer":
-    """Trains a vocabulary like the official one on texts, and writes a tokenizer folder over it.
-
-    A SentencePiece unigram model of segmented text, with the normalisation and the first ten pieces of the official
-    vocabulary. It differs in one point: characters get a piece of their own, most frequent first, only up to three
-    quarters of a small vocabulary (but at least those of 98 % of the text), so that there is room for words. The rarer
-    ones become `<unk>`.
-
-    All texts are held in memory and all are used; of a corpus beyond some hundred megabytes, pass a sample. The same
-    texts in the same order with the same `num_threads` give the same bytes.
-
-    Args:
-        texts: Training texts, at least one with a visible character.
-        output_dir: Folder to write, made if needed; it must not hold a tokenizer.
-        vocab_size: Number of pieces, the ten reserved ones included.
-        num_threads: Threads of the SentencePiece trainer.
-
-    Returns:
-        The tokenizer over the new vocabulary, as it would load from `output_dir`.
-
-    Raises:
-        FileExistsError: The folder holds a tokenizer.
-        TypeError: `texts` is one string, or holds something else than strings.
-        ValueError: There is no text, a text is not valid Unicode, or the texts are too few for `vocab_size`.
-    """
-    from .tokenization_gptpangu import GPTPanguTokenizer  # that module imports this one
-
-    folder = Path(output_dir)
-    for name in (VOCABULARY_FILE, "tokenizer_config.json", "tokenizer.json"):
-        if (folder / name).exists():
-            raise FileExistsError(f"{folder / name} exists: the folder holds a tokenizer; remove it or take another")
-    model = _train_model(_training_lines(texts), vocab_size, num_threads)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / VOCABULARY_FILE
-    path.write_bytes(model)
-    tokenizer = GPTPanguTokenizer(path, name_or_path=str(folder))
-    tokenizer.save_pretrained(folder)
-    return tokenizer
-
-
-def _training_lines(texts: Iterable[str]) -> list[str]:
-    if isinstance(texts, str):
-        raise TypeError("texts must be an iterable of strings, got one string; pass [text]")
-    lines = []
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"texts[{index}] must be a string, got {type(text).__name__}")
-        _refuse_lone_surrogate(text, f"texts[{index}]")
-        lines.append(join_words(text).replace(_TRAINER_UNKNOWN, " "))
-    if not any(line.strip(f" {SPACE}{NEWLINE}") for line in lines):
-        raise ValueError(f"expected text to train a vocabulary on, got {len(lines)} texts without a visible character")
-    return lines
-
-
-def _train_model(lines: list[str], vocab_size: int, num_threads: int) -> bytes:
-    model = io.BytesIO()
-    try:
-        SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            model_type="unigram",
-            vocab_size=vocab_size,
-            user_defined_symbols=list(RESERVED_PIECES[3:]),
-            character_coverage=_character_coverage(lines, vocab_size),
-            max_sentence_length=_LONGEST_LINE_BYTES,
-            num_threads=num_threads,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        size = f"{len(lines)} texts of {sum(map(len, lines))} characters"
-        if found := _TOO_LARGE.search(str(error)):
-            advice = f"give more text or a vocab_size of at most {found['limit']}"
-        elif found := _TOO_SMALL.search(str(error)):
-            advice = f"the characters alone need a vocab_size of at least {found['limit']}"
-        else:
-            advice = str(error)
-        raise ValueError(f"cannot train a vocabulary of {vocab_size} pieces on {size}: {advice}") from error
-    return model.getvalue()
-
-
-def _character_coverage(lines: list[str], vocab_size: int) -> float:
-    """Returns the share of the text's characters that get a piece of their own."""
-    counts = Counter()
-    for line in lines:
-        counts.update(line)
-    del counts[" "]
-    most_frequent = counts.most_common(int(_LARGEST_SHARE_OF_CHARACTERS * vocab_size))
-    covered = sum(count for _, count in most_frequent) / counts.total()
-    return min(_CHARACTER_COVERAGE, max(_SMALLEST_COVERAGE, covered))
-
-
-def _refuse_lone_surrogate(text: str, where: str) -> None:
+def refuse_lone_surrogate(text: str, where: str) -> None:
+    """Raises a ValueError that names the place and the remedy if a text is not valid Unicode."""
     found = _LONE_SURROGATE.search(text)
     if found:
         around = text[max(0, found.start() - 10) : found.end() + 10]

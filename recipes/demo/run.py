@@ -25,7 +25,7 @@ from reviews import SplitCounts, prepare_reviews
 
 from pangu_trl import GPTPanguConfig, GPTPanguForCausalLM, cli
 from pangu_trl.data import read_jsonl
-from pangu_trl.gptpangu.vocabulary_gptpangu import train_vocabulary
+from pangu_trl.gptpangu.vocabulary_training import train_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
 JUDGE = f"{ROOT / 'recipes' / 'demo' / 'judge.py'}:sentiment"

@@ -1,14 +1,19 @@
-"""Golden models of the reference implementation, and what compares one forward pass with another."""
+"""Golden models of the reference implementation, what compares forward passes, both engines of the segmenter."""
 
 from collections.abc import Callable
 from pathlib import Path
 
+import jieba
 import pytest
+from official_tokenizer import load_jieba, official_vocabulary_path
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import pangu_trl
+from pangu_trl.gptpangu import segmentation_gptpangu
+from pangu_trl.gptpangu.jieba_tables_gptpangu import read_dictionary, read_markov_tables
+from pangu_trl.gptpangu.single_characters_gptpangu import WordFinder
 
 
 @pytest.fixture
@@ -20,3 +25,25 @@ def load_golden(fixtures: Path) -> Callable[..., tuple["pangu_trl.GPTPanguForCau
         return model.eval(), load_file(fixtures / name / "golden.safetensors")
 
     return load
+
+
+@pytest.fixture(scope="session")
+def engines() -> dict[str, segmentation_gptpangu.Segmenter]:
+    """Both engines of the segmenter, by name."""
+    word_finder = WordFinder(*read_markov_tables())
+    rust = segmentation_gptpangu._load_rust_segmenter(word_finder)
+    if rust is None:
+        pytest.fail("the tests compare both engines of the segmenter: pip install rjieba==0.2.2")
+    return {"rust": rust, "python": segmentation_gptpangu.PythonSegmenter(*read_dictionary(), word_finder)}
+
+
+@pytest.fixture(scope="session")
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> jieba.Tokenizer:
+    """jieba itself, with its cache file in a private folder."""
+    return load_jieba(tmp_path_factory.mktemp("jieba"))
+
+
+@pytest.fixture(scope="session")
+def official_vocabulary() -> Path:
+    """The official vocab.model of 40,000 pieces."""
+    return official_vocabulary_path()

@@ -18,7 +18,7 @@ from sentencepiece import SentencePieceProcessor
 from transformers import AddedToken, AutoTokenizer
 
 from pangu_trl import GPTPanguTokenizer
-from pangu_trl.gptpangu.vocabulary_gptpangu import train_vocabulary
+from pangu_trl.gptpangu.vocabulary_training import train_vocabulary
 
 UNK, BOS, SEP, PAD, EOT = 0, 1, 5, 6, 9
 # Line numbers, from 0, of ▁你好 ▁再见 ▁, ▁明天 in the official vocab.vocab.
