@@ -27,37 +27,103 @@ class RankingCollator:
                 `scores` (list of float, higher is better).
 
         Returns:
-            `input_ids` and `attention_mask` (B, K, T), `scores` (B, K) and `answer_mask` (B, K), True for real answers.
+            `scores` (B, K); `answer_mask` (B, K), True for real answers; `prompt_lengths` (B,) and `answer_lengths`
+            (B, K) in tokens, 0 where there is no answer; `input_ids` and `attention_mask` (B, K, T).
         """
-        num_answers = max(len(example["response_input_ids"]) for example in examples)
-        length = max(
-            len(example["prompt_input_ids"]) + len(response)
-            for example in examples
-            for response in example["response_input_ids"]
-        )
-        if self.pad_to_multiple_of is not None:
-            length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
-
-        shape = (len(examples), num_answers, length)
+        batch = _stack_annotations(examples)
+        longest = int((batch["prompt_lengths"] + batch["answer_lengths"].amax(dim=1)).max())
+        shape = (*batch["scores"].shape, _round_up(longest, self.pad_to_multiple_of))
         input_ids = torch.full(shape, self.pad_token_id, dtype=torch.long)
         attention_mask = torch.zeros(shape, dtype=torch.long)
-        scores = torch.zeros(shape[:2], dtype=torch.float32)
-        answer_mask = torch.zeros(shape[:2], dtype=torch.bool)
         for row, example in enumerate(examples):
-            for answer, (response, score) in enumerate(
-                zip(example["response_input_ids"], example["scores"], strict=True)
-            ):
+            for answer, response in enumerate(example["response_input_ids"]):
                 tokens = example["prompt_input_ids"] + response
                 input_ids[row, answer, : len(tokens)] = torch.tensor(tokens)
                 attention_mask[row, answer, : len(tokens)] = 1
-                scores[row, answer] = score
-                answer_mask[row, answer] = True
-        return {
+        return batch | {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+@dataclass
+class PackedRankingCollator:
+    """Puts each prompt once, followed by its answers, and several of these one behind another into rows of R x T.
+
+    A ranking goes into the first row that has room for it.
+
+    Args:
+        pad_token_id: Fills the unused token places.
+        max_row_tokens: Most tokens of a row. A single ranking that is longer gets a row of its own.
+        pad_to_multiple_of: Rounds T up, for hardware that likes it.
+    """
+
+    pad_token_id: int
+    max_row_tokens: int
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Builds one batch.
+
+        Args:
+            examples: As for `RankingCollator`.
+
+        Returns:
+            `scores`, `answer_mask`, `prompt_lengths` and `answer_lengths` as `RankingCollator`; `row` (B,), the row of
+            each ranking, those of one row in the order given; `input_ids`, `attention_mask` and `position_ids` (R, T).
+            The positions of every answer go on from its prompt.
+        """
+        batch = _stack_annotations(examples)
+        rows, used = self._assign_rows((batch["prompt_lengths"] + batch["answer_lengths"].sum(dim=1)).tolist())
+        shape = (len(used), _round_up(max(used), self.pad_to_multiple_of))
+        input_ids = torch.full(shape, self.pad_token_id, dtype=torch.long)
+        attention_mask, position_ids = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+        filled = [0] * len(used)
+        for row, example in zip(rows, examples, strict=True):
+            prompt = example["prompt_input_ids"]
+            for tokens, first_position in [(prompt, 0)] + [(a, len(prompt)) for a in example["response_input_ids"]]:
+                place = slice(filled[row], filled[row] + len(tokens))
+                input_ids[row, place] = torch.tensor(tokens)
+                attention_mask[row, place] = 1
+                position_ids[row, place] = torch.arange(first_position, first_position + len(tokens))
+                filled[row] = place.stop
+        return batch | {
+            "row": torch.tensor(rows),
             "input_ids": input_ids,
             "attention_mask": attention_mask,
-            "scores": scores,
-            "answer_mask": answer_mask,
+            "position_ids": position_ids,
         }
+
+    def _assign_rows(self, lengths: list[int]) -> tuple[list[int], list[int]]:
+        """The row of each ranking, and the tokens used of each row."""
+        rows: list[int] = []
+        used: list[int] = []
+        for length in lengths:
+            row = next((row for row, tokens in enumerate(used) if tokens + length <= self.max_row_tokens), len(used))
+            if row == len(used):
+                used.append(0)
+            used[row] += length
+            rows.append(row)
+        return rows, used
+
+
+def _stack_annotations(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """What a batch of rankings holds beside its tokens, padded up to the largest K."""
+    shape = (len(examples), max(len(example["response_input_ids"]) for example in examples))
+    scores, answer_lengths = torch.zeros(shape, dtype=torch.float32), torch.zeros(shape, dtype=torch.long)
+    for row, example in enumerate(examples):
+        lengths = [len(response) for response in example["response_input_ids"]]
+        if len(lengths) != len(example["scores"]):
+            raise ValueError(f"a ranking needs one score for each answer; got {len(example['scores'])}, {len(lengths)}")
+        scores[row, : len(lengths)] = torch.tensor(example["scores"], dtype=torch.float32)
+        answer_lengths[row, : len(lengths)] = torch.tensor(lengths)
+    return {
+        "scores": scores,
+        "answer_mask": answer_lengths > 0,
+        "prompt_lengths": torch.tensor([len(example["prompt_input_ids"]) for example in examples]),
+        "answer_lengths": answer_lengths,
+    }
+
+
+def _round_up(length: int, multiple: int | None) -> int:
+    return length if multiple is None else -(-length // multiple) * multiple
 
 
 def pad_sequences(sequences: list[list[int]], pad_token_id: int, side: str) -> tuple[Tensor, Tensor]:

@@ -4,13 +4,15 @@ from dataclasses import dataclass, field
 
 from trl import RewardConfig
 
+LOSS_TYPES = ["pairwise", "plackett_luce", "tokenwise"]
+
 
 @dataclass
 class KWiseRewardConfig(RewardConfig):
     """Everything that TRL's RewardConfig takes, and what K ranked answers add.
 
-    Differs from RewardConfig in two defaults: the learning rate of DeepSpeed-Chat's reward stage, and no bfloat16 when
-    the run is put on CPU (three times slower there).
+    Differs from RewardConfig in its defaults: the learning rate of DeepSpeed-Chat's reward stage, batches of similar
+    lengths, and no bfloat16 when the run is put on CPU (three times slower there).
 
     Raises:
         ValueError: An option has a value that it cannot have; the message says which.
@@ -25,9 +27,63 @@ class KWiseRewardConfig(RewardConfig):
         },
     )
 
+    loss_type: str = field(
+        default="pairwise",
+        metadata={
+            "help": "'pairwise': every better answer against every worse one, averaged over the pairs of a prompt. "
+            "'plackett_luce': likelihood of the whole order. 'tokenwise': DeepSpeed-Chat's comparison of the scores at "
+            "every token.",
+            "choices": LOSS_TYPES,
+        },
+    )
+    margin_coefficient: float = field(
+        default=0.0,
+        metadata={
+            "help": "With the pairwise loss: margin that the better answer has to win by, for each unit that the "
+            "annotated scores lie apart."
+        },
+    )
+    prefix_sharing: bool = field(
+        default=False,
+        metadata={
+            "help": "Encode each prompt once for all its answers. Scores, losses and gradients are the same. Needs a "
+            "model with attn_implementation sdpa or flex_attention."
+        },
+    )
+    max_row_tokens: int = field(
+        default=8192,
+        metadata={"help": "With prefix_sharing: most tokens of a row, which is filled with prompts and their answers."},
+    )
+    train_sampling_strategy: str | None = field(
+        default=None,
+        metadata={
+            "help": "Order of the training data. 'group_by_length': shuffled, batches of prompts with similar lengths. "
+            "'random', 'sequential'. Unset: group_by_length, but random with prefix_sharing, which needs no padding.",
+            "choices": ["random", "sequential", "group_by_length"],
+        },
+    )
+
     def __post_init__(self) -> None:
         if self.bf16 is None and self.use_cpu:
             self.bf16 = False
+        if self.train_sampling_strategy is None:
+            self.train_sampling_strategy = "random" if self.prefix_sharing else "group_by_length"
         super().__post_init__()
         if self.min_score_gap < 0:
             raise ValueError(f"KWiseRewardConfig: min_score_gap must be 0 or more; got {self.min_score_gap}.")
+        if self.loss_type not in LOSS_TYPES:
+            raise ValueError(f"KWiseRewardConfig: loss_type must be {', '.join(LOSS_TYPES)}; got {self.loss_type!r}.")
+        if self.margin_coefficient < 0:
+            raise ValueError(f"KWiseRewardConfig: margin_coefficient must be 0 or more; got {self.margin_coefficient}.")
+        if self.margin_coefficient and self.loss_type != "pairwise":
+            raise ValueError(
+                f"KWiseRewardConfig: margin_coefficient needs loss_type 'pairwise', which has margins; got "
+                f"{self.loss_type!r}. Remove one of the two."
+            )
+        if self.prefix_sharing and self.loss_type == "tokenwise":
+            raise ValueError(
+                "KWiseRewardConfig: prefix_sharing computes no scores behind the end of an answer, which loss_type "
+                "'tokenwise' compares. Switch prefix_sharing off, or take another loss_type."
+            )
+        if self.max_row_tokens < 1:
+            raise ValueError(f"KWiseRewardConfig: max_row_tokens must be 1 or more; got {self.max_row_tokens}.")

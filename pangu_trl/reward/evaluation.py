@@ -3,26 +3,35 @@
 import torch
 from torch import Tensor
 
-from .losses import ordered_pairs, pairwise_loss
+from .calibration import calibration_metrics
+from .losses import mean_over_pairs, ordered_pairs, pairwise_loss
 
 
-def ranking_metrics(rewards: Tensor, labels: Tensor, mask: Tensor, min_score_gap: float = 0.0) -> dict[str, float]:
+def ranking_metrics(
+    rewards: Tensor, labels: Tensor, mask: Tensor, min_score_gap: float = 0.0, lengths: Tensor | None = None
+) -> dict[str, float]:
     """Compares rewards with annotated scores.
 
     Args:
         rewards: Reward of each answer, (N, K).
         labels: Annotated score of each answer, higher is better, floating point, (N, K).
         mask: True for real answers, (N, K).
-        min_score_gap: Smallest difference of annotated scores at which a pair counts in the pair accuracy; one that
-            is smaller by rounding only counts.
+        min_score_gap: Smallest difference of annotated scores at which a pair counts in the accuracies and the
+            calibration; one that is smaller by rounding only counts.
+        lengths: Tokens of each answer, (N, K); None leaves `length_correlation` out.
 
     Returns:
-        loss: Mean pairwise loss over the prompts that have an ordered pair.
+        loss: Mean pairwise loss over the prompts that have an ordered pair, whichever loss trains.
         pair_accuracy: Share of the counted pairs whose better answer has the higher reward; equal rewards count half.
+        macro_pair_accuracy: The same for each prompt, averaged over the prompts that have a counted pair.
         num_pairs: Number of counted pairs.
         best_of_k_accuracy: Share of the prompts with an ordered pair whose highest-rewarded answer has the best score.
+        kendall_tau, spearman: Mean rank correlations within the prompts that have an ordered pair; 0 for a prompt whose
+            rewards are all equal. Tau is tau-b.
         mean_best_reward, mean_worst_reward: Mean reward of the best and of the worst answers by annotation.
         reward_mean, reward_std: Over all real answers.
+        length_correlation: Pearson correlation of reward and length over all real answers; 0 if either is constant.
+        Those of `calibration_metrics`, of the counted pairs.
 
     Raises:
         ValueError: No prompt has an ordered pair, or a reward is not finite.
@@ -30,16 +39,13 @@ def ranking_metrics(rewards: Tensor, labels: Tensor, mask: Tensor, min_score_gap
     if not torch.isfinite(rewards[mask]).all():
         row = int((~torch.isfinite(rewards) & mask).any(dim=1).nonzero()[0])
         raise ValueError(f"ranking_metrics: the reward model gave {rewards[row].tolist()} to evaluation prompt {row}.")
-    pairs = ordered_pairs(labels, mask)
-    has_pair = pairs.any(dim=2).any(dim=1)
+    has_pair = ordered_pairs(labels, mask).any(dim=2).any(dim=1)
     if not has_pair.any():
         raise ValueError(
             "ranking_metrics: no prompt has two answers with different scores; there is nothing to measure."
         )
 
-    # Scores such as 0.7 and 0.5 are as far apart as the gap 0.2, but not after they were rounded to binary fractions.
-    rounding = 4 * torch.finfo(labels.dtype).eps * torch.maximum(labels.unsqueeze(2).abs(), labels.unsqueeze(1).abs())
-    counted = pairs & (labels.unsqueeze(2) - labels.unsqueeze(1) >= min_score_gap - rounding)
+    counted = counted_pairs(labels, mask, min_score_gap)
     differences = rewards.unsqueeze(2) - rewards.unsqueeze(1)
     right = (differences > 0).float() + 0.5 * (differences == 0).float()
     num_pairs = int(counted.sum())
@@ -49,13 +55,62 @@ def ranking_metrics(rewards: Tensor, labels: Tensor, mask: Tensor, min_score_gap
     chosen = rewards.masked_fill(~mask, -torch.inf).argmax(dim=1, keepdim=True)
     chosen_is_best = labels.gather(1, chosen).squeeze(1) == best_label.values
     rows = torch.arange(len(rewards))
-    return {
+    metrics = {
         "loss": pairwise_loss(rewards, labels, mask)[has_pair].mean().item(),
         "pair_accuracy": right[counted].mean().item() if num_pairs else float("nan"),
+        "macro_pair_accuracy": mean_over_pairs(right, counted)[counted.any(dim=2).any(dim=1)].mean().item(),
         "num_pairs": num_pairs,
         "best_of_k_accuracy": chosen_is_best[has_pair].float().mean().item(),
+        "kendall_tau": kendall_tau(rewards, labels, mask)[has_pair].mean().item(),
+        "spearman": spearman(rewards, labels, mask)[has_pair].mean().item(),
         "mean_best_reward": rewards[rows, best_label.indices][has_pair].mean().item(),
         "mean_worst_reward": rewards[rows, worst_label.indices][has_pair].mean().item(),
         "reward_mean": rewards[mask].mean().item(),
         "reward_std": rewards[mask].std(correction=0).item(),
+        **calibration_metrics(differences[counted]),
     }
+    if lengths is not None:
+        metrics["length_correlation"] = _correlation(rewards[mask].double(), lengths[mask].double()).item()
+    return metrics
+
+
+def counted_pairs(labels: Tensor, mask: Tensor, min_score_gap: float = 0.0) -> Tensor:
+    """The ordered pairs whose labels lie at least a gap apart, boolean (N, K, K); see `ordered_pairs`."""
+    better, worse = labels.unsqueeze(2), labels.unsqueeze(1)
+    # Scores such as 0.7 and 0.5 are as far apart as the gap 0.2, but not after they were rounded to binary fractions.
+    rounding = 4 * torch.finfo(labels.dtype).eps * torch.maximum(better.abs(), worse.abs())
+    return ordered_pairs(labels, mask) & (better - worse >= min_score_gap - rounding)
+
+
+def kendall_tau(rewards: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Kendall's tau-b of rewards and labels within each prompt, (N,); 0 where one of them is constant."""
+    real = (mask.unsqueeze(2) & mask.unsqueeze(1)).triu(1)
+    reward_signs = torch.sign(rewards.unsqueeze(2) - rewards.unsqueeze(1)) * real
+    label_signs = torch.sign(labels.unsqueeze(2) - labels.unsqueeze(1)) * real
+    agreement = (reward_signs * label_signs).sum(dim=(1, 2)).double()
+    # Each factor counts the pairs that are no ties on one side.
+    untied = reward_signs.square().sum(dim=(1, 2)).double() * label_signs.square().sum(dim=(1, 2)).double()
+    return agreement / untied.sqrt().clamp(min=1.0)
+
+
+def spearman(rewards: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Spearman's rank correlation of rewards and labels within each prompt, (N,); 0 where one of them is constant."""
+    return _correlation(_ranks(rewards, mask), _ranks(labels, mask), mask)
+
+
+def _ranks(values: Tensor, mask: Tensor) -> Tensor:
+    """Rank of each value among the real ones of its row, ties sharing their mean, (N, K)."""
+    below = (values.unsqueeze(2) > values.unsqueeze(1)) & mask.unsqueeze(1)
+    equal = (values.unsqueeze(2) == values.unsqueeze(1)) & mask.unsqueeze(1)
+    return below.sum(dim=2) + (equal.sum(dim=2) + 1) / 2
+
+
+def _correlation(first: Tensor, second: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Pearson correlation along the last dimension; 0 where one side is constant."""
+    weights = torch.ones_like(first) if mask is None else mask.to(first.dtype)
+    count = weights.sum(dim=-1, keepdim=True).clamp(min=1)
+    first, second = (
+        (values - (values * weights).sum(dim=-1, keepdim=True) / count) * weights for values in (first, second)
+    )
+    scale = (first.square().sum(dim=-1) * second.square().sum(dim=-1)).sqrt()
+    return torch.where(scale > 0, (first * second).sum(dim=-1) / scale.clamp(min=torch.finfo(scale.dtype).tiny), 0.0)

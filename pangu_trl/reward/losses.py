@@ -1,4 +1,4 @@
-"""The K-wise ranking loss, on tensors of B prompts with up to K answers each."""
+"""K-wise ranking losses, on tensors of B prompts with up to K answers each."""
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ def mean_over_pairs(values: Tensor, pairs: Tensor) -> Tensor:
     return kept.sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)
 
 
-def pairwise_loss(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+def pairwise_loss(scores: Tensor, labels: Tensor, mask: Tensor, margin_coefficient: float = 0.0) -> Tensor:
     """Mean negative log-likelihood that each better answer outscores each worse one, of every prompt.
 
     Averaged over the ordered pairs of a prompt before averaging over prompts, so that prompts with many answers do not
@@ -36,12 +36,66 @@ def pairwise_loss(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         scores: Reward of each answer, (B, K). Any value at padded places.
         labels: Preference of each answer, higher is better, (B, K).
         mask: True for real answers, False for padding up to K, (B, K).
+        margin_coefficient: The better answer has to win by this much for each unit that the labels lie apart (Llama 2,
+            eq. 2, arXiv:2307.09288, with the gap of the labels as the margin).
 
     Returns:
         The loss of each prompt, (B,).
     """
+    scores = _without_padding(scores, mask)
     differences = scores.unsqueeze(2) - scores.unsqueeze(1)
+    if margin_coefficient:
+        differences = differences - margin_coefficient * (labels.unsqueeze(2) - labels.unsqueeze(1))
     return mean_over_pairs(-functional.logsigmoid(differences), ordered_pairs(labels, mask))
+
+
+def plackett_luce_loss(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Negative log-likelihood of the whole order: the best answer is drawn first, then the best of the rest, and so on.
+
+    The Plackett-Luce model, as ListMLE trains it (Xia et al., 2008). Answers with equal labels are drawn from the same
+    set, that of all answers which are no better (Breslow, 1974). With K = 2 it is `pairwise_loss`. It is a sum over the
+    answers, so a prompt counts for more the more it has. Arguments and result as in `pairwise_loss`.
+    """
+    no_better = (labels.unsqueeze(2) >= labels.unsqueeze(1)) & mask.unsqueeze(1)
+    scores = _without_padding(scores, mask)
+    candidates = scores.unsqueeze(1).expand(no_better.shape)
+    lowest = torch.finfo(scores.dtype).min
+    log_totals = candidates.masked_fill(~no_better, lowest).logsumexp(dim=2)
+    has_pair = ordered_pairs(labels, mask).any(dim=2).any(dim=1)
+    drawn = mask & has_pair.unsqueeze(1)
+    return torch.where(drawn, log_totals - scores, torch.zeros_like(scores)).sum(dim=1)
+
+
+def tokenwise_loss(
+    token_scores: Tensor, input_ids: Tensor, sequence_lengths: Tensor, labels: Tensor, mask: Tensor
+) -> Tensor:
+    """DeepSpeed-Chat's loss: two answers are compared at every position from the first token that differs.
+
+    Up to the end of the longer one, so that the scores of padding behind the shorter one count, as they do there. Equal
+    answers are compared at the last place, as there. New is the mean over all ordered pairs of a prompt.
+
+    Args:
+        token_scores: Output of the score head at every token, (B, K, T). Any value where an answer is not real.
+        input_ids: Prompt and answer, padded on the right with one id, (B, K, T).
+        sequence_lengths: Tokens of prompt and answer, (B, K).
+        labels: As in `pairwise_loss`, (B, K).
+        mask: As in `pairwise_loss`, (B, K).
+
+    Returns:
+        The loss of each prompt, (B,).
+    """
+    prompts, better, worse = ordered_pairs(labels, mask).nonzero(as_tuple=True)
+    differs = input_ids[prompts, better] != input_ids[prompts, worse]
+    ends = torch.maximum(sequence_lengths[prompts, better], sequence_lengths[prompts, worse]).unsqueeze(1)
+    positions = torch.arange(input_ids.shape[2], device=input_ids.device)
+    from_difference = (differs.cumsum(dim=1) > 0) & (positions < ends)
+    compared = torch.where(differs.any(dim=1, keepdim=True), from_difference, positions == len(positions) - 1)
+    gaps = token_scores[prompts, better] - token_scores[prompts, worse]
+    losses = torch.where(compared, -functional.logsigmoid(gaps), torch.zeros_like(gaps))
+    values = token_scores.new_zeros(*labels.shape, labels.shape[1])
+    pair_losses = losses.sum(dim=1) / compared.sum(dim=1).clamp(min=1)
+    values = values.index_put((prompts, better, worse), pair_losses)
+    return mean_over_pairs(values, ordered_pairs(labels, mask))
 
 
 def centring_loss(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
@@ -50,5 +104,11 @@ def centring_loss(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     Eisenstein et al., eq. 2, arXiv:2312.09244, over all pairs of a prompt; with K = 2 it is TRL's
     `center_rewards_coefficient` term. Arguments and result as in `pairwise_loss`.
     """
+    scores = _without_padding(scores, mask)
     sums = scores.unsqueeze(2) + scores.unsqueeze(1)
     return mean_over_pairs(sums.square(), ordered_pairs(labels, mask))
+
+
+def _without_padding(scores: Tensor, mask: Tensor) -> Tensor:
+    """0 at padded places: an infinity there would make gradients NaN even where its loss is masked."""
+    return torch.where(mask, scores, torch.zeros_like(scores))

@@ -9,17 +9,22 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import EvalPrediction
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import EvalPrediction, PreTrainedModel
 from trl import RewardTrainer
 
-from pangu_trl.data.collators import RankingCollator
+from pangu_trl.data.collators import PackedRankingCollator, RankingCollator
 from pangu_trl.data.records import validate_record
 from pangu_trl.data.tokenizing import tokenize_rankings
 
+from .card import RewardCard
 from .config import KWiseRewardConfig
 from .evaluation import ranking_metrics
-from .losses import centring_loss, ordered_pairs, pairwise_loss
+from .losses import centring_loss, ordered_pairs, pairwise_loss, plackett_luce_loss, tokenwise_loss
+from .prefix_sharing import enable_prefix_sharing, score_packed_answers, token_scores
+from .sampler import LengthBucketSampler
 
 
 class KWiseRewardTrainer(RewardTrainer):
@@ -58,8 +63,11 @@ class KWiseRewardTrainer(RewardTrainer):
         self._extra_metrics = compute_metrics
         has_own_collator = data_collator is not None
         if not has_own_collator:
-            # Replaced below: TRL decides in its constructor what pads.
-            data_collator = RankingCollator(pad_token_id=-1, pad_to_multiple_of=args.pad_to_multiple_of)
+            # The pad id is replaced below: TRL decides in its constructor what pads.
+            if args.prefix_sharing:
+                data_collator = PackedRankingCollator(-1, args.max_row_tokens, args.pad_to_multiple_of)
+            else:
+                data_collator = RankingCollator(-1, args.pad_to_multiple_of)
         super().__init__(
             model=model,
             args=args,
@@ -73,6 +81,9 @@ class KWiseRewardTrainer(RewardTrainer):
         if not has_own_collator:
             # The head looks for the last token other than the config's pad id, so that very id has to fill the rows.
             data_collator.pad_token_id = self.processing_class.pad_token_id
+        if args.prefix_sharing:
+            enable_prefix_sharing(self._reward_model(), args.max_length)
+        self._score_statistics: dict[str, Any] = {}
 
     def _prepare_dataset(
         self, dataset: Dataset, processing_class: Any, args: KWiseRewardConfig, dataset_name: str
@@ -94,6 +105,26 @@ class KWiseRewardTrainer(RewardTrainer):
         if self._signature_columns is None:
             self._signature_columns = ["prompt_input_ids", "response_input_ids", "scores"]
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [
+            len(prompt) + max(map(len, responses))
+            for prompt, responses in zip(dataset["prompt_input_ids"], dataset["response_input_ids"], strict=True)
+        ]
+        return LengthBucketSampler(
+            lengths,
+            batch_size=self.args.train_batch_size * self.args.world_size,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            # The epoch is a share of the steps taken; what rounding leaves below a whole number belongs to it.
+            current_epoch=lambda: int((self.state.epoch or 0.0) + 1e-6),
+        )
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        # transformers would sort evaluation data by length too, and `predict` return another order than the data's.
+        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
+
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
@@ -106,21 +137,49 @@ class KWiseRewardTrainer(RewardTrainer):
         # Under DeepSpeed transformers casts float inputs to the model's dtype; in bfloat16 close scores would tie.
         return super()._prepare_inputs(inputs) | {"scores": inputs["scores"].to(self.args.device)}
 
+    def _reward_model(self) -> PreTrainedModel:
+        """The sequence classification model inside whatever training wrapped around it."""
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if isinstance(model, PeftModel) else model
+
     def score_answers(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Reward of every answer, (B, K) in float32; 0 at padded places.
 
         Args:
             model: The (wrapped) reward model.
-            inputs: A batch of `RankingCollator`.
+            inputs: A batch of `RankingCollator`, or of `PackedRankingCollator` with `prefix_sharing`.
         """
         answer_mask = inputs["answer_mask"]
-        logits = model(
-            input_ids=inputs["input_ids"][answer_mask],
-            attention_mask=inputs["attention_mask"][answer_mask],
-            use_cache=False,
-        ).logits
-        rewards = torch.zeros(answer_mask.shape, dtype=torch.float32, device=logits.device)
-        return rewards.masked_scatter(answer_mask, logits.squeeze(-1).float())
+        if "row" in inputs:
+            rewards = score_packed_answers(model, self._reward_model(), inputs)
+        else:
+            rewards = model(
+                input_ids=inputs["input_ids"][answer_mask],
+                attention_mask=inputs["attention_mask"][answer_mask],
+                use_cache=False,
+            ).logits.squeeze(-1)
+        padded = torch.zeros(answer_mask.shape, dtype=torch.float32, device=rewards.device)
+        return padded.masked_scatter(answer_mask, rewards.float())
+
+    def _ranking_losses(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Rewards (B, K) and the loss of each prompt (B,)."""
+        labels, answer_mask, args = inputs["scores"], inputs["answer_mask"], self.args
+        if args.loss_type == "tokenwise":
+            scores = torch.zeros(inputs["input_ids"].shape, dtype=torch.float32, device=labels.device)
+            with token_scores(self._reward_model()) as collected:
+                rewards = self.score_answers(model, inputs)
+            scores = scores.masked_scatter(answer_mask.unsqueeze(2), collected[0].float())
+            lengths = inputs["prompt_lengths"].unsqueeze(1) + inputs["answer_lengths"]
+            losses = tokenwise_loss(scores, inputs["input_ids"], lengths, labels, answer_mask)
+        else:
+            rewards = self.score_answers(model, inputs)
+            if args.loss_type == "plackett_luce":
+                losses = plackett_luce_loss(rewards, labels, answer_mask)
+            else:
+                losses = pairwise_loss(rewards, labels, answer_mask, args.margin_coefficient)
+        if args.center_rewards_coefficient is not None:
+            losses = losses + args.center_rewards_coefficient * centring_loss(rewards, labels, answer_mask)
+        return rewards, losses
 
     def compute_loss(
         self,
@@ -130,13 +189,9 @@ class KWiseRewardTrainer(RewardTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Sum of the prompts' losses over the number of prompts with a pair in the global batch."""
-        labels, answer_mask = inputs["scores"], inputs["answer_mask"]
-        rewards = self.score_answers(model, inputs)
-        losses = pairwise_loss(rewards, labels, answer_mask)
-        if self.args.center_rewards_coefficient is not None:
-            losses = losses + self.args.center_rewards_coefficient * centring_loss(rewards, labels, answer_mask)
+        rewards, losses = self._ranking_losses(model, inputs)
         if num_items_in_batch is None:
-            num_items_in_batch = _has_pair(labels, answer_mask).sum()
+            num_items_in_batch = _has_pair(inputs["scores"], inputs["answer_mask"]).sum()
             num_ranks = 1
         else:
             # Gradients are averaged over the ranks, the objective is a sum over them.
@@ -180,23 +235,42 @@ class KWiseRewardTrainer(RewardTrainer):
         inputs: dict[str, Any],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
-    ) -> tuple[None, Tensor, tuple[Tensor, Tensor]]:
-        """Rewards (B, K), and the annotated scores with their mask; the loss is computed over the whole set."""
+    ) -> tuple[None, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Rewards (B, K); annotated scores, mask and lengths of the answers. The loss is that of the whole set."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             rewards = self.score_answers(model, inputs)
-        return None, rewards, (inputs["scores"], inputs["answer_mask"].long())
+        return None, rewards, (inputs["scores"], inputs["answer_mask"].long(), inputs["answer_lengths"])
 
     def _ranking_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        labels, mask = (np.asarray(array) for array in prediction.label_ids)
+        labels, mask, lengths = (torch.from_numpy(np.asarray(array)) for array in prediction.label_ids)
         rewards = torch.from_numpy(np.asarray(prediction.predictions))
         # Batches with fewer answers were padded with -100, in the mask too.
-        metrics = ranking_metrics(
-            rewards, torch.from_numpy(labels), torch.from_numpy(mask) == 1, self.args.min_score_gap
-        )
+        metrics = ranking_metrics(rewards, labels, mask == 1, self.args.min_score_gap, lengths)
         if self._extra_metrics is not None:
             metrics |= self._extra_metrics(prediction)
         return metrics
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """RewardTrainer's, and keeps mean and standard deviation of the scores for the model's card."""
+        metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if f"{metric_key_prefix}_reward_mean" in metrics:
+            self._score_statistics = {
+                "score_mean": metrics[f"{metric_key_prefix}_reward_mean"],
+                "score_std": metrics[f"{metric_key_prefix}_reward_std"],
+                "scored_set": metric_key_prefix,
+            }
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        card = RewardCard.describe(
+            self.processing_class,
+            loss_type=self.args.loss_type,
+            max_answers=max(map(len, self.train_dataset["scores"])),
+            **self._score_statistics,
+        )
+        card.save(output_dir or self.args.output_dir)
 
 
 def _canonical_ranking(record: dict[str, Any], row: int, source: str) -> dict[str, Any]:
