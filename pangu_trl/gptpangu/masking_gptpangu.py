@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask, packed_sequence_mask_function
 from transformers.utils.generic import is_flash_attention_requested
@@ -120,7 +121,7 @@ def _columns_of_new_tokens(
 
 
 def _ready_mask(config: GPTPanguConfig, inputs_embeds: Tensor, attention_mask: Any) -> Any:
-    """A 4-D mask of any type as the implementation takes it: boolean for SDPA, additive for the others."""
+    """A 4-D mask of any type as the implementation takes it: blocks for flex, boolean for SDPA, else additive."""
     if not isinstance(attention_mask, Tensor):
         return attention_mask
     if attention_mask.ndim != 4:
@@ -128,16 +129,32 @@ def _ready_mask(config: GPTPanguConfig, inputs_embeds: Tensor, attention_mask: A
             "GPTPanguModel: attention_mask must be 2-D (batch, past + new tokens) or 4-D (batch, 1 or heads, new "
             f"tokens, past + new tokens); got shape {tuple(attention_mask.shape)}."
         )
-    if is_flash_attention_requested(config):
+    flex = config._attn_implementation == "flex_attention"
+    if is_flash_attention_requested(config) or (flex and attention_mask.is_floating_point()):
         raise ValueError(
-            "GPTPanguModel: flash attention takes no 4-D attention_mask. Load the model with "
-            "attn_implementation='sdpa', 'eager' or 'flex_attention'."
+            f"GPTPanguModel: {config._attn_implementation} takes no 4-D attention_mask of type {attention_mask.dtype}. "
+            "Load the model with attn_implementation='sdpa' or 'eager'; 'flex_attention' takes a boolean one."
         )
     lowest = torch.finfo(inputs_embeds.dtype).min
     if attention_mask.is_floating_point():
         # Minus infinity in a whole row, as padding has, would give NaN.
         return attention_mask.clamp(min=lowest).to(inputs_embeds.dtype)
     visible = attention_mask.bool()
+    if flex:
+        return _flex_block_mask(visible)
     if "sdpa" in config._attn_implementation:
         return visible
     return torch.zeros_like(visible, dtype=inputs_embeds.dtype).masked_fill(~visible, lowest)
+
+
+def _flex_block_mask(visible: Tensor) -> BlockMask:
+    """Blocks of a boolean mask (B, 1 or heads, T, past + T). A mask added to the scores crashes flex on CPU."""
+    batch_size, num_heads, query_length, key_length = visible.shape
+    return create_block_mask(
+        lambda row, head, query, key: visible[row, head if num_heads > 1 else 0, query, key],
+        B=batch_size,
+        H=num_heads if num_heads > 1 else None,
+        Q_LEN=query_length,
+        KV_LEN=key_length,
+        device=visible.device,
+    )
