@@ -66,4 +66,5 @@ def run(args: argparse.Namespace) -> None:
         note(args, "the repository's own README.md was kept")
     if published.deleted:
         note(args, f"deleted weights of an earlier version: {', '.join(published.deleted)}")
-    print(f"{args.repo_id}: published {len(published.files)} files, {published.url}")
+    card = " with a new model card" if publication.has_new_card and not published.kept_card else ""
+    print(f"{args.repo_id}: published {len(published.files)} files{card}, {published.url}")

@@ -12,8 +12,6 @@ STAGES = {
     "reward": "training of a reward model on ranked answers",
     "ppo": "PPO against a reward model",
 }
-# PEFT leaves a card full of blanks beside every adapter.
-BLANK_CARD_MARK = "[More Information Needed]"
 
 
 @dataclass(frozen=True)
@@ -101,19 +99,20 @@ def _description(folder: ModelFolder, facts: CardFacts) -> str:
 
 def _loading(folder: ModelFolder, facts: CardFacts) -> list[str]:
     """The sections on how to load it, with pangu_trl and without."""
-    registering = "import pangu_trl  # registers GPTPangu"
+    is_gptpangu = _is_gptpangu(folder)
+    sections = []
+    if is_gptpangu:
+        registering = "import pangu_trl  # registers GPTPangu"
+        sections += ["## How to load it with pangu_trl", "", *_example(folder, facts, registering, "")]
     if facts.has_custom_code:
-        base = "" if folder.kind != "adapter" else " The base model must be published with its code, too."
-        return [
-            *("## With pangu_trl", "", *_example(folder, facts, registering, "")),
-            *("## Without pangu_trl", ""),
-            f"transformers runs Python files of the repository: read them, and pin a `revision`.{base} The tokenizer "
-            "needs `pip install sentencepiece jieba`.",
-            *("", *_example(folder, facts, None, ", trust_remote_code=True")),
-        ]
-    if _is_gptpangu(folder):
-        return ["## How to load it", "", *_example(folder, facts, registering, "")]
-    return ["## How to load it", "", *_example(folder, facts, None, "")]
+        notes = "transformers runs Python files of the repository: read them, and pin a `revision`."
+        if is_gptpangu:
+            notes += " The tokenizer needs `pip install sentencepiece jieba==0.42.1`."
+        if folder.kind == "adapter":
+            notes += " The base model must be published with its code, too."
+        sections += [f"## How to load it{' without pangu_trl' if is_gptpangu else ''}", "", notes, ""]
+        sections += _example(folder, facts, None, ", trust_remote_code=True")
+    return sections or ["## How to load it", "", *_example(folder, facts, None, "")]
 
 
 def _example(folder: ModelFolder, facts: CardFacts, first_import: str | None, trust: str) -> list[str]:

@@ -1,17 +1,18 @@
 """Publishing a saved folder on the Hub in one commit, after a look at what it would give away."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from .custom_code import custom_code, referenced_code, write_json
 from .folder import ModelFolder
-from .model_card import BLANK_CARD_MARK, CardFacts, infer_stage, model_card
+from .model_card import CardFacts, infer_stage, model_card
 from .private_data import refuse_private_data
 
 CARD = "README.md"
@@ -102,9 +103,10 @@ def prepare(
     elif license or stage:
         raise ValueError(f"{saved.path / CARD}: exists; write the license and the stage there, or remove it.")
     elif saved.kind == "adapter" and local_base != base_model:
-        card = card.replace(local_base, base_model)
+        card = _rename_base_model(card, local_base, base_model)
     files[CARD] = card.encode()
-    _check_contents(files, saved)
+    saved.count_parameters()
+    refuse_private_data(files, saved.path)
     left_out = [name for name in left_out if name not in files]
     return Publication(repo_id, saved.kind, files, left_out, base_model, has_new_card)
 
@@ -181,20 +183,24 @@ def _adapter_config(folder: ModelFolder, base_model: str) -> tuple[bytes, str]:
 
 
 def _read_card(folder: ModelFolder) -> str | None:
-    """The folder's README.md; None if there is none, or if it is PEFT's with the blanks not filled in."""
+    """The folder's README.md; None if there is none, or if it is the form that PEFT leaves and nobody filled in."""
     path = folder.path / CARD
-    text = path.read_text("utf-8") if path.exists() else None
-    return None if text is not None and BLANK_CARD_MARK in text else text
+    if not path.exists():
+        return None
+    card = ModelCard.load(path, ignore_metadata_errors=True)
+    form = {line.strip() for line in ModelCard.from_template(ModelCardData()).text.splitlines()}
+    own = [line for line in card.text.splitlines() if line.strip() not in form]
+    is_blank = all(line.startswith(("### Framework versions", "- PEFT ")) for line in own)
+    return None if is_blank else path.read_text("utf-8")
 
 
-def _check_contents(files: dict[str, Path | bytes], folder: ModelFolder) -> None:
-    folder.count_parameters()
-    contents = {
-        name: source if isinstance(source, bytes) else source.read_bytes()
-        for name, source in files.items()
-        if not name.endswith(".safetensors")
-    }
-    refuse_private_data(contents, folder.path)
+def _rename_base_model(card: str, local_base: str, base_model: str) -> str:
+    """Puts the hub id in the place of the path that PEFT writes into the metadata of every card."""
+    name = re.compile(rf"(?<![\w./-]){re.escape(local_base)}(?![\w./-])")
+    metadata = re.match(r"\A---\n.*?\n---\n", card, flags=re.DOTALL)
+    # A relative path may be a word of the text, an absolute one is private.
+    end = len(card) if Path(local_base).is_absolute() else metadata.end() if metadata else 0
+    return name.sub(base_model, card[:end]) + card[end:]
 
 
 def _stale_weights(publication: Publication, present: list[str]) -> list[str]:

@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import peft
 import torch
@@ -77,6 +79,12 @@ def run_command(*words: str | Path) -> tuple[int, str, str]:
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         code = cli.main([str(word) for word in words])
     return code, output.getvalue(), errors.getvalue()
+
+
+def run_command_without_token(*words: str | Path) -> tuple[int, str, str]:
+    with mock.patch.dict(os.environ):
+        del os.environ["HF_TOKEN"]
+        return run_command(*words)
 
 
 def train_reward_model(

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Lock, Thread
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 USER = "tester"
 TOKEN = "hf_localtesttoken"
@@ -26,10 +26,11 @@ EMPTY_COMMIT = "0" * 40
 class HubError(Exception):
     """A response other than success; the client tells the reasons apart by the header X-Error-Code."""
 
-    def __init__(self, status: int, message: str, code: str = "") -> None:
+    def __init__(self, status: int, message: str, code: str = "", **fields: Any) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.body = {"error": message, **fields}
 
 
 @dataclass
@@ -80,10 +81,11 @@ class LocalHub:
         fields = request.json()
         name = f"{fields.get('organization') or USER}/{fields['name']}"
         key = f"{fields.get('type') or 'model'}s/{name}"
+        answer = {"url": f"{self.url}/{key.removeprefix('models/')}", "id": name}
         if key in self.repositories:
-            raise HubError(409, "You already created this repo")
+            raise HubError(409, "You already created this model repo", **answer)
         self.repositories[key] = Repository(private=fields.get("visibility") == "private")
-        return {"url": f"{self.url}/{key.removeprefix('models/')}", "id": name}
+        return answer
 
     def find(self, request: "Request") -> Repository:
         repository = self.repositories.get(f"{request['kind'] or 'models'}/{request['name']}")
@@ -107,14 +109,17 @@ class LocalHub:
     def tree(self, request: "Request") -> list[dict[str, Any]]:
         files = self.find(request).files(request["revision"])
         folder = f"{request['path']}/" if request["path"] else ""
-        entries = [
-            {"type": "file", "path": path, "size": len(content), "oid": object_id(path, content)}
-            for path, content in files.items()
-            if path.startswith(folder)
-        ]
-        if folder and not entries:
+        below = {path: content for path, content in files.items() if path.startswith(folder)}
+        if folder and not below:
             raise HubError(404, f"{folder} does not exist", "EntryNotFound")
-        return entries
+        entries = {}
+        for path, content in below.items():
+            parents = [str(parent) for parent in PurePosixPath(path.removeprefix(folder)).parents][:-1]
+            for parent in parents:
+                entries[parent] = {"type": "directory", "path": folder + parent, "oid": "", "size": 0}
+            if not parents or request.wants_everything_below:
+                entries[path] = {"type": "file", "path": path, "size": len(content), "oid": object_id(path, content)}
+        return list(entries.values())
 
     def create_branch(self, request: "Request") -> dict[str, Any]:
         repository = self.find(request)
@@ -211,6 +216,10 @@ class Request(BaseHTTPRequestHandler):
     def is_signed_in(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
+    @property
+    def wants_everything_below(self) -> bool:
+        return parse_qs(urlsplit(self.path).query).get("recursive", ["False"])[0].lower() == "true"
+
     def json(self) -> Any:
         return json.loads(self.body or b"{}")
 
@@ -233,7 +242,7 @@ class Request(BaseHTTPRequestHandler):
         except HubError as error:
             self.send(
                 error.status,
-                json.dumps({"error": str(error)}).encode(),
+                json.dumps(error.body).encode(),
                 {"X-Error-Code": error.code, "X-Error-Message": str(error)},
             )
 

@@ -1,8 +1,7 @@
 """What someone does who has transformers and peft, but not pangu_trl. Called in the process of the fixture `reader`."""
 
-import contextlib
-import io
-import logging
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,19 @@ import torch
 import transformers
 
 
-def import_pangu_trl() -> str:
-    """Says why pangu_trl cannot be imported; the modules of the package, too."""
+def import_errors(*names: str) -> list[str]:
+    """Says why each module cannot be imported."""
     reasons = []
-    for name in ("pangu_trl", "pangu_trl.gptpangu.modeling_gptpangu"):
+    for name in names:
         try:
-            __import__(name)
+            importlib.import_module(name)
         except ModuleNotFoundError as error:
             reasons.append(str(error))
-    return "; ".join(reasons)
+    return reasons
+
+
+def modules_of_pangu_trl() -> list[str]:
+    return [name for name in sys.modules if name.partition(".")[0] == "pangu_trl"]
 
 
 def load(source: str | Path, auto_class: str, trust: bool = True, **options: Any) -> Any:
@@ -69,11 +72,9 @@ def error_of(source: str | Path, auto_class: str, **options: Any) -> tuple[str, 
     return "", ""
 
 
-def run_example(card: str, number: int = -1) -> dict[str, Any]:
-    """Runs one of the Python blocks of a model card; what it names `score` comes back."""
-    block = card.split("```python\n")[1:][number].partition("```")[0]
+def run_example(card: str) -> tuple[str, float | None]:
+    """Runs the last Python block of a model card; returns the class of its model, and its score if there is one."""
+    block = card.split("```python\n")[-1].partition("```")[0]
     names: dict[str, Any] = {}
-    logging.disable(logging.WARNING)
-    with contextlib.redirect_stdout(io.StringIO()):
-        exec(block, names)
-    return {name: names[name] for name in ("score",) if name in names} | {"model": type(names.get("model")).__name__}
+    exec(block, names)
+    return type(names["model"]).__name__, names.get("score")

@@ -24,8 +24,8 @@ def saved(policy, tokenizer, tmp_path):
 
 
 def test_the_reader_cannot_import_pangu_trl(reader):
-    reason = "No module named 'pangu_trl'; No module named 'pangu_trl'"
-    assert reader(reader_steps.import_pangu_trl).replace(".gptpangu.modeling_gptpangu", "") == reason
+    reasons = reader(reader_steps.import_errors, "pangu_trl", "pangu_trl.gptpangu.modeling_gptpangu")
+    assert reasons == ["No module named 'pangu_trl'"] * 2
 
 
 def test_a_folder_saved_by_registered_classes_loads_without_pangu_trl(
@@ -66,6 +66,7 @@ def test_added_code_computes_generates_and_tokenises_the_same(reader, saved, pol
     expected = policy.generate(torch.tensor(IDS[:1]), **options).tolist()
     assert reader(reader_steps.generate, saved, IDS[:1], **options) == expected
     assert reader(reader_steps.tokenize, saved, TEXT) == tokenizer(TEXT)["input_ids"]
+    assert reader(reader_steps.modules_of_pangu_trl) == []
 
 
 def test_a_reward_model_scores_the_same_with_added_code(reader, reward_model, tmp_path):

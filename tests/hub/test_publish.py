@@ -1,0 +1,295 @@
+"""`pangu-trl publish`: what leaves the machine, what stays, and that it loads for others."""
+
+import json
+import os
+
+import author as author_steps
+import peft
+import pytest
+import reader as reader_steps
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from pangu_trl import cli
+from pangu_trl.hub import prepare
+from pangu_trl.reward.scoring import score_responses
+
+IDS = [[11, 12, 13, 14, 15], [20, 21, 22, 23, 9]]
+
+
+@pytest.fixture
+def saved(policy, tokenizer, tmp_path):
+    """What a recipe leaves: model and tokenizer, and things for nobody else."""
+    folder = tmp_path / "pangu-2.6B"
+    policy.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "training_args.bin").write_bytes(b"a pickle")
+    (folder / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": str(folder)}))
+    (folder / "checkpoint-2").mkdir()
+    (folder / "checkpoint-2" / "model.safetensors").write_bytes(b"of step 2")
+    return folder
+
+
+@pytest.fixture
+def saved_reward(reward_model, tokenizer, tmp_path):
+    reward_model.save_pretrained(tmp_path / "reward")
+    tokenizer.save_pretrained(tmp_path / "reward")
+    return tmp_path / "reward"
+
+
+@pytest.fixture
+def adapter(saved, tokenizer, tmp_path):
+    """An adapter trained on a local folder, as PEFT and the recipes save it; and the logits with it."""
+    torch.manual_seed(3)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights=False)
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(saved), config).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter", model(input_ids=torch.tensor(IDS)).logits.detach()
+
+
+def metadata(card: str) -> dict:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def files_of(hub, repo_id, revision="main"):
+    return hub.repositories[f"models/{repo_id}"].files(revision)
+
+
+# What a folder would publish, without a hub.
+
+
+def test_only_files_for_others_are_chosen_and_the_folder_is_left_as_it_is(saved):
+    before = {path: path.stat().st_mtime_ns for path in saved.rglob("*")}
+    publication = prepare(saved, "tester/pangu", with_code=True)
+    assert publication.left_out == ["checkpoint-2/", "trainer_state.json", "training_args.bin"]
+    assert {"config.json", "generation_config.json", "model.safetensors", "README.md"} <= publication.files.keys()
+    assert {"tokenizer_config.json", "vocab.model", "modeling_gptpangu.py"} <= publication.files.keys()
+    assert not [name for name in publication.files if "/" in name]
+    assert {path: path.stat().st_mtime_ns for path in saved.rglob("*")} == before
+
+
+def test_further_files_are_included_by_pattern(saved):
+    publication = prepare(saved, "tester/pangu", include=["training_*"])
+    assert "training_args.bin" in publication.files
+    with pytest.raises(FileNotFoundError, match="no file that matches images/"):
+        prepare(saved, "tester/pangu", include=["images/*"])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "found"),
+    [
+        (
+            "config.json",
+            {"model_type": "gpt_pangu", "data": {"train": "/data/clients/a.jsonl"}},
+            "data.train = '/data/",
+        ),
+        ("generation_config.json", {"from": r"C:\Users\li\model"}, "generation_config.json has from"),
+        ("tokenizer_config.json", {"token": "hf_abcdefghijklmnopqrstuvwxyz01234567"}, r"access token \(hf_abc\.\.\.\)"),
+        ("README.md", "Trained in {home}.", "README.md mentions"),
+        ("README.md", "From {folder}/data.", "README.md mentions"),
+    ],
+)
+def test_private_paths_and_tokens_are_refused(saved, file, content, found):
+    if isinstance(content, str):
+        text = content.format(home=os.path.expanduser("~"), folder=saved)
+    else:
+        text = json.dumps(content)
+    (saved / file).write_text(text)
+    with pytest.raises(ValueError, match=found) as refusal:
+        prepare(saved, "tester/pangu")
+    assert "uvwxyz" not in str(refusal.value)
+
+
+def test_weights_that_are_missing_damaged_or_twice_are_refused(saved):
+    weights = (saved / "model.safetensors").read_bytes()
+    (saved / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ValueError, match="model.safetensors: no whole safetensors file"):
+        prepare(saved, "tester/pangu")
+    (saved / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    with pytest.raises(ValueError, match="two sets of weights"):
+        prepare(saved, "tester/pangu")
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="model-00001-of-00002.safetensors"):
+        prepare(saved, "tester/pangu")
+    (saved / "model.safetensors.index.json").unlink()
+    (saved / "pytorch_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(FileNotFoundError, match="pickles"):
+        prepare(saved, "tester/pangu")
+
+
+def test_an_adapter_names_its_base_model_on_the_hub_and_never_a_folder(adapter, saved):
+    folder, _ = adapter
+    with pytest.raises(ValueError, match="names its base model by a folder.*--base-model"):
+        prepare(folder, "tester/adapter")
+    publication = prepare(folder, "tester/adapter", base_model="tester/base")
+    config = json.loads(publication.files["adapter_config.json"])
+    assert config["base_model_name_or_path"] == "tester/base"
+    card = publication.files["README.md"].decode()
+    assert metadata(card)["base_model"] == "tester/base"
+    assert str(saved) not in card and "[More Information Needed]" not in card
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_card_of_ones_own_stays_but_for_the_local_path_in_its_metadata(adapter, saved, relative):
+    folder, _ = adapter
+    local = "base" if relative else str(saved)
+    config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": local}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    card = "---\nbase_model: {0}\ntags:\n- base_model:adapter:{0}\n---\n# Mine\n\nThe base is good.\n"
+    (folder / "README.md").write_text(card.format(local))
+    publication = prepare(folder, "tester/adapter", base_model="tester/base")
+    # "base_model" itself is no mention of a folder that is called base.
+    assert publication.files["README.md"].decode() == card.format("tester/base")
+    assert not publication.has_new_card
+    with pytest.raises(ValueError, match="write the license and the stage there"):
+        prepare(folder, "tester/adapter", base_model="tester/base", license="mit")
+
+
+def test_a_form_that_somebody_began_to_fill_in_is_kept(adapter):
+    folder, _ = adapter
+    card = (folder / "README.md").read_text() + "\nMore data: reviews of hotels.\n"
+    assert "[More Information Needed]" in card
+    (folder / "README.md").write_text(card)
+    publication = prepare(folder, "tester/adapter", base_model="tester/base")
+    assert "reviews of hotels" in publication.files["README.md"].decode()
+
+
+def test_a_model_of_transformers_needs_no_pangu_trl(tmp_path):
+    config = GPT2Config(vocab_size=16, n_positions=8, n_embd=8, n_layer=1, n_head=1)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    card = prepare(tmp_path, "tester/gpt2").files["README.md"].decode()
+    assert "import pangu_trl" not in card and 'AutoModelForCausalLM.from_pretrained("tester/gpt2")' in card
+    with pytest.raises(ValueError, match="found gpt2"):
+        prepare(tmp_path, "tester/gpt2", with_code=True)
+
+
+def test_ppo_is_seen_from_the_critic_beside_the_policy(saved, reward_model):
+    reward_model.save_pretrained(saved / "value_model")
+    publication = prepare(saved, "tester/ppo")
+    assert "PPO against a reward model" in publication.files["README.md"].decode()
+    assert "value_model/" in publication.left_out
+    assert "training stage" not in prepare(saved / "value_model", "tester/critic").files["README.md"].decode()
+
+
+def test_code_that_a_configuration_names_goes_along_or_is_missed(saved):
+    config = json.loads((saved / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "my_configuration.MyConfig", "AutoModel": "other/repo--modeling.MyModel"}
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="custom code in my_configuration.py, which the folder lacks"):
+        prepare(saved, "tester/pangu")
+    (saved / "my_configuration.py").write_text("from .sibling import something\n")
+    (saved / "sibling.py").write_text("something = 1\n")
+    publication = prepare(saved, "tester/pangu")
+    assert {"my_configuration.py", "sibling.py"} <= publication.files.keys()
+    assert "sibling.py" not in publication.left_out
+
+
+@pytest.mark.parametrize("repo_id", ["pangu", "a/b/c", "/tmp/pangu", "te ster/x"])
+def test_a_name_that_is_no_repository_is_refused(saved, repo_id):
+    with pytest.raises(ValueError, match="USER/NAME"):
+        prepare(saved, repo_id)
+
+
+def test_a_folder_that_holds_nothing_to_publish_is_refused(tmp_path, capsys):
+    assert cli.main(["publish", str(tmp_path), "tester/x"]) == 2
+    assert "expected a folder with config.json" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_the_files_and_the_card(saved, capsys):
+    assert cli.main(["publish", str(saved), "tester/pangu", "--with-code", "--stage", "sft", "--dry-run"]) == 0
+    output = capsys.readouterr()
+    assert "  modeling_gptpangu.py\n" in output.out and "supervised fine-tuning" in output.out
+    assert "left out: checkpoint-2/, trainer_state.json, training_args.bin" in output.err
+
+
+# Against the hub in memory.
+
+
+def test_a_published_model_loads_with_and_without_pangu_trl(author, reader, hub, saved, policy):
+    code, output, errors = author(author_steps.run_command, "publish", saved, "tester/pub-2.6B", "--with-code")
+    assert code == 0, errors
+    assert "tester/pub-2.6B: published" in output and "left out: checkpoint-2/" in errors
+    expected = policy(torch.tensor(IDS)).logits
+    for process, steps in ((author, author_steps), (reader, reader_steps)):
+        torch.testing.assert_close(process(steps.outputs, "tester/pub-2.6B", "AutoModelForCausalLM", IDS), expected)
+    assert reader(reader_steps.class_of, "tester/pub-2.6B", "AutoTokenizer")[0] == "transformers_modules"
+    published = files_of(hub, "tester/pub-2.6B")
+    assert not [name for name, content in published.items() if str(saved.parent).encode() in content]
+    assert reader(reader_steps.run_example, published["README.md"].decode()) == ("GPTPanguForCausalLM", None)
+
+
+def test_a_published_reward_model_scores_as_its_card_says(author, reader, hub, saved_reward, reward_model, tokenizer):
+    code, _, errors = author(author_steps.run_command, "publish", saved_reward, "tester/pub-reward", "--with-code")
+    assert code == 0, errors
+    card = files_of(hub, "tester/pub-reward")["README.md"].decode()
+    _, score = reader(reader_steps.run_example, card)
+    [expected] = score_responses(reward_model, tokenizer, ["prompt"], ["answer"], batch_size=1)
+    assert score == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_adapter_is_published_after_its_base_model(author, reader, hub, saved, adapter):
+    folder, expected = adapter
+    command = ["publish", folder, "tester/pub-adapter", "--base-model", "tester/pub-base", "--with-code"]
+    code, _, errors = author(author_steps.run_command, *command)
+    assert code == 2 and "tester/pub-base is not on the Hub" in errors
+    assert "models/tester/pub-adapter" not in hub.repositories
+    assert author(author_steps.run_command, "publish", saved, "tester/pub-base", "--with-code")[0] == 0
+    assert author(author_steps.run_command, *command)[0] == 0
+    logits = author(author_steps.adapter_outputs, "tester/pub-adapter", "AutoModelForCausalLM", IDS)
+    torch.testing.assert_close(logits, expected)
+    logits = reader(reader_steps.adapter_outputs, "tester/pub-base", "tester/pub-adapter", "AutoModelForCausalLM", IDS)
+    torch.testing.assert_close(logits, expected)
+    card = files_of(hub, "tester/pub-adapter")["README.md"].decode()
+    assert reader(reader_steps.run_example, card) == ("PeftModelForCausalLM", None)
+
+
+def test_shards_replace_whole_weights_on_a_branch(author, hub, saved, policy, tmp_path):
+    assert author(author_steps.run_command, "publish", saved, "tester/pub-shards")[0] == 0
+    command = ["publish", tmp_path / "shards", "tester/pub-shards", "--revision", "sharded"]
+    with torch.no_grad():
+        policy.transformer.wte.weight.mul_(2)
+    policy.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    code, _, errors = author(author_steps.run_command, *command)
+    assert code == 0
+    assert "deleted weights of an earlier version: model.safetensors" in errors
+    assert "README.md was kept" in errors
+    assert "model.safetensors" in files_of(hub, "tester/pub-shards")
+    logits = author(author_steps.outputs, "tester/pub-shards", "AutoModelForCausalLM", IDS, revision="sharded")
+    torch.testing.assert_close(logits, policy(torch.tensor(IDS)).logits)
+
+
+def test_a_tokenizer_alone_leaves_the_model_in_its_repository(author, hub, saved, tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert author(author_steps.run_command, "publish", tmp_path / "tokenizer", "tester/pub-tokenizer")[0] == 0
+    assert author(author_steps.tokenize, "tester/pub-tokenizer", "房间很大") == tokenizer("房间很大")["input_ids"]
+    assert author(author_steps.run_command, "publish", saved, "tester/pub-tokenizer")[0] == 0
+    assert author(author_steps.run_command, "publish", tmp_path / "tokenizer", "tester/pub-tokenizer")[0] == 0
+    assert "model.safetensors" in files_of(hub, "tester/pub-tokenizer")
+
+
+def test_a_private_repository_is_for_its_owner_and_a_public_one_is_no_place_for_secrets(author, hub, saved):
+    assert author(author_steps.run_command, "publish", saved, "tester/secret", "--private")[0] == 0
+    assert hub.repositories["models/tester/secret"].private
+    assert author(author_steps.run_command, "publish", saved, "tester/open")[0] == 0
+    commits = len(hub.repositories["models/tester/open"].commits)
+    code, _, errors = author(author_steps.run_command, "publish", saved, "tester/open", "--private")
+    assert code == 2 and "exists and is public; nothing was uploaded" in errors
+    assert len(hub.repositories["models/tester/open"].commits) == commits
+
+
+def test_an_adapter_does_not_go_where_a_model_is(author, hub, saved, adapter):
+    assert author(author_steps.run_command, "publish", saved, "tester/taken")[0] == 0
+    folder, _ = adapter
+    code, _, errors = author(
+        author_steps.run_command, "publish", folder, "tester/taken", "--base-model", "tester/taken"
+    )
+    assert code == 2 and "holds the files of a model" in errors
+
+
+def test_without_access_nothing_is_uploaded_and_the_error_is_one_line(author, hub, saved):
+    code, _, errors = author(author_steps.run_command_without_token, "publish", saved, "tester/no-token")
+    assert code == 2 and "Invalid username or password" in errors
+    assert len([line for line in errors.splitlines() if "error:" in line]) == 1
+    assert "models/tester/no-token" not in hub.repositories
