@@ -96,7 +96,12 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     return advantages, advantages + values
 
 
-def whiten(values: Tensor, mask: Tensor, sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Tensor:
+def whiten(
+    values: Tensor,
+    mask: Tensor,
+    sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    shift_mean: bool = True,
+) -> Tensor:
     """Shifts and scales to mean 0 and standard deviation 1 over the masked places of all ranks.
 
     Two passes in float32: some accelerators have no float64, and one pass would lose small deviations
@@ -106,9 +111,11 @@ def whiten(values: Tensor, mask: Tensor, sum_over_ranks: Callable[[Tensor], Tens
         values: Values, (N, C).
         mask: True for the places that count, (N, C); the others become 0.
         sum_over_ranks: Adds a tensor up over the ranks; by default there is one.
+        shift_mean: False only scales: the mean of rewards says whether an answer should be longer.
     """
     kept = values[mask].float()
     count = sum_over_ranks(mask.sum().float())
     mean = sum_over_ranks(kept.sum()) / count
     variance = sum_over_ranks((kept - mean).square().sum()) / count
-    return torch.where(mask, (values - mean) / (variance.sqrt() + 1e-8), 0.0).to(values.dtype)
+    shifted = values - mean if shift_mean else values
+    return torch.where(mask, shifted / (variance.sqrt() + 1e-8), 0.0).to(values.dtype)

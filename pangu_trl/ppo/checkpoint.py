@@ -1,16 +1,20 @@
-"""What a PPO run keeps on disk: policy and critic as `from_pretrained` reads them, and the rollout in use."""
+"""What a PPO run keeps on disk: policy and critic as `from_pretrained` reads them, and the state of the run."""
 
+import copy
 import json
 import logging
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .adapter_selection import POLICY_ADAPTER, VALUE_ADAPTER
 from .config import PPOConfig
 from .policy_value import PolicyAndValue
 from .rollout import Rollout
@@ -19,10 +23,18 @@ logger = logging.getLogger(__name__)
 
 STATE_FILE = "ppo_state.json"
 VALUE_MODEL_FOLDER = "value_model"
+VALUE_HEAD_FILE = "value_head.safetensors"
+EMA_FOLDER = "ema"
+ADAPTER_FILE = "adapter_model.safetensors"
+# As PEFT names the head of a sequence classification model in an adapter's file.
+HEAD_KEY = "base_model.model.score.weight"
 
 
 def save_policy_and_value(models: PolicyAndValue, output_dir: str | Path, state_dict: dict[str, Tensor] | None) -> None:
-    """Writes the policy (or its adapter) into `output_dir` and the critic into `output_dir/value_model`.
+    """Writes the policy (or its adapter) into `output_dir` and the critic beside it.
+
+    A critic with a backbone of its own, and one that is an adapter, go into `output_dir/value_model`; a head on the
+    policy's backbone is `output_dir/value_head.safetensors`.
 
     Args:
         models: The unwrapped module.
@@ -40,12 +52,38 @@ def save_policy_and_value(models: PolicyAndValue, output_dir: str | Path, state_
             output_dir,
         )
         return
-    for prefix, model, folder in (
-        ("policy.", models.policy, Path(output_dir)),
-        ("value_model.", models.value_model, Path(output_dir) / VALUE_MODEL_FOLDER),
-    ):
-        part = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
-        model.save_pretrained(folder, state_dict=part)
+    output_dir = Path(output_dir)
+    save_policy(models.policy, output_dir, _part(state_dict, "policy."))
+    if hasattr(models, "value_model"):
+        models.value_model.save_pretrained(
+            output_dir / VALUE_MODEL_FOLDER, state_dict=_part(state_dict, "value_model.")
+        )
+    elif models.has_value_adapter:
+        _save_value_adapter(models.policy, output_dir / VALUE_MODEL_FOLDER, state_dict)
+    else:
+        save_file({"weight": state_dict["value_head.weight"].contiguous()}, output_dir / VALUE_HEAD_FILE)
+
+
+def save_policy(policy: PreTrainedModel | PeftModel, folder: Path, state_dict: dict[str, Tensor]) -> None:
+    """Writes the policy, or of a PEFT model the adapter that it learns."""
+    options = {"selected_adapters": [POLICY_ADAPTER]} if isinstance(policy, PeftModel) else {}
+    policy.save_pretrained(folder, state_dict=state_dict, **options)
+
+
+def _save_value_adapter(policy: PeftModel, folder: Path, state_dict: dict[str, Tensor]) -> None:
+    """Writes the critic as the adapter of a sequence classification model, which a reward model's adapter is too."""
+    weights = get_peft_model_state_dict(policy, _part(state_dict, "policy."), adapter_name=VALUE_ADAPTER)
+    weights[HEAD_KEY] = state_dict["value_head.weight"]
+    config = copy.deepcopy(policy.peft_config[VALUE_ADAPTER])
+    config.task_type, config.modules_to_save, config.inference_mode = "SEQ_CLS", ["score"], True
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    weights = {name: tensor.contiguous() for name, tensor in weights.items()}
+    save_file(weights, folder / ADAPTER_FILE, metadata={"format": "pt"})
+
+
+def _part(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
 
 
 def load_policy_and_value(models: PolicyAndValue, checkpoint_dir: str | Path) -> None:
@@ -54,65 +92,135 @@ def load_policy_and_value(models: PolicyAndValue, checkpoint_dir: str | Path) ->
     Raises:
         RuntimeError: The folder holds another architecture or misses weights.
     """
-    _load_into(models.policy, Path(checkpoint_dir))
-    _load_into(models.value_model, Path(checkpoint_dir) / VALUE_MODEL_FOLDER)
+    folder = Path(checkpoint_dir)
+    _load_into(models.policy, folder)
+    if hasattr(models, "value_model"):
+        _load_into(models.value_model, folder / VALUE_MODEL_FOLDER)
+        return
+    if models.has_value_adapter:
+        weights = load_peft_weights(str(folder / VALUE_MODEL_FOLDER), device="cpu")
+        head = weights.pop(HEAD_KEY)
+        _load_adapter(models.policy, folder / VALUE_MODEL_FOLDER, weights, VALUE_ADAPTER)
+    else:
+        head = load_file(folder / VALUE_HEAD_FILE)["weight"]
+    with torch.no_grad():
+        models.value_head.weight.copy_(head)
 
 
 def _load_into(model: PreTrainedModel | PeftModel, folder: Path) -> None:
     if isinstance(model, PeftModel):
-        result = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
-        if result.unexpected_keys:
-            raise RuntimeError(f"{folder}: adapter weights that the model does not have: {result.unexpected_keys}")
+        _load_adapter(model, folder, load_peft_weights(str(folder), device="cpu"), POLICY_ADAPTER)
         return
     saved = type(model).from_pretrained(folder, dtype=model.dtype)
     with torch.no_grad():
         model.load_state_dict(saved.state_dict())
 
 
-def save_rollout_state(folder: Path, rank: int, rollout: Rollout, kl_coef: float, options: dict[str, int]) -> None:
-    """Adds to a checkpoint what a run needs to go on in the middle of a rollout: one rollout file per rank.
+def _load_adapter(model: PeftModel, folder: Path, weights: dict[str, Tensor], adapter: str) -> None:
+    result = set_peft_model_state_dict(model, weights, adapter_name=adapter)
+    if result.unexpected_keys:
+        raise RuntimeError(f"{folder}: adapter weights that the model does not have: {result.unexpected_keys}")
 
-    Args:
-        folder: The checkpoint, made if missing.
-        rank: Number of this process.
+
+@dataclass
+class RunState:
+    """What a run needs, beside models, optimiser and random numbers, to go on in the middle of a rollout.
+
+    Attributes:
         rollout: The rollout in use on this rank.
-        kl_coef: Current weight of the KL penalty.
+        kl_coef: Weight of the KL penalty.
+        score_statistics: Count, mean and squared deviations of all scores.
+        passes_stopped: Whether `target_kl` has ended the passes over the rollout.
         options: What `rollout_options` gave.
+        average: Moving average of the policy's weights, this rank's part; None without `ema_decay`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {field.name: getattr(rollout, field.name).contiguous() for field in fields(rollout)}
-    save_file(tensors, folder / f"rollout-{rank}.safetensors")
-    if rank == 0:
-        (folder / STATE_FILE).write_text(json.dumps({"kl_coef": kl_coef, "options": options}, indent=2))
 
+    rollout: Rollout
+    kl_coef: float
+    score_statistics: dict[str, float]
+    passes_stopped: bool
+    options: dict[str, int]
+    average: dict[str, Tensor] | None = None
 
-def load_rollout_state(
-    folder: str | Path, rank: int, device: torch.device, options: dict[str, int]
-) -> tuple[Rollout, float]:
-    """Reads back what `save_rollout_state` wrote.
+    def save_tensors(self, folder: Path, rank: int) -> None:
+        """Writes what differs between the ranks; the folder is made if missing."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f.name: getattr(self.rollout, f.name).contiguous() for f in fields(self.rollout)}
+        save_file(tensors, _rollout_file(folder, rank))
+        if self.average is not None:
+            save_file(self.average, _average_file(folder, rank))
 
-    Raises:
-        FileNotFoundError: The checkpoint has no rollout.
-        ValueError: It was written under other `options`, so that its rollout and its step mean something else.
-    """
-    folder = Path(folder)
-    path = folder / f"rollout-{rank}.safetensors"
-    state = json.loads((folder / STATE_FILE).read_text()) if (folder / STATE_FILE).is_file() else None
-    for name, value in options.items():
-        if state is not None and state["options"][name] != value:
-            raise ValueError(
-                f"{folder}: written with {name}={state['options'][name]}; this run has {name}={value}. Resume with the "
-                "same value: the order of prompts and mini-batches depends on it."
+    def save_rest(self, folder: Path) -> None:
+        """Writes what all ranks share. This file, the last one of a checkpoint, says that the checkpoint is whole."""
+        state = {key: value for key, value in vars(self).items() if key not in ("rollout", "average")}
+        unfinished = folder / f"{STATE_FILE}.unfinished"
+        unfinished.write_text(json.dumps(state, indent=2))
+        unfinished.rename(folder / STATE_FILE)
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, rank: int, device: torch.device, options: dict[str, int], sharded_average: bool
+    ) -> "RunState":
+        """Reads back what was saved; an average that is not sharded was written by the first rank for all.
+
+        Raises:
+            FileNotFoundError: The checkpoint has no rollout, or its saving was interrupted.
+            ValueError: It was written under other `options`, so that its rollout and its step mean something else.
+        """
+        folder = Path(folder)
+        path = _rollout_file(folder, rank)
+        state = json.loads((folder / STATE_FILE).read_text()) if (folder / STATE_FILE).is_file() else None
+        for name, value in options.items():
+            if state is not None and state["options"][name] != value:
+                raise ValueError(
+                    f"{folder}: written with {name}={state['options'][name]}; this run has {name}={value}. Resume with "
+                    "the same value: the order of prompts and mini-batches depends on it."
+                )
+        if state is None or not path.is_file():
+            raise FileNotFoundError(
+                f"{path if state else folder / STATE_FILE}: missing. Resume with the number of processes that wrote "
+                "the checkpoint, and from one that was written by PPOTrainer without save_only_model. If the run was "
+                "killed while it saved, resume_from_checkpoint=True takes the last whole checkpoint."
             )
-    if state is None or not path.is_file():
-        raise FileNotFoundError(
-            f"{path if state else folder / STATE_FILE}: missing. Resume with the number of processes that wrote the "
-            "checkpoint, and from one that was written by PPOTrainer without save_only_model."
-        )
-    return Rollout(**{name: tensor.to(device) for name, tensor in load_file(path).items()}), state["kl_coef"]
+        rollout = Rollout(**{name: tensor.to(device) for name, tensor in load_file(path).items()})
+        average_file = _average_file(folder, rank if sharded_average else 0)
+        average = load_file(average_file) if average_file.is_file() else None
+        return cls(rollout=rollout, average=average, **state)
+
+
+def _rollout_file(folder: Path, rank: int) -> Path:
+    return folder / f"rollout-{rank}.safetensors"
+
+
+def _average_file(folder: Path, rank: int) -> Path:
+    return folder / f"ema-{rank}.safetensors"
 
 
 def rollout_options(args: PPOConfig) -> dict[str, int]:
     """The options on which the order of prompts and mini-batches depends, as a run must keep them on resume."""
-    names = ("per_device_train_batch_size", "num_rollout_batches", "num_ppo_epochs", "gradient_accumulation_steps")
+    names = (
+        "per_device_train_batch_size",
+        "num_rollout_batches",
+        "num_generations",
+        "num_ppo_epochs",
+        "gradient_accumulation_steps",
+    )
     return {"world_size": args.world_size} | {name: getattr(args, name) for name in names}
+
+
+def last_whole_checkpoint(output_dir: str | Path) -> str:
+    """The newest checkpoint of a run whose saving was not interrupted.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    found = []
+    for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        number = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+        if path.is_dir() and number.isdigit():
+            found.append((int(number), path))
+    for _, path in sorted(found, reverse=True):
+        if (path / STATE_FILE).is_file() and (path / TRAINER_STATE_NAME).is_file():
+            return str(path)
+        logger.warning("%s is left out: its saving was interrupted, or it holds the models alone.", path)
+    raise FileNotFoundError(f"{output_dir}: no whole checkpoint to resume from. Start a new run.")

@@ -1,15 +1,34 @@
 """What PPOTrainer refuses before anything is sampled: models, tokenizer and options that cannot work together."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, TrainingArguments
 
 from .config import PPOConfig
+from .scoring import RewardSource
 
 logger = logging.getLogger(__name__)
+
+
+def check_constructor(model: Any, train_dataset: Any, tokenizer: Any, data_collator: Any) -> None:
+    """Refuses a call of PPOTrainer that lacks something or passes it in another place.
+
+    Raises:
+        ValueError: The message says what to pass and how.
+    """
+    if isinstance(model, TrainingArguments):
+        raise ValueError("PPOTrainer: the first argument is the policy; pass args=..., model=..., ... by name.")
+    if tokenizer is None or train_dataset is None:
+        raise ValueError("PPOTrainer: pass train_dataset (prompts) and processing_class (the policy's tokenizer).")
+    if data_collator is not None and not isinstance(data_collator, DataCollatorWithPadding):
+        raise ValueError(
+            "PPOTrainer: prompts are padded by the trainer, so a data_collator of your own would have no effect; leave "
+            f"it out. Got {type(data_collator).__name__}."
+        )
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -32,75 +51,124 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def check_passed_models(
-    policy: nn.Module, value_model: Any, ref_model: Any, reward_model: Any, peft_config: PeftConfig | None
+    policy: nn.Module,
+    value_model: Any,
+    ref_model: Any,
+    rewards: list[RewardSource],
+    peft_config: PeftConfig | None,
+    args: PPOConfig,
 ) -> None:
     """Refuses models as the user passes them, before any is copied or given an adapter.
+
+    Args:
+        policy: The policy.
+        value_model: The critic or None.
+        ref_model: The reference or None.
+        rewards: Parts of the reward.
+        peft_config: Adapter that the policy will get.
+        args: Options.
 
     Raises:
         ValueError: One model in two roles, or adapters that would not be learnt or saved.
     """
+    share_backbone, rewards = args.share_backbone, [reward.model for reward in rewards]
     if peft_config is not None and isinstance(policy, PeftModel):
         raise ValueError("PPOTrainer: model is a PeftModel already; pass it without peft_config, or merge its adapter.")
-    if value_model is not None and value_model is reward_model:
+    if share_backbone != "none" and value_model is not None:
         raise ValueError(
-            "PPOTrainer: value_model is reward_model, but the critic learns while the reward must stay. Load a second "
-            "copy, or leave value_model out to have it copied."
+            f"PPOTrainer: share_backbone={share_backbone!r} makes the critic from the policy's backbone; leave "
+            "value_model out, or set share_backbone='none'."
         )
+    if share_backbone == "all" and ref_model is not None:
+        raise ValueError("PPOTrainer: with share_backbone='all' the reference is the base model; leave ref_model out.")
+    for reward in rewards:
+        if value_model is not None and value_model is reward:
+            raise ValueError(
+                "PPOTrainer: value_model is reward_model, but the critic learns while the reward must stay. Load a "
+                "second copy, or leave value_model out to have it copied."
+            )
+        if isinstance(reward, str | Path) and share_backbone != "all":
+            raise ValueError(
+                f"PPOTrainer: reward_model {str(reward)!r} is a path. Load the model, or set share_backbone='all' if "
+                "it is the folder of a LoRA adapter of the policy's base model."
+            )
     if ref_model is not None and ref_model is policy:
         raise ValueError(
             "PPOTrainer: ref_model is model, but the policy learns while the reference must stay. Load a second copy, "
             "or leave ref_model out to have it copied."
         )
-    critic = "reward_model, which the critic is copied from," if value_model is None else "value_model"
-    for name, model in (("model", policy), (critic, reward_model if value_model is None else value_model)):
+    copied = None
+    if value_model is None and share_backbone == "none":
+        copied = next((reward for reward in rewards if isinstance(reward, nn.Module)), None)
+    critic = "value_model" if copied is None else "reward_model, which the critic is copied from,"
+    for name, model in (("model", policy), (critic, value_model if copied is None else copied)):
         if getattr(model, "_hf_peft_config_loaded", False) and not isinstance(model, PeftModel):
             raise ValueError(
                 f"PPOTrainer: {name} has an adapter that from_pretrained added to it (the folder is an adapter's). "
                 "Merge it, or load it with PeftModel.from_pretrained(..., is_trainable=True)."
             )
-    if value_model is None and isinstance(reward_model, PeftModel):
+    if isinstance(copied, PeftModel):
         raise ValueError(
-            "PPOTrainer: reward_model is a PeftModel, of which no critic is copied. Pass value_model, or merge it."
+            "PPOTrainer: reward_model is a PeftModel, of which no critic is copied. Pass value_model, or merge it, or "
+            "set share_backbone='all' if the policy has the same base model."
         )
 
 
 def check_models(
-    policy: nn.Module,
-    value_model: nn.Module,
+    models: nn.Module,
     ref_model: nn.Module | None,
-    reward_model: Any,
+    rewards: list[RewardSource],
     tokenizer: PreTrainedTokenizerBase,
     args: PPOConfig,
 ) -> None:
-    """Refuses models that cannot work together; gives critic and reward model the tokenizer's pad token.
+    """Refuses models that cannot work together; gives critic and reward models the pad token of their tokenizer.
+
+    Args:
+        models: Policy and critic.
+        ref_model: The reference or None.
+        rewards: Parts of the reward.
+        tokenizer: The policy's.
+        args: Options.
 
     Raises:
         ValueError: Lengths, vocabularies, heads, pad tokens or trainable tensors are not as they must be.
     """
-    models = {"model": policy, "value_model": value_model, "ref_model": ref_model, "reward_model": reward_model}
-    models = {name: model for name, model in models.items() if isinstance(model, nn.Module)}
-    vocab_size = policy.config.get_text_config().vocab_size
-    for name, model in models.items():
+    vocab_size = models.policy.config.get_text_config().vocab_size
+    value_model = getattr(models, "value_model", None)
+    named = [("model", models.policy, None), ("value_model", value_model, None), ("ref_model", ref_model, None)]
+    named += [("reward_model", reward.model, reward.tokenizer) for reward in rewards]
+    for name, model, its_tokenizer in named:
+        if not isinstance(model, nn.Module):
+            continue
         config = model.config.get_text_config()
-        _check_positions(name, config, args)
-        if config.vocab_size != vocab_size:
-            raise ValueError(
-                f"PPOTrainer: {name} has a vocabulary of {config.vocab_size} tokens, the policy one of {vocab_size}; "
-                "they read the same token ids and must agree."
-            )
+        if its_tokenizer is None:
+            _check_positions(name, config, args)
+            if config.vocab_size != vocab_size:
+                raise ValueError(
+                    f"PPOTrainer: {name} has a vocabulary of {config.vocab_size} tokens, the policy one of "
+                    f"{vocab_size}; they read the same token ids and must agree. A reward model with another tokenizer "
+                    "needs that as reward_processing_class."
+                )
         if name in ("value_model", "reward_model"):
             if config.num_labels != 1:
                 raise ValueError(f"PPOTrainer: {name} must have num_labels=1; got {config.num_labels}.")
-            _align_pad_token(name, config, tokenizer)
+            _align_pad_token(name, config, its_tokenizer or tokenizer)
         if name in ("model", "value_model") and not any(tensor.requires_grad for tensor in model.parameters()):
             raise ValueError(
                 f"PPOTrainer: {name} has no trainable tensor, so it could not learn. Load an adapter with "
                 "PeftModel.from_pretrained(..., is_trainable=True), or call requires_grad_(True)."
             )
-    if not hasattr(value_model, "score"):
+    if value_model is not None and not hasattr(value_model, "score"):
         raise ValueError(
             f"PPOTrainer: value_model needs a linear head called `score`; {type(value_model).__name__} has none."
         )
+    if args.reward_scaling == "stored":
+        config = getattr(rewards[0].model, "config", None)
+        if len(rewards) > 1 or not getattr(config, "reward_std", None) or not hasattr(config, "reward_mean"):
+            raise ValueError(
+                "PPOTrainer: reward_scaling='stored' needs one reward model whose config.json has reward_mean and "
+                "reward_std (not 0). Add them, or use reward_scaling='running'."
+            )
 
 
 def _check_positions(name: str, config: Any, args: PPOConfig) -> None:
@@ -135,11 +203,11 @@ def check_launch(args: PPOConfig, num_prompts: int) -> None:
             "PPOTrainer: several GPUs are visible to one process (nn.DataParallel), which is not supported. Start "
             "with `accelerate launch` or `torchrun`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
         )
-    prompts_needed = args.rollout_batch_size * args.world_size
+    prompts_needed = args.prompts_per_rollout * args.world_size
     if num_prompts < prompts_needed:
         raise ValueError(
-            "PPOTrainer: one rollout needs per_device_train_batch_size * num_rollout_batches * ranks = "
-            f"{prompts_needed} prompts; the training set has {num_prompts}."
+            "PPOTrainer: one rollout needs per_device_train_batch_size * num_rollout_batches / num_generations * ranks "
+            f"= {prompts_needed} prompts; the training set has {num_prompts}."
         )
 
 

@@ -1,6 +1,7 @@
 """Options of the PPO trainer."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -9,7 +10,7 @@ from transformers import TrainingArguments
 class PPOConfig(TrainingArguments):
     """Options of PPOTrainer, on top of those of transformers' TrainingArguments.
 
-    A rollout is `num_rollout_batches` batches of `per_device_train_batch_size` prompts on every rank. It is learnt
+    A rollout is `num_rollout_batches` batches of `per_device_train_batch_size` answers on every rank. It is learnt
     from in `num_ppo_epochs` passes of mini-batches of `per_device_train_batch_size` answers; every
     `gradient_accumulation_steps` mini-batches make one optimiser step. `max_steps` and `num_train_epochs` therefore
     count optimiser steps and passes over the prompts.
@@ -22,9 +23,25 @@ class PPOConfig(TrainingArguments):
     critic_learning_rate: float = field(
         default=5e-6, metadata={"help": "Initial learning rate of the value model; the schedule is the policy's."}
     )
+    critic_weight_decay: float | None = field(
+        default=None, metadata={"help": "Weight decay of the critic. Default: weight_decay."}
+    )
+    critic_warmup_steps: int = field(
+        default=0, metadata={"help": "Optimiser steps at the start in which only the critic learns."}
+    )
     logging_steps: float = field(
         default=10,
         metadata={"help": "Log every X optimiser steps; smaller than 1, a share of all steps."},
+    )
+
+    share_backbone: str = field(
+        default="none",
+        metadata={
+            "help": "none: the critic and the reward model are models of their own. value: the critic is a head on the "
+            "policy's own backbone. all: policy, critic and reward model are adapters of one base model, and "
+            "reward_model is the folder of a LoRA adapter of that base.",
+            "choices": ["none", "value", "all"],
+        },
     )
 
     max_prompt_length: int = field(
@@ -34,6 +51,7 @@ class PPOConfig(TrainingArguments):
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; log-probabilities use it too."})
     top_p: float = field(default=1.0, metadata={"help": "Probability mass to sample from; 1 keeps all tokens."})
     top_k: int = field(default=0, metadata={"help": "Number of likeliest tokens to sample from; 0 keeps all."})
+    num_generations: int = field(default=1, metadata={"help": "Answers to each prompt of a rollout."})
     generation_batch_size: int | None = field(
         default=None,
         metadata={
@@ -49,8 +67,23 @@ class PPOConfig(TrainingArguments):
         },
     )
 
+    merge_lora_for_generation: bool = field(
+        default=True,
+        metadata={
+            "help": "Add the policy's LoRA to the base weights while answers are sampled, and put the same bits back. "
+            "Faster; needs memory for a copy of the weights that it changes."
+        },
+    )
+
     num_rollout_batches: int = field(default=1, metadata={"help": "Batches of prompts answered before learning."})
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
+    target_kl: float | None = field(
+        default=None,
+        metadata={
+            "help": "Once policy/approx_kl of an optimiser step is above this (nats per token), the remaining steps of "
+            "the passes over the rollout learn nothing. They still count as steps. Default: never."
+        },
+    )
     kl_coef: float = field(default=0.05, metadata={"help": "Weight of the KL penalty in the reward."})
     kl_estimator: str = field(
         default="k1",
@@ -72,11 +105,43 @@ class PPOConfig(TrainingArguments):
     cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the value loss."})
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss in the total loss."})
     reward_clip: float | None = field(default=5.0, metadata={"help": "Scores are clipped to +- this value."})
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weight of each reward where there are several. Default: 1 for all."}
+    )
+    reward_scaling: str = field(
+        default="none",
+        metadata={
+            "help": "none; running: scores are divided by the standard deviation of all scores so far; stored: "
+            "reward_mean is subtracted and the rest divided by reward_std, both from the reward model's config.json. "
+            "Before reward_clip.",
+            "choices": ["none", "running", "stored"],
+        },
+    )
     missing_eos_penalty: float | None = field(
         default=None, metadata={"help": "Subtracted from the clipped score of an answer that did not end with eos."}
     )
+    min_completion_length: int = field(
+        default=0, metadata={"help": "Answers with fewer tokens (eos included) get short_completion_penalty."}
+    )
+    short_completion_penalty: float = field(
+        default=1.0, metadata={"help": "Subtracted from the clipped score of an answer below min_completion_length."}
+    )
+    whiten_rewards: bool = field(
+        default=False,
+        metadata={"help": "Scale the per-token rewards of a rollout, over all ranks, to std 1; the mean stays."},
+    )
     whiten_advantages: bool = field(
         default=True, metadata={"help": "Normalise the advantages of a rollout, over all ranks, to mean 0 and std 1."}
+    )
+    ptx_coef: float = field(
+        default=1.0, metadata={"help": "Weight of the language-model loss on ptx_dataset, where there is one."}
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Keeps an exponential moving average of the policy's trainable weights with this decay, and saves "
+            "it as a model in `ema` beside the policy. Default: none is kept."
+        },
     )
     log_completions: bool = field(default=False, metadata={"help": "Print a few answers of every logged rollout."})
 
@@ -88,30 +153,83 @@ class PPOConfig(TrainingArguments):
             # Every trainable tensor of policy and critic takes part in every loss.
             self.ddp_find_unused_parameters = False
         super().__post_init__()
-        for name in ("max_prompt_length", "max_completion_length", "num_rollout_batches", "num_ppo_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"PPOConfig: {name} must be 1 or more; got {getattr(self, name)}.")
-        for name in ("temperature", "cliprange", "cliprange_value"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"PPOConfig: {name} must be greater than 0; got {getattr(self, name)}.")
-        for name in ("gamma", "lam", "top_p"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"PPOConfig: {name} must be between 0 and 1; got {getattr(self, name)}.")
-        if self.kl_estimator not in ("k1", "k2", "k3"):
-            raise ValueError(f"PPOConfig: kl_estimator must be one of k1, k2, k3; got {self.kl_estimator!r}.")
+        _check_ranges(self)
         if self.num_rollout_batches % self.gradient_accumulation_steps != 0:
             raise ValueError(
                 "PPOConfig: num_rollout_batches must be a multiple of gradient_accumulation_steps, so that every pass "
                 f"over a rollout is a whole number of optimiser steps; got num_rollout_batches="
                 f"{self.num_rollout_batches}, gradient_accumulation_steps={self.gradient_accumulation_steps}."
             )
+        if self.rollout_batch_size % self.num_generations != 0:
+            raise ValueError(
+                "PPOConfig: per_device_train_batch_size * num_rollout_batches, the answers of a rollout on a device, "
+                f"must be a multiple of num_generations; got {self.rollout_batch_size} and {self.num_generations}."
+            )
+
+    @classmethod
+    def deepspeed_chat(cls, **options: Any) -> "PPOConfig":
+        """Settings of a PanGu run on DeepSpeed-Chat; `options` win. docs/ppo.md lists what still differs."""
+        settings = dict(
+            max_prompt_length=96,
+            max_completion_length=512,
+            per_device_train_batch_size=4,
+            num_rollout_batches=50,
+            num_ppo_epochs=100,
+            learning_rate=9.65e-6,
+            critic_learning_rate=5e-6,
+            weight_decay=0.0,
+            adam_beta2=0.95,
+            lr_scheduler_type="cosine",
+            warmup_steps=100,
+            kl_coef=0.1,
+            reward_clip=5.0,
+            gamma=1.0,
+            lam=0.95,
+            cliprange=0.2,
+            cliprange_value=0.2,
+            vf_coef=1.0,
+            whiten_advantages=False,
+            ptx_coef=27.8,
+        )
+        return cls(**settings | options)
 
     @property
     def rollout_batch_size(self) -> int:
-        """Prompts of one rollout on each device."""
+        """Answers of one rollout on each device."""
         return self.per_device_train_batch_size * self.num_rollout_batches
 
     @property
     def mini_batches_per_rollout(self) -> int:
         """Mini-batches that are learnt from one rollout on each device, over all passes."""
         return self.num_rollout_batches * self.num_ppo_epochs
+
+    @property
+    def prompts_per_rollout(self) -> int:
+        """Prompts of one rollout on each device."""
+        return self.rollout_batch_size // self.num_generations
+
+
+def _check_ranges(config: PPOConfig) -> None:
+    def check(fits: bool, name: str, what: str) -> None:
+        if not fits:
+            raise ValueError(f"PPOConfig: {name} must be {what}; got {getattr(config, name)!r}.")
+
+    for name in (
+        "max_prompt_length",
+        "max_completion_length",
+        "num_rollout_batches",
+        "num_ppo_epochs",
+        "num_generations",
+        "kl_horizon",
+    ):
+        check(getattr(config, name) >= 1, name, "1 or more")
+    for name in ("temperature", "cliprange", "cliprange_value", "adaptive_kl_target", "target_kl", "reward_clip"):
+        check(getattr(config, name) is None or getattr(config, name) > 0, name, "greater than 0")
+    for name in ("gamma", "lam", "top_p"):
+        check(0 <= getattr(config, name) <= 1, name, "between 0 and 1")
+    for name in ("critic_warmup_steps", "min_completion_length", "ptx_coef", "short_completion_penalty"):
+        check(getattr(config, name) >= 0, name, "0 or more")
+    check(config.ema_decay is None or 0 < config.ema_decay < 1, "ema_decay", "between 0 and 1")
+    check(config.kl_estimator in ("k1", "k2", "k3"), "kl_estimator", "one of k1, k2, k3")
+    check(config.share_backbone in ("none", "value", "all"), "share_backbone", "one of none, value, all")
+    check(config.reward_scaling in ("none", "running", "stored"), "reward_scaling", "one of none, running, stored")

@@ -76,6 +76,12 @@ def update_figures(logprobs: Tensor, batch: Rollout, cliprange: float) -> dict[s
     }
 
 
+def distinct_ngrams(answers: list[list[int]], n: int) -> float:
+    """Share of different n-grams of tokens among all n-grams of the answers (Li et al. 2016, arXiv:1510.03055)."""
+    ngrams = [tuple(answer[start : start + n]) for answer in answers for start in range(len(answer) - n + 1)]
+    return len(set(ngrams)) / max(len(ngrams), 1)
+
+
 @contextmanager
 def own_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
     """Runs the body with random numbers from `seed` and leaves the global ones, of all libraries, where they were."""

@@ -1,6 +1,7 @@
 """The models of a run: those that the user passed, and those that are made from them."""
 
 import copy
+from pathlib import Path
 
 from accelerate.utils import set_seed
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -10,21 +11,23 @@ from transformers import PreTrainedModel
 from .checks import require_reentrant_checkpoints
 from .config import PPOConfig
 from .policy_value import PolicyAndValue
-from .rollout import RewardFunction
+from .scoring import RewardSource
+from .shared_backbone import add_reward_and_value_adapters, read_reward_adapter
 
 
 def complete_models(
     policy: PreTrainedModel | PeftModel,
     value_model: PreTrainedModel | PeftModel | None,
     ref_model: PreTrainedModel | None,
-    reward_model: PreTrainedModel | RewardFunction,
+    rewards: list[RewardSource],
     peft_config: PeftConfig | None,
     args: PPOConfig,
 ) -> tuple[PolicyAndValue, PreTrainedModel | None]:
-    """Puts the adapter on the policy and copies the models that were not passed.
+    """Puts the adapters on the policy and copies the models that were not passed.
 
     Returns:
-        Policy and critic, and the reference; None if that is the policy with its adapter off.
+        Policy and critic, and the reference; None if that is the policy with its adapter off. With one backbone, the
+        reward source that was its adapter then has no model.
 
     Raises:
         ValueError: A model is missing that cannot be copied.
@@ -35,14 +38,52 @@ def complete_models(
         set_seed(args.seed)
         # ZeRO-3 wants one dtype for all trainable weights.
         policy = get_peft_model(policy, peft_config, autocast_adapter_dtype=not zero3)
-    if value_model is None:
-        if not isinstance(reward_model, nn.Module) or zero3:
-            raise ValueError("PPOTrainer: pass value_model; it is copied from reward_model only without ZeRO-3.")
-        value_model = copy.deepcopy(reward_model).requires_grad_(True)
     if ref_model is None and not isinstance(policy, PeftModel):
         if zero3:
             raise ValueError("PPOTrainer: under ZeRO-3 a full policy needs ref_model, a second copy of it.")
         ref_model = copy.deepcopy(policy)
-    if zero3 and (isinstance(policy, PeftModel) or isinstance(value_model, PeftModel)):
+    if args.share_backbone == "all":
+        models = _one_backbone(policy, rewards, zero3)
+    elif args.share_backbone == "value":
+        models = PolicyAndValue(policy, value_head=_value_head(policy))
+    else:
+        models = PolicyAndValue(policy, value_model or _copied_critic(rewards, zero3))
+    if zero3 and any(isinstance(model, PeftModel) for model in (models.policy, getattr(models, "value_model", None))):
         require_reentrant_checkpoints(args)
-    return PolicyAndValue(policy, value_model), ref_model
+    return models, ref_model
+
+
+def _copied_critic(rewards: list[RewardSource], zero3: bool) -> PreTrainedModel:
+    """The critic starts as a copy of the first reward that is a model."""
+    reward_model = next((reward.model for reward in rewards if isinstance(reward.model, nn.Module)), None)
+    if reward_model is None or zero3:
+        raise ValueError(
+            "PPOTrainer: pass value_model; it is copied from a reward model only if there is one and without ZeRO-3. "
+            "Or set share_backbone='value' for a value head on the policy."
+        )
+    return copy.deepcopy(reward_model).requires_grad_(True)
+
+
+def _value_head(policy: PreTrainedModel | PeftModel) -> nn.Linear:
+    """Starts at zero: no value is known of a backbone that was not trained to judge."""
+    head = nn.Linear(policy.config.get_text_config().hidden_size, 1, bias=False)
+    nn.init.zeros_(head.weight)
+    return head.to(device=policy.device, dtype=policy.dtype)
+
+
+def _one_backbone(policy: PeftModel, rewards: list[RewardSource], zero3: bool) -> PolicyAndValue:
+    if not isinstance(policy, PeftModel):
+        raise ValueError(
+            "PPOTrainer: share_backbone='all' needs a policy with LoRA, since policy, critic and reward model are "
+            "adapters of one base model. Pass peft_config."
+        )
+    source = next((reward for reward in rewards if isinstance(reward.model, str | Path | PeftModel)), None)
+    if source is None:
+        raise ValueError(
+            "PPOTrainer: share_backbone='all' needs a reward model that is a LoRA adapter of the policy's base model; "
+            "pass its folder, or the PeftModel, as reward_model."
+        )
+    adapter = read_reward_adapter(source.model, policy, zero3)
+    value_head, reward_head = add_reward_and_value_adapters(policy, adapter, zero3)
+    source.model = None
+    return PolicyAndValue(policy, value_head=value_head, reward_head=reward_head)

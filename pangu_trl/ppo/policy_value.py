@@ -1,34 +1,58 @@
 """Policy and critic in one module, so that one engine (DDP, DeepSpeed, FSDP) and one optimiser hold both."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
+
+from .adapter_selection import REWARD_ADAPTER, VALUE_ADAPTER, pin_adapter_for_recompute, selected_adapter
+from .config import PPOConfig
 
 
 class PolicyAndValue(nn.Module):
-    """A causal language model that acts and a sequence classification model whose score head gives state values.
+    """A causal language model that acts, and what gives its states values.
+
+    The critic is one of three:
+      - a model of its own: a sequence classification model, whose score head gives the values (`value_model`);
+      - a head on the hidden states of the policy itself, from the same pass (`value_head`);
+      - an adapter and a head on the policy's base model (`value_head`, with an adapter named `value` on the policy).
+
+    In the last case an adapter named `reward` and `reward_head` may be the reward model, so that one backbone serves
+    policy, critic, reward model and reference.
 
     Args:
-        policy: Causal language model, possibly with a PEFT adapter.
+        policy: Causal language model, possibly with PEFT adapters.
         value_model: Sequence classification model with one label, possibly with a PEFT adapter.
+        value_head: Linear layer from hidden states to one value, instead of `value_model`.
+        reward_head: Linear layer from hidden states to one score.
     """
 
     # Tells the Trainer that `forward` does not divide a loss by num_items_in_batch.
     accepts_loss_kwargs = False
 
-    def __init__(self, policy: PreTrainedModel | PeftModel, value_model: PreTrainedModel | PeftModel) -> None:
+    def __init__(
+        self,
+        policy: PreTrainedModel | PeftModel,
+        value_model: PreTrainedModel | PeftModel | None = None,
+        value_head: nn.Linear | None = None,
+        reward_head: nn.Linear | None = None,
+    ) -> None:
         super().__init__()
         self.policy = policy
-        self.value_model = value_model
+        # Only what there is becomes a module, so that names in a state dict say which critic it is.
+        if value_model is not None:
+            self.value_model = value_model
+        if value_head is not None:
+            self.value_head = value_head
+        if reward_head is not None:
+            self.reward_head = reward_head
 
     @property
     def config(self) -> Any:
@@ -40,13 +64,25 @@ class PolicyAndValue(nn.Module):
         """Generation settings of the policy."""
         return self.policy.generation_config
 
+    @property
+    def has_value_adapter(self) -> bool:
+        """Whether the critic is an adapter on the policy's base model."""
+        return isinstance(self.policy, PeftModel) and VALUE_ADAPTER in self.policy.peft_config
+
+    def is_critic(self, name: str) -> bool:
+        """Whether the parameter of this name belongs to the critic."""
+        return name.startswith(("value_model.", "value_head.")) or f".{VALUE_ADAPTER}." in name
+
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-        """Recomputes activations in the backward pass, in both models."""
-        for model in (self.policy, self.value_model):
+        """Recomputes activations in the backward pass, in all models."""
+        for model in (self.policy, getattr(self, "value_model", None)):
+            if model is None:
+                continue
             model.activation_checkpointing_enable(**kwargs)
             if isinstance(model, PeftModel):
                 # The embeddings are frozen; re-entrant checkpoints need an input that asks for a gradient.
                 model.enable_input_require_grads()
+                pin_adapter_for_recompute(model)
 
     def create_or_update_model_card(self, output_dir: str) -> None:
         """Adds to a model card what PEFT says there of an adapter; the Trainer calls it after a LoRA run."""
@@ -56,44 +92,62 @@ class PolicyAndValue(nn.Module):
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        num_completion_tokens: int,
-        temperature: float,
-        use_reference: bool = False,
-        with_values: bool = True,
+        num_completion_tokens: int = 0,
+        temperature: float = 1.0,
+        part: Literal["policy_and_value", "reference", "reward"] = "policy_and_value",
+        text_batch: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Scores the answer tokens of whole sequences.
+        """Scores the answer tokens of whole sequences, or the sequences as a whole.
+
+        One method for all passes, since an engine prepares the weights for `forward` only.
 
         Args:
             input_ids: Prompt, padded on the left, then answer, padded on the right, (B, T).
             attention_mask: 1 for real tokens, (B, T).
             num_completion_tokens: Columns of the answer, C; they are the last ones.
             temperature: Divides the logits, as when the answer was sampled.
-            use_reference: Switches the policy's adapter off for this pass.
-            with_values: Whether to run the critic.
+            part: Policy and critic; the policy's base model without adapters; or the reward adapter.
+            text_batch: Token ids, attention mask and labelled places (bool) of texts, (B, T) each, on which the
+                policy's language-model loss is computed in the same pass.
 
         Returns:
-            `logprobs` and `entropy` (B, C) in float32 nats, and `values` (B, C): the value of the state before each
-            answer token.
+            For policy and reference `logprobs` and `entropy` (B, C) in float32 nats; for policy and critic also
+            `values` (B, C), the value of the state before each answer token, and with `text_batch` `text_loss`, the
+            summed loss of its labelled tokens; for the reward adapter `scores` (B,).
         """
-        with adapters_disabled(self.policy) if use_reference else nullcontext():
-            logprobs, entropy = completion_logprobs(
-                self.policy, input_ids, attention_mask, num_completion_tokens, temperature
-            )
+        if part == "reward":
+            with selected_adapter(self.policy, REWARD_ADAPTER):
+                hidden_states = _hidden_states(self.policy, input_ids, attention_mask)
+            scores = self.reward_head(at_last_token(hidden_states, attention_mask))
+            return {"scores": scores.squeeze(-1).float()}
+        with selected_adapter(self.policy, None) if part == "reference" else nullcontext():
+            with _head_inputs(self.policy) as head_inputs:
+                logprobs, entropy = completion_logprobs(
+                    self.policy, input_ids, attention_mask, num_completion_tokens, temperature
+                )
         outputs = {"logprobs": logprobs, "entropy": entropy}
-        if with_values:
-            outputs["values"] = self._values(input_ids, attention_mask, num_completion_tokens)
+        if part == "policy_and_value":
+            before_answer_tokens = slice(-num_completion_tokens - 1, -1)
+            outputs["values"] = self._values(input_ids, attention_mask, before_answer_tokens, head_inputs[0])
+            if text_batch is not None:
+                outputs["text_loss"] = self._text_loss(*text_batch)
         return outputs
 
-    def _values(self, input_ids: Tensor, attention_mask: Tensor, num_completion_tokens: int) -> Tensor:
-        model = innermost(self.value_model)
-        backbone = getattr(model, model.base_model_prefix)
-        hidden_states = backbone(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            use_cache=False,
-            **position_arguments(backbone, attention_mask),
-        ).last_hidden_state
-        return model.score(hidden_states[:, -num_completion_tokens - 1 : -1]).squeeze(-1).float()
+    def _values(self, input_ids: Tensor, attention_mask: Tensor, places: slice, policy_states: Tensor) -> Tensor:
+        if hasattr(self, "value_model"):
+            hidden_states, head = _hidden_states(self.value_model, input_ids, attention_mask), self.value_model.score
+        elif self.has_value_adapter:
+            with selected_adapter(self.policy, VALUE_ADAPTER):
+                hidden_states = _hidden_states(self.policy, input_ids, attention_mask)
+            head = self.value_head
+        else:
+            hidden_states, head = policy_states, self.value_head
+        return head(hidden_states[:, places]).squeeze(-1).float()
+
+    def _text_loss(self, input_ids: Tensor, attention_mask: Tensor, label_mask: Tensor) -> Tensor:
+        """Summed negative log-likelihood of the labelled tokens; the first token of a text has no prediction."""
+        logprobs, _ = completion_logprobs(self.policy, input_ids, attention_mask, input_ids.shape[1] - 1, 1.0)
+        return -torch.where(label_mask[:, 1:], logprobs, 0.0).sum()
 
 
 def completion_logprobs(
@@ -148,21 +202,38 @@ def innermost(model: nn.Module) -> nn.Module:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-@contextmanager
-def adapters_disabled(model: nn.Module) -> Iterator[None]:
-    """Runs the base model without its adapters, and leaves `requires_grad` alone.
+def at_last_token(states: Tensor, attention_mask: Tensor) -> Tensor:
+    """What stands at the last real token of each row: (B, T, ...) becomes (B, ...).
 
-    PEFT's own `disable_adapter` freezes the adapter's parameters on exit, and they silently stop learning.
+    By the mask, not by the pad token, since a policy can end an answer with that one too.
     """
-    layers = [m for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
-    before = [layer._disable_adapters for layer in layers]
-    for layer in layers:
-        layer._disable_adapters = True
+    columns = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    last = (columns * attention_mask).argmax(dim=1)
+    return states[torch.arange(len(last), device=states.device), last]
+
+
+def _hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Last hidden states (B, T, H) of the backbone of a model, under the adapter that is selected."""
+    model = innermost(model)
+    backbone = getattr(model, model.base_model_prefix)
+    return backbone(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        use_cache=False,
+        **position_arguments(backbone, attention_mask),
+    ).last_hidden_state
+
+
+@contextmanager
+def _head_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects the hidden states that a causal language model hands to its head: those of the kept logits."""
+    inputs: list[Tensor] = []
+    head = innermost(model).get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     try:
-        yield
+        yield inputs
     finally:
-        for layer, disabled in zip(layers, before, strict=True):
-            layer._disable_adapters = disabled
+        handle.remove()
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -179,26 +250,55 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def parameter_groups(
-    model: nn.Module, learning_rates: dict[str, float], decayed: set[str], weight_decay: float
-) -> list[dict[str, Any]]:
-    """Groups of an optimiser that give each part of the model (`policy`, `value_model`) its own learning rate.
+def parameter_groups(model: PolicyAndValue, args: PPOConfig, decayed: set[str]) -> list[dict[str, Any]]:
+    """Groups of an optimiser that give policy and critic their own learning rates and weight decays.
 
     Args:
-        model: PolicyAndValue, possibly wrapped by an engine that keeps the names.
-        learning_rates: Learning rate of each part.
-        decayed: Names of the parameters that `weight_decay` applies to.
-        weight_decay: Weight decay of those.
+        model: The unwrapped module.
+        args: Options.
+        decayed: Names of the parameters that weight decay applies to.
+
+    Returns:
+        Up to four groups, each with `is_critic`.
     """
+    critic_decay = args.weight_decay if args.critic_weight_decay is None else args.critic_weight_decay
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups = []
-    for part, learning_rate in learning_rates.items():
-        for decay in (True, False):
+    for is_critic, learning_rate, decay in (
+        (False, args.learning_rate, args.weight_decay),
+        (True, args.critic_learning_rate, critic_decay),
+    ):
+        for has_decay in (True, False):
             parameters = [
                 parameter
-                for name, parameter in model.named_parameters()
-                if parameter.requires_grad and name.startswith(f"{part}.") and (name in decayed) == decay
+                for name, parameter in trainable.items()
+                if model.is_critic(name) == is_critic and (name in decayed) == has_decay
             ]
             if parameters:
-                group_decay = weight_decay if decay else 0.0
-                groups.append({"params": parameters, "lr": learning_rate, "weight_decay": group_decay})
+                weight_decay = decay if has_decay else 0.0
+                groups.append(
+                    {"params": parameters, "lr": learning_rate, "weight_decay": weight_decay, "is_critic": is_critic}
+                )
     return groups
+
+
+def delay_policy(scheduler: Any, num_steps: int) -> None:
+    """Sets the learning rate of the policy's groups to 0 for the first steps; the schedule itself goes on.
+
+    Raises:
+        ValueError: The schedule is not a function of the step.
+    """
+    if not isinstance(scheduler, LambdaLR):
+        raise ValueError(
+            "PPOTrainer: critic_warmup_steps needs a schedule that depends on the step alone (constant, linear, "
+            f"cosine, ...); got {type(scheduler).__name__}."
+        )
+
+    def delayed(schedule: Callable[[int], float]) -> Callable[[int], float]:
+        return lambda step: 0.0 if step < num_steps else schedule(step)
+
+    for index, group in enumerate(scheduler.optimizer.param_groups):
+        if not group["is_critic"]:
+            scheduler.lr_lambdas[index] = delayed(scheduler.lr_lambdas[index])
+            group["lr"] = 0.0
+    scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]

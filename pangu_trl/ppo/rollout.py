@@ -1,25 +1,24 @@
 """Answers of the current policy and everything that is known about them before learning starts."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 from trl.models.utils import add_hooks, remove_hooks
 
 from pangu_trl.data.collators import pad_sequences
 
+from .adapter_selection import merged_policy_adapter, selected_adapter
 from .config import PPOConfig
-from .policy_value import completion_logprobs, innermost, position_arguments
-
-RewardFunction = Callable[..., list[float]]
+from .policy_value import completion_logprobs
 
 
 @dataclass
@@ -37,7 +36,8 @@ class Rollout:
     ref_logprobs: Tensor | None = None  # (N, C) under the reference
     entropy: Tensor | None = None  # (N, C) of the policy that sampled, nats
     values: Tensor | None = None  # (N, C) of the critic at rollout
-    scores: Tensor | None = None  # (N,) of the reward model, before clipping and penalties
+    source_scores: Tensor | None = None  # (N, S) of each part of the reward
+    scores: Tensor | None = None  # (N,) their weighted sum, before scaling, clipping and penalties
     advantages: Tensor | None = None  # (N, C)
     returns: Tensor | None = None  # (N, C) targets of the critic
 
@@ -54,7 +54,7 @@ class Rollout:
         for name, tensor in chosen.items():
             if name in ("input_ids", "attention_mask"):
                 chosen[name] = tensor[:, prompt_start : prompt_width + kept_answer]
-            elif tensor.ndim == 2:
+            elif tensor.ndim == 2 and name != "source_scores":
                 chosen[name] = tensor[:, :kept_answer]
         return Rollout(**chosen)
 
@@ -75,6 +75,8 @@ def generate_rollout(
     prompts: list[list[int]],
     args: PPOConfig,
     accelerator: Accelerator,
+    watch: "SampledLogprobs | None" = None,
+    reference: nn.Module | Literal["adapter off"] | None = None,
 ) -> Rollout:
     """Samples one answer to each prompt.
 
@@ -84,12 +86,16 @@ def generate_rollout(
         prompts: Token ids of N prompts.
         args: Sampling options.
         accelerator: Knows the engine and the device.
+        watch: Notes the log-probabilities of the first batch as they were when it was sampled.
+        reference: Answers in the policy's place: a model, or the policy with its adapter off.
     """
     device = accelerator.device
     gathered = args.ds3_gather_for_generation and _is_zero3(accelerator)
     batch_size = args.generation_batch_size or args.per_device_train_batch_size
-    answers: list[list[int]] = []
-    with _policy_for_generation(model, accelerator, gathered) as policy:
+    # Prompts of like length share a batch: little padding, and a batch too large for the memory fails at once.
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    answers: list[list[int]] = [[]] * len(prompts)
+    with _generator(model, accelerator, args, gathered, reference) as policy:
         stop_token_ids = stop_tokens(policy, tokenizer)
         config = GenerationConfig(
             max_new_tokens=args.max_completion_length,
@@ -102,8 +108,9 @@ def generate_rollout(
         )
         with torch.no_grad(), _without_generation_defaults(policy):
             for start in range(0, len(prompts), batch_size):
+                rows = order[start : start + batch_size]
                 input_ids, attention_mask = pad_sequences(
-                    prompts[start : start + batch_size], tokenizer.pad_token_id, side="left"
+                    [prompts[row] for row in rows], tokenizer.pad_token_id, side="left"
                 )
                 output = policy.generate(
                     input_ids=input_ids.to(device),
@@ -111,8 +118,13 @@ def generate_rollout(
                     generation_config=config,
                     # With whole weights a rank that is done need not wait for the others at every token.
                     synced_gpus=False if gathered else None,
+                    logits_processor=LogitsProcessorList([watch] if watch is not None and start == 0 else []),
                 )
-                answers += [_until_stop(row, stop_token_ids) for row in output[:, input_ids.shape[1] :].tolist()]
+                new_tokens = output[:, input_ids.shape[1] :]
+                if watch is not None and start == 0:
+                    watch.finish(rows, new_tokens)
+                for row, tokens in zip(rows, new_tokens.tolist(), strict=True):
+                    answers[row] = _until_stop(tokens, stop_token_ids)
 
     prompt_ids, prompt_mask = pad_sequences(prompts, tokenizer.pad_token_id, side="left")
     answer_ids, answer_mask = pad_sequences(answers, tokenizer.pad_token_id, side="right")
@@ -122,6 +134,64 @@ def generate_rollout(
         completion_mask=answer_mask.bool().to(device),
         ended=torch.tensor([answer[-1] in stop_token_ids for answer in answers], device=device),
     )
+
+
+class SampledLogprobs(LogitsProcessor):
+    """Log-probabilities of tokens as they were sampled, to compare with those that are learnt from.
+
+    A processor sees the logits before temperature, top-p and top-k; it keeps those of one step, (B, V), at a time.
+
+    Args:
+        temperature: Divides the logits.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+        self.rows: list[int] = []
+        self.logprobs: Tensor | None = None  # (B, C) once generation has finished
+        self._steps: list[Tensor] = []
+        self._last: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Notes the token chosen last and leaves the logits (B, V) alone."""
+        self._note(input_ids[:, -1])
+        self._last = (scores.float() / self.temperature).log_softmax(dim=-1)
+        return scores
+
+    def finish(self, rows: list[int], new_tokens: Tensor) -> None:
+        """Takes the rows of the rollout that were watched, and their tokens (B, C)."""
+        self._note(new_tokens[:, -1])
+        self.rows, self.logprobs = rows, torch.stack(self._steps, dim=1)
+
+    def _note(self, chosen: Tensor) -> None:
+        if self._last is not None:
+            self._steps.append(self._last.gather(-1, chosen.unsqueeze(-1)).squeeze(-1))
+
+    def gap(self, rollout: Rollout) -> Tensor:
+        """Mean absolute difference (nats) to the log-probabilities of the rollout; 0 if nothing was watched."""
+        if self.logprobs is None:
+            return torch.zeros((), device=rollout.logprobs.device)
+        width = self.logprobs.shape[1]
+        scored = rollout.logprobs[self.rows, :width]
+        mask = rollout.completion_mask[self.rows, :width]
+        return (self.logprobs[:, : scored.shape[1]] - scored)[mask].abs().mean()
+
+
+def generation_mode(model: nn.Module, args: PPOConfig, accelerator: Accelerator) -> str:
+    """How answers are sampled, in words for the log."""
+    if not _is_zero3(accelerator):
+        weights = "whole weights on every device"
+    elif args.ds3_gather_for_generation:
+        weights = "ZeRO-3 weights gathered once per rollout"
+    else:
+        weights = "ZeRO-3 weights gathered layer by layer for every token"
+    policy = accelerator.unwrap_model(model).policy
+    return f"{weights}{', LoRA merged' if _merges(policy, args, accelerator) else ''}"
+
+
+def _merges(policy: nn.Module, args: PPOConfig, accelerator: Accelerator) -> bool:
+    whole = args.ds3_gather_for_generation or not _is_zero3(accelerator)
+    return isinstance(policy, PeftModel) and args.merge_lora_for_generation and whole
 
 
 def stop_tokens(policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -161,25 +231,41 @@ def _is_zero3(accelerator: Accelerator) -> bool:
 
 
 @contextmanager
-def _policy_for_generation(model: nn.Module, accelerator: Accelerator, gather: bool) -> Iterator[nn.Module]:
-    """Yields the unwrapped policy of the wrapped PolicyAndValue, in evaluation mode.
+def _generator(
+    model: nn.Module,
+    accelerator: Accelerator,
+    args: PPOConfig,
+    gather: bool,
+    reference: nn.Module | Literal["adapter off"] | None,
+) -> Iterator[nn.Module]:
+    """Yields the model that answers, unwrapped and in evaluation mode, with its LoRA merged if there is one.
 
     With `gather`, under ZeRO-3, its weights (and only its) are whole on every rank inside the context.
     """
-    unwrapped = accelerator.unwrap_model(model)
-    policy = unwrapped.policy
-    with evaluation_mode(unwrapped):
-        if not gather:
-            yield policy
-            return
-        import deepspeed
+    engine = reference if isinstance(reference, nn.Module) else model
+    unwrapped = accelerator.unwrap_model(engine)
+    generator = unwrapped if engine is reference else unwrapped.policy
+    with ExitStack() as stack:
+        stack.enter_context(evaluation_mode(unwrapped))
+        if gather:
+            stack.enter_context(_gathered(engine, list(generator.parameters())))
+        if reference == "adapter off":
+            stack.enter_context(selected_adapter(generator, None))
+        elif _merges(generator, args, accelerator):
+            stack.enter_context(merged_policy_adapter(generator))
+        yield generator
 
-        with deepspeed.zero.GatheredParameters(list(policy.parameters())):
-            remove_hooks(model)
-            try:
-                yield policy
-            finally:
-                add_hooks(model)
+
+@contextmanager
+def _gathered(engine: nn.Module, parameters: list[nn.Parameter]) -> Iterator[None]:
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(parameters):
+        remove_hooks(engine)
+        try:
+            yield
+        finally:
+            add_hooks(engine)
 
 
 @contextmanager
@@ -198,97 +284,6 @@ def _without_generation_defaults(policy: nn.Module) -> Iterator[None]:
         yield
     finally:
         owner.generation_config = saved
-
-
-def score_completions(
-    reward_model: nn.Module | RewardFunction,
-    tokenizer: PreTrainedTokenizerBase,
-    rollout: Rollout,
-    examples: list[dict[str, Any]],
-    batch_size: int,
-) -> Tensor:
-    """Scores whole answers.
-
-    Args:
-        reward_model: A sequence classification model with one label, or a function
-            `f(prompts, completions, **columns) -> list[float]` of texts and the other columns of the prompts.
-        tokenizer: Decodes for a function.
-        rollout: N answers.
-        examples: The N prompt records that were answered.
-        batch_size: Answers per forward pass of a model.
-
-    Returns:
-        Scores (N,) in float32.
-
-    Raises:
-        ValueError: A score is NaN or infinite, or a function returns another number of scores than answers; the
-            message shows the prompt and the answer.
-    """
-    if isinstance(reward_model, nn.Module):
-        scores = _model_scores(reward_model, rollout, batch_size)
-    else:
-        texts = tokenizer.batch_decode(rollout.completions(), skip_special_tokens=True)
-        columns = {key: [example[key] for example in examples] for key in examples[0]}
-        prompts = columns.pop("prompt")
-        returned = reward_model(prompts, texts, **columns)
-        if len(returned) != len(texts):
-            raise ValueError(
-                f"The reward function {getattr(reward_model, '__name__', reward_model)!r} must return one score per "
-                f"answer; got {len(returned)} scores for {len(texts)} answers."
-            )
-        scores = torch.tensor(returned, dtype=torch.float32, device=rollout.input_ids.device)
-    _check_finite(scores, tokenizer, rollout, examples)
-    return scores
-
-
-def _model_scores(reward_model: nn.Module, rollout: Rollout, batch_size: int) -> Tensor:
-    scores = []
-    for start in range(0, len(rollout.input_ids), batch_size):
-        batch = rollout.select(slice(start, start + batch_size))
-        with torch.no_grad(), _head_outputs(reward_model) as head_outputs:
-            output = reward_model(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                use_cache=False,
-                **position_arguments(reward_model, batch.attention_mask),
-            )
-        logits = output.logits
-        if len(head_outputs) == 1 and head_outputs[0].shape[:2] == batch.input_ids.shape:
-            # The model itself takes the last token that is not the pad token, but a policy can end with that one too.
-            columns = torch.arange(batch.input_ids.shape[1], device=logits.device)
-            last = (columns * batch.attention_mask).argmax(dim=1)
-            logits = head_outputs[0][torch.arange(len(last), device=logits.device), last]
-        scores.append(logits.squeeze(-1).float())
-    return torch.cat(scores)
-
-
-@contextmanager
-def _head_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects what the score head of a sequence classification model gives at every position.
-
-    A hook, since calling backbone and head one by one would pass by the engine that holds the weights.
-    """
-    outputs: list[Tensor] = []
-    head = dict(innermost(model).named_children()).get("score")
-    handle = None if head is None else head.register_forward_hook(lambda _, __, output: outputs.append(output))
-    try:
-        yield outputs
-    finally:
-        if handle is not None:
-            handle.remove()
-
-
-def _check_finite(
-    scores: Tensor, tokenizer: PreTrainedTokenizerBase, rollout: Rollout, examples: list[dict[str, Any]]
-) -> None:
-    bad = (~torch.isfinite(scores)).nonzero().flatten().tolist()
-    if bad:
-        answer = tokenizer.decode(rollout.completions()[bad[0]])
-        raise ValueError(
-            f"The reward of {len(bad)} of {len(scores)} answers is not a finite number; the first is "
-            f"{scores[bad[0]].item()} for prompt {examples[bad[0]]['prompt']!r} and answer {answer!r}. No update was "
-            "made with them. Check the reward model's weights (a half-loaded or fp16 model often gives NaN)."
-        )
 
 
 def score_tokens(
@@ -310,7 +305,7 @@ def score_tokens(
             arguments = (batch.input_ids, batch.attention_mask, batch.completion_width, temperature)
             scores = model(*arguments)
             if ref_model is None:
-                scores["ref_logprobs"] = model(*arguments, use_reference=True, with_values=False)["logprobs"]
+                scores["ref_logprobs"] = model(*arguments, part="reference")["logprobs"]
             else:
                 scores["ref_logprobs"], _ = completion_logprobs(ref_model, *arguments)
             for name, tensor in scores.items():

@@ -1,4 +1,4 @@
-"""Orders: of the prompts over rollouts, and of a rollout's answers over mini-batches."""
+"""Orders: of the prompts over rollouts, of a rollout's answers over mini-batches, of the texts mixed in."""
 
 from collections.abc import Callable, Iterator
 
@@ -58,3 +58,28 @@ def mini_batch_rows(micro_step: int, batch_size: int, num_batches: int, num_pass
         generator = torch.Generator().manual_seed(seed * SEED_STRIDE + micro_step - index)
         rows = rows[torch.randperm(len(rows), generator=generator)]
     return rows[index * batch_size : (index + 1) * batch_size]
+
+
+def text_rows(micro_step: int, batch_size: int, num_texts: int, rank: int, world_size: int, seed: int) -> list[int]:
+    """Rows of the texts that a rank mixes into a mini-batch: every text once, in a shuffled order, before any again.
+
+    Depends on the step alone, so that a resumed run goes on with the texts it would have met.
+
+    Args:
+        micro_step: Mini-batches learnt since the start of the run.
+        batch_size: Texts of a mini-batch on each rank.
+        num_texts: Size of the dataset.
+        rank: Number of this process.
+        world_size: Number of processes.
+        seed: Seed of the orders.
+    """
+    first = (micro_step * world_size + rank) * batch_size
+    orders: dict[int, list[int]] = {}
+    rows = []
+    for place in range(first, first + batch_size):
+        epoch, index = divmod(place, num_texts)
+        if epoch not in orders:
+            generator = torch.Generator().manual_seed(seed * SEED_STRIDE + epoch)
+            orders[epoch] = torch.randperm(num_texts, generator=generator).tolist()
+        rows.append(orders[epoch][index])
+    return rows

@@ -74,7 +74,7 @@ def test_a_pad_token_that_is_not_the_tokenizers_is_refused_and_a_missing_one_is_
     model = copy.deepcopy(reward_model)
     model.config.pad_token_id = None
     trainer = make_trainer(models={"value_model": copy.deepcopy(reward_model), role: model})
-    assert trainer.reward_model.config.pad_token_id == tokenizer.pad_token_id
+    assert trainer.collector.rewards[0].model.config.pad_token_id == tokenizer.pad_token_id
     assert trainer.model.value_model.config.pad_token_id == tokenizer.pad_token_id
     model.config.pad_token_id = tokenizer.pad_token_id + 1
     message = rf"{role}.config.pad_token_id is {tokenizer.pad_token_id + 1}, the tokenizer pads with "

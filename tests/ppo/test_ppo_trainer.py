@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from pangu_trl import PPOTrainer
-from pangu_trl.ppo.policy_value import adapters_disabled, completion_logprobs
+from pangu_trl.ppo.adapter_selection import selected_adapter
+from pangu_trl.ppo.policy_value import completion_logprobs
 
 LAYOUTS = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 
@@ -102,7 +103,7 @@ def test_a_rollout_puts_the_score_on_the_last_answer_token_and_masks_what_follow
 
 def test_scores_log_probabilities_and_values_do_not_depend_on_padding_or_batch_mates(make_trainer):
     trainer = watching(make_trainer(max_steps=1))
-    reward_model = copy.deepcopy(trainer.reward_model)
+    reward_model = copy.deepcopy(trainer.collector.rewards[0].model)
     policy, value_model = copy.deepcopy(trainer.model.policy).eval(), copy.deepcopy(trainer.model.value_model).eval()
     trainer.train()
     rollout = trainer.rollouts[0]
@@ -207,7 +208,7 @@ def test_a_resumed_run_ends_bit_identical(make_trainer, tmp_path, lora, save_ste
     whole.train()
     resumed = make_trainer(lora, output_dir=str(tmp_path / "resumed"), **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{save_steps}"))
-    assert resumed.kl_coef == whole.kl_coef != 0.05
+    assert resumed.collector.kl_controller.coefficient == whole.collector.kl_controller.coefficient != 0.05
     for (name, parameter), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(parameter, other), name
 
@@ -238,7 +239,7 @@ def test_switching_adapters_off_leaves_them_trainable(make_trainer, policy):
     trainable = [parameter.requires_grad for parameter in model.parameters()]
     ids = torch.randint(10, 200, (1, 9))
     with torch.no_grad():
-        with adapters_disabled(model):
+        with selected_adapter(model, None):
             off = model(ids).logits
         torch.testing.assert_close(off, policy.eval()(ids).logits)
         assert not torch.allclose(model(ids).logits, off)

@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig, OPTConfig, OPTForCausalLM
 
 from pangu_trl.ppo.policy_value import _token_logprobs, disable_dropout
-from pangu_trl.ppo.rollout import Rollout, _model_scores, generate_rollout
+from pangu_trl.ppo.rollout import Rollout, generate_rollout
+from pangu_trl.ppo.scoring import _model_scores
 
 LAYOUTS = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 

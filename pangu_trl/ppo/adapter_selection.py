@@ -1,0 +1,107 @@
+"""Several adapters on one base model, each pass under its own; the only place that switches them.
+
+PEFT's own `set_adapter` and `disable_adapter` freeze the adapters that are switched off, so a second pass in the same
+step would take the gradient of the first away without a word.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+POLICY_ADAPTER = "default"
+VALUE_ADAPTER = "value"
+REWARD_ADAPTER = "reward"
+
+_Selection = list[tuple[Any, bool]]
+
+
+@contextmanager
+def selected_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
+    """Runs `model` under one adapter, None for none, and leaves `requires_grad` of all of them alone."""
+    layers = _adapter_layers(model)
+    with _selection(layers, [([name], False) if name else (layer._active_adapter, True) for layer in layers]):
+        yield
+
+
+def rest_at_policy_adapter(model: nn.Module) -> None:
+    """Leaves the policy's adapter selected; a layer that only another adapter changes would keep that one active."""
+    layers = _adapter_layers(model)
+    _select(layers, [([POLICY_ADAPTER], False)] * len(layers))
+
+
+def pin_adapter_for_recompute(model: nn.Module) -> None:
+    """Has gradient checkpoints recompute each block under the adapter of its forward pass.
+
+    The recomputation runs in the backward pass, when another adapter may be selected; its gradients would be wrong
+    without an error. Call it after gradient checkpointing was enabled.
+    """
+    for module in model.modules():
+        if hasattr(module, "_gradient_checkpointing_func"):
+            module._gradient_checkpointing_func = _pinned(module._gradient_checkpointing_func, _adapter_layers(module))
+
+
+def _pinned(checkpoint: Callable[..., Any], layers: list[nn.Module]) -> Callable[..., Any]:
+    def checkpoint_under_current_adapter(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        selection = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+
+        def run(*inputs: Any, **options: Any) -> Any:
+            with _selection(layers, selection):
+                return function(*inputs, **options)
+
+        return checkpoint(run, *args, **kwargs)
+
+    return checkpoint_under_current_adapter
+
+
+@contextmanager
+def merged_policy_adapter(model: nn.Module) -> Iterator[None]:
+    """Adds the policy's LoRA to the base weights, for fast generation, and puts the very same bits back.
+
+    Subtracting what was added would leave rounding errors that grow with every rollout, so copies of the weights are
+    kept instead. Layers that cannot be merged in place (quantised, tied to the embedding, DoRA) stay as they are.
+    """
+    embedding = model.get_input_embeddings().weight
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer) and _can_merge(layer, embedding)]
+    saved = [layer.get_base_layer().weight.data.clone() for layer in layers]
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                layer.merge(adapter_names=[POLICY_ADAPTER])
+        yield
+    finally:
+        for layer, weight in zip(layers, saved, strict=True):
+            layer.get_base_layer().weight.data.copy_(weight)
+            layer.merged_adapters.clear()
+
+
+def _can_merge(layer: LoraLayer, embedding: Tensor) -> bool:
+    base = layer.get_base_layer()
+    if not isinstance(base, nn.Linear | Conv1D) or POLICY_ADAPTER not in layer.lora_A or layer.lora_variant:
+        return False
+    return base.weight.is_floating_point() and base.weight is not embedding and not layer.lora_bias[POLICY_ADAPTER]
+
+
+def _adapter_layers(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+
+
+@contextmanager
+def _selection(layers: list[nn.Module], selection: _Selection) -> Iterator[None]:
+    before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+    _select(layers, selection)
+    try:
+        yield
+    finally:
+        _select(layers, before)
+
+
+def _select(layers: list[nn.Module], selection: _Selection) -> None:
+    for layer, (active, disabled) in zip(layers, selection, strict=True):
+        layer._active_adapter, layer._disable_adapters = active, disabled

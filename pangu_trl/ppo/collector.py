@@ -1,0 +1,173 @@
+"""One rollout from prompts to advantages: answers, scores, log-probabilities, rewards."""
+
+import logging
+import time
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from .advantages import add_at_last_token, gae, shape_rewards, whiten
+from .config import PPOConfig
+from .control import KLController, RunningStd
+from .figures import RunningMeans, kl_per_answer, rollout_figures
+from .policy_value import innermost
+from .rollout import Rollout, SampledLogprobs, evaluation_mode, generate_rollout, generation_mode, score_tokens
+from .scoring import RewardSource, completion_texts, score_completions, weighted_sum
+
+logger = logging.getLogger(__name__)
+
+# Mean difference in nats per token that float32 and bfloat16 leave far below; a wrong mask or position exceeds it.
+LARGEST_SAMPLING_GAP = 0.1
+
+
+class RolloutCollector:
+    """Collects rollouts, and keeps what they teach about the rewards.
+
+    Args:
+        args: Options.
+        accelerator: Knows engine, device and ranks.
+        tokenizer: The policy's.
+        rewards: Parts of the reward.
+        ref_model: The reference; None takes the policy with its adapter off.
+        figures: Where figures of rollouts are recorded.
+    """
+
+    def __init__(
+        self,
+        args: PPOConfig,
+        accelerator: Accelerator,
+        tokenizer: PreTrainedTokenizerBase,
+        rewards: list[RewardSource],
+        ref_model: nn.Module | None,
+        figures: RunningMeans,
+    ) -> None:
+        self.args, self.accelerator, self.tokenizer = args, accelerator, tokenizer
+        self.rewards, self.ref_model, self.figures = rewards, ref_model, figures
+        self.kl_controller = KLController(args.kl_coef, args.adaptive_kl_target, args.kl_horizon)
+        self.score_statistics = RunningStd()
+        self._told_mode = False
+
+    def collect(self, model: nn.Module, examples: list[dict[str, Any]], step: int) -> Rollout:
+        """Answers the prompts of this rank and computes the advantages of every answer token.
+
+        Args:
+            model: PolicyAndValue, as its engine wraps it.
+            examples: Prompt records of this rank.
+            step: Optimiser steps so far, for what is printed.
+        """
+        examples = [example for example in examples for _ in range(self.args.num_generations)]
+        if not self._told_mode:
+            logger.info("Generation: %s.", generation_mode(model, self.args, self.accelerator))
+            self._told_mode = True
+        started = time.perf_counter()
+        watch = SampledLogprobs(self.args.temperature)
+        rollout = self.answer(model, examples, watch=watch)
+        generated = time.perf_counter()
+        self.score(model, rollout, examples)
+        self._check_sampling(watch.gap(rollout))
+        self._estimate_advantages(rollout)
+        scored = time.perf_counter()
+        self.figures.record(rollout_figures(rollout) | {"kl/coef": self.kl_controller.coefficient})
+        self.figures.record({"time/generation": generated - started, "time/scoring": scored - generated})
+        if len(self.rewards) > 1:
+            means = rollout.source_scores.mean(dim=0)
+            names = [reward.name for reward in self.rewards]
+            self.figures.record({f"reward/{name}": mean for name, mean in zip(names, means, strict=True)})
+        if self.args.log_completions and self.accelerator.is_main_process:
+            self._print(rollout, examples, step)
+        divergence = self.accelerator.reduce(kl_per_answer(rollout).mean(), reduction="mean").item()
+        self.kl_controller.update(divergence, self.args.rollout_batch_size * self.accelerator.num_processes)
+        return rollout
+
+    def answer(
+        self,
+        model: nn.Module,
+        examples: list[dict[str, Any]],
+        watch: SampledLogprobs | None = None,
+        by_reference: bool = False,
+    ) -> Rollout:
+        """Samples one answer to each prompt, by the policy or by the reference."""
+        reference = (self.ref_model or "adapter off") if by_reference else None
+        prompts = [example["prompt_input_ids"] for example in examples]
+        return generate_rollout(model, self.tokenizer, prompts, self.args, self.accelerator, watch, reference)
+
+    def score(self, model: nn.Module, rollout: Rollout, examples: list[dict[str, Any]]) -> None:
+        """Scores of the answers; log-probabilities of policy and reference, and values, of their tokens.
+
+        Runs in the batches of the first pass: learning repeats the very same computation, so its first ratio is
+        exactly 1.
+        """
+        batch_size = self.args.per_device_train_batch_size
+        self.score_answers(model, rollout, examples)
+        with evaluation_mode(self.accelerator.unwrap_model(model)), self.accelerator.autocast():
+            score_tokens(model, self.ref_model, rollout, batch_size, self.args.temperature)
+
+    def score_answers(self, model: nn.Module, rollout: Rollout, examples: list[dict[str, Any]]) -> None:
+        """Fills in the scores of the answers."""
+        batch_size = self.args.per_device_train_batch_size
+        with evaluation_mode(self.accelerator.unwrap_model(model)):
+            rollout.source_scores = score_completions(
+                self.rewards, model, self.tokenizer, rollout, examples, batch_size
+            )
+        rollout.scores = weighted_sum(rollout.source_scores, self.rewards)
+
+    def _estimate_advantages(self, rollout: Rollout) -> None:
+        """Rewards from scores and KL, then advantages and returns."""
+        args, mask = self.args, rollout.completion_mask
+        rewards = shape_rewards(
+            self._scaled(rollout.scores),
+            rollout.logprobs,
+            rollout.ref_logprobs,
+            mask,
+            self.kl_controller.coefficient,
+            args.kl_estimator,
+            args.reward_clip,
+        )
+        # After the clip, which would swallow the penalty of an answer whose score is below -reward_clip.
+        if args.missing_eos_penalty is not None:
+            rewards = add_at_last_token(rewards, -args.missing_eos_penalty * (~rollout.ended), mask)
+        if args.min_completion_length:
+            too_short = mask.sum(dim=1) < args.min_completion_length
+            rewards = add_at_last_token(rewards, -args.short_completion_penalty * too_short, mask)
+        self.figures.record({"reward/shaped": rewards.sum(dim=1).mean()})
+        if args.whiten_rewards:
+            rewards = whiten(rewards, mask, self._sum_over_ranks, shift_mean=False)
+        rollout.advantages, rollout.returns = gae(rewards, rollout.values, mask, args.gamma, args.lam)
+        if args.whiten_advantages:
+            rollout.advantages = whiten(rollout.advantages, mask, self._sum_over_ranks)
+
+    def _scaled(self, scores: Tensor) -> Tensor:
+        """Scores (N,) on the scale that `reward_scaling` asks for."""
+        if self.args.reward_scaling == "stored":
+            config = innermost(self.rewards[0].model).config
+            return (scores - config.reward_mean) / config.reward_std
+        if self.args.reward_scaling == "running":
+            count, total = self._sum_over_ranks(scores.new_tensor([len(scores), scores.sum()])).tolist()
+            squares = self._sum_over_ranks((scores - total / count).square().sum()).item()
+            self.score_statistics.update(count, total / count, squares)
+            self.figures.record({"reward/running_std": self.score_statistics.std})
+            return scores / self.score_statistics.std
+        return scores
+
+    def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor, reduction="sum")
+
+    def _check_sampling(self, gap: Tensor) -> None:
+        """Warns where the policy sampled from another distribution than the one whose probabilities are learnt."""
+        self.figures.record({"policy/sampling_gap": gap})
+        if gap > LARGEST_SAMPLING_GAP:
+            logger.warning(
+                "The log-probabilities of sampled tokens differ by %.3f nats on average between generation and "
+                "scoring. PPO then learns from ratios that are off. Likely causes: a model that handles left padding "
+                "or its cache differently in the two (compare attn_implementation='eager'), a merged adapter in "
+                "bfloat16 or float16 (merge_lora_for_generation=False), or a generation hook that changes logits.",
+                gap.item(),
+            )
+
+    def _print(self, rollout: Rollout, examples: list[dict[str, Any]], step: int) -> None:
+        texts = completion_texts(self.tokenizer, rollout)[:4]
+        for example, text, score in zip(examples, texts, rollout.scores.tolist(), strict=False):
+            tqdm.write(f"step {step} | {score:+.2f} | {example['prompt']} => {text}")

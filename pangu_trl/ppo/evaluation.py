@@ -1,0 +1,106 @@
+"""Evaluation on held-out prompts: what the answers of all ranks add up to."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .collector import RolloutCollector
+from .figures import answer_figures, distinct_ngrams
+from .scoring import RewardFunction, RewardSource, completion_texts, score_completions
+
+
+@dataclass
+class EvaluatedAnswers:
+    """N answers of all ranks, in the order of the prompts.
+
+    Attributes:
+        prompts: Texts or messages.
+        completions: Texts.
+        tokens: Token ids of each answer.
+        figures: Figures of each answer, (N,) each.
+        judged: What the judge says of each answer, (N,).
+    """
+
+    prompts: list[Any]
+    completions: list[str]
+    tokens: list[list[int]]
+    figures: dict[str, Tensor]
+    judged: Tensor
+
+    def metrics(self, rivals: "EvaluatedAnswers") -> dict[str, float]:
+        """Means of the figures, variety of the tokens, and how often the judge prefers these answers to the rivals'."""
+        return {name: per_answer.mean().item() for name, per_answer in self.figures.items()} | {
+            "completion/distinct_1": distinct_ngrams(self.tokens, 1),
+            "completion/distinct_2": distinct_ngrams(self.tokens, 2),
+            "win_rate": win_rate(self.judged, rivals.judged),
+        }
+
+    def write_table(self, path: Path, rivals: "EvaluatedAnswers") -> None:
+        """Writes prompts and answers of both sides, one JSON object a line."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = zip(
+            self.prompts,
+            self.completions,
+            self.judged.tolist(),
+            rivals.completions,
+            rivals.judged.tolist(),
+            strict=True,
+        )
+        names = ("prompt", "completion", "score", "reference_completion", "reference_score")
+        lines = [json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) for row in rows]
+        path.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def win_rate(scores: Tensor, rival_scores: Tensor) -> float:
+    """Share of the prompts (N,) whose answer scores higher than the rival's; a tie counts half."""
+    wins = (scores > rival_scores).float() + 0.5 * (scores == rival_scores).float()
+    return torch.mean(wins).item()
+
+
+def evaluate_answers(
+    collector: RolloutCollector,
+    model: nn.Module,
+    batches: Iterable[list[dict[str, Any]]],
+    judge: RewardFunction | None,
+    by_reference: bool = False,
+) -> EvaluatedAnswers:
+    """Answers held-out prompts and scores the answers, on all ranks together.
+
+    Args:
+        collector: Samples and scores.
+        model: PolicyAndValue, as its engine wraps it.
+        batches: Prompt records of this rank, by a loader that accelerate prepared.
+        judge: Function that compares answers; None takes the score.
+        by_reference: The reference answers instead of the policy; its answers get no figures.
+    """
+    accelerator = collector.accelerator
+    gathered: dict[str, list[Any]] = defaultdict(list)
+    for examples in batches:
+        rollout = collector.answer(model, examples, by_reference=by_reference)
+        if not by_reference:
+            collector.score(model, rollout, examples)
+            figures = answer_figures(rollout)
+        else:
+            collector.score_answers(model, rollout, examples)
+            figures = {}
+        texts = completion_texts(collector.tokenizer, rollout)
+        judged = rollout.scores
+        if judge is not None:
+            source = RewardSource("judge", judge)
+            judged = score_completions([source], model, collector.tokenizer, rollout, examples, len(examples))[:, 0]
+        for name, per_answer in (figures | {"judged": judged}).items():
+            gathered[name].append(accelerator.gather_for_metrics(per_answer))
+        objects = [
+            (example["prompt"], text, tokens)
+            for example, text, tokens in zip(examples, texts, rollout.completions(), strict=True)
+        ]
+        gathered["objects"] += accelerator.gather_for_metrics(objects, use_gather_object=True)
+    prompts, completions, tokens = (list(part) for part in zip(*gathered.pop("objects"), strict=True))
+    tensors = {name: torch.cat(parts) for name, parts in gathered.items()}
+    return EvaluatedAnswers(prompts, completions, tokens, judged=tensors.pop("judged"), figures=tensors)

@@ -1,0 +1,133 @@
+"""What PPO reads besides answers: prompts in the forms that users have them, and texts for the ptx loss.
+
+The ptx loss is the language-model loss that InstructGPT mixes into PPO (arXiv:2203.02155, eq. 2), so that the policy
+does not forget what it could.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pangu_trl.data.collators import pad_sequences
+from pangu_trl.data.tokenizing import tokenize_demonstrations, tokenize_prompts
+
+from .config import PPOConfig
+from .sampler import text_rows
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_prompts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int) -> Dataset:
+    """Adds `prompt_input_ids` to prompts: texts, conversations, or token ids as TRL 1.12's PPOTrainer took them.
+
+    Args:
+        dataset: Rows with `prompt` (text or messages) or with `input_ids` (padding, told by `attention_mask` or the
+            pad token at either end, is taken off).
+        tokenizer: The policy's tokenizer.
+        max_prompt_length: Longest prompt in tokens.
+
+    Raises:
+        ValueError: A prompt is empty or too long, or the rows have neither column.
+    """
+    if "prompt_input_ids" in dataset.column_names:
+        return dataset
+    if "prompt" in dataset.column_names:
+        return tokenize_prompts(dataset, tokenizer, max_prompt_length)
+    if "input_ids" not in dataset.column_names:
+        raise ValueError(
+            "PPOTrainer: prompts need a column `prompt` (text or messages) or `input_ids` (token ids); found "
+            f"{dataset.column_names}."
+        )
+
+    def take_ids(row: dict[str, Any], index: int) -> dict[str, Any]:
+        ids = _without_padding(row["input_ids"], row.get("attention_mask"), tokenizer.pad_token_id)
+        if not 1 <= len(ids) <= max_prompt_length:
+            raise ValueError(
+                f"row {index}: a prompt must have at least one and at most max_prompt_length = {max_prompt_length} "
+                f"tokens; got {len(ids)}."
+            )
+        return {"prompt_input_ids": ids, "prompt": tokenizer.decode(ids, skip_special_tokens=True)}
+
+    padding = [name for name in ("input_ids", "attention_mask") if name in dataset.column_names]
+    return dataset.map(take_ids, with_indices=True, remove_columns=padding)
+
+
+def _without_padding(ids: list[int], mask: list[int] | None, pad_token_id: int) -> list[int]:
+    if mask is not None:
+        return [token for token, real in zip(ids, mask, strict=True) if real]
+    start, end = 0, len(ids)
+    while start < end and ids[start] == pad_token_id:
+        start += 1
+    while end > start and ids[end - 1] == pad_token_id:
+        end -= 1
+    return ids[start:end]
+
+
+class TextBatches:
+    """Batches of texts for the ptx loss: the same for a step whenever it is taken.
+
+    Args:
+        dataset: Rows with `text`, all of whose tokens are learnt, or demonstrations (`prompt`, `completion`), of
+            which the completion is.
+        tokenizer: The policy's tokenizer.
+        args: Options; longer texts than prompt and answer may be are left out and counted in a warning.
+    """
+
+    def __init__(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: PPOConfig) -> None:
+        self.texts = _tokenize(dataset, tokenizer, args.max_prompt_length + args.max_completion_length)
+        self.pad_token_id = tokenizer.pad_token_id
+        self.batch_size, self.seed = args.per_device_train_batch_size, args.seed
+        self.rank, self.world_size = args.process_index, args.world_size
+
+    def batch(self, micro_step: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids, attention mask and labelled places (bool) of this rank's texts, (B, T) each."""
+        rows = [self.texts[row] for row in self._rows(micro_step, self.rank)]
+        ids, attention_mask = pad_sequences([row["input_ids"] for row in rows], self.pad_token_id, side="right")
+        labels, _ = pad_sequences([row["completion_mask"] for row in rows], 0, side="right")
+        return ids.to(device), attention_mask.to(device), labels.bool().to(device)
+
+    def num_labels(self, micro_steps: range) -> int:
+        """Labelled tokens of the given mini-batches over all ranks; needs no communication."""
+        return sum(
+            sum(self.texts[row]["completion_mask"][1:])
+            for micro_step in micro_steps
+            for rank in range(self.world_size)
+            for row in self._rows(micro_step, rank)
+        )
+
+    def _rows(self, micro_step: int, rank: int) -> list[int]:
+        return text_rows(micro_step, self.batch_size, len(self.texts), rank, self.world_size, self.seed)
+
+
+def _tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+    if "completion" in dataset.column_names:
+        return tokenize_demonstrations(dataset, tokenizer, max_length)
+    if "text" not in dataset.column_names:
+        raise ValueError(
+            "PPOTrainer: ptx_dataset needs a column `text`, or `prompt` and `completion`; found "
+            f"{dataset.column_names}."
+        )
+
+    def encode(row: dict[str, Any]) -> dict[str, list[int]]:
+        ids = list(tokenizer(row["text"])["input_ids"])
+        if not ids or ids[-1] != tokenizer.eos_token_id:
+            ids.append(tokenizer.eos_token_id)
+        return {"input_ids": ids, "completion_mask": [1] * len(ids)}
+
+    encoded = dataset.map(encode, remove_columns=dataset.column_names)
+    kept = encoded.filter(lambda row: 2 <= len(row["input_ids"]) <= max_length)
+    if len(kept) < len(encoded):
+        logger.warning(
+            "ptx_dataset: %d of %d texts are left out, having more than max_prompt_length + max_completion_length = %d "
+            "tokens or none.",
+            len(encoded) - len(kept),
+            len(encoded),
+            max_length,
+        )
+    if not len(kept):
+        raise ValueError(f"PPOTrainer: no text of ptx_dataset has at most {max_length} tokens.")
+    return kept
