@@ -5,7 +5,7 @@ import unittest
 import torch
 from tests.generation.test_utils import GenerationTesterMixin
 from tests.test_configuration_common import ConfigTester
-from tests.test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
+from tests.test_modeling_common import ModelTesterMixin, ids_tensor
 from tests.test_training_mixin import TrainingTesterMixin
 
 from pangu_trl.gptpangu import (
@@ -53,9 +53,9 @@ class GPTPanguModelTester:
         )
 
     def prepare_config_and_inputs_for_common(self) -> tuple[GPTPanguConfig, dict[str, torch.Tensor]]:
-        shape = [self.batch_size, self.seq_length]
-        inputs = {"input_ids": ids_tensor(shape, self.vocab_size), "attention_mask": random_attention_mask(shape)}
-        return self.get_config(), inputs
+        input_ids = ids_tensor([self.batch_size, self.seq_length], self.vocab_size)
+        # Right-padded rows of growing length, as transformers gives its own causal language models.
+        return self.get_config(), {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids).tril()}
 
 
 class GPTPanguModelTest(ModelTesterMixin, GenerationTesterMixin, TrainingTesterMixin, unittest.TestCase):
