@@ -4,9 +4,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pangu_trl.commands import convert, evaluate, publish, sample, score
+from pangu_trl.commands import best_of_n, convert, evaluate, evaluate_reward, publish, sample, score, score_sft
 
-COMMANDS = {"convert": convert, "sample": sample, "score": score, "evaluate": evaluate, "publish": publish}
+COMMANDS = {
+    "convert": convert,
+    "sample": sample,
+    "score": score,
+    "evaluate": evaluate,
+    "best-of-n": best_of_n,
+    "score-sft": score_sft,
+    "evaluate-reward": evaluate_reward,
+    "publish": publish,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,6 +20,10 @@ def positive_int(text: str) -> int:
 
 def add_answers_and_batch_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("answers", metavar="ANSWERS.jsonl", help="file that `pangu-trl sample` or `score` wrote")
+    add_batch_size(parser)
+
+
+def add_batch_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=positive_int, default=32, help="answers the judge gets at a time (default: %(default)s)"
     )

@@ -129,11 +129,16 @@ def load_reward_model(
     return model, tokenizer
 
 
+def encode_sequence(tokenizer: PreTrainedTokenizerBase, prompt: Any, response: Any) -> list[int]:
+    """The tokens that are scored: prompt, response and end of sequence. Unlike in training, a response may be empty."""
+    return encode_prompt(tokenizer, prompt) + _encode_response(tokenizer, prompt, response)
+
+
 def _encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], responses: Sequence[Any]) -> list[list[int]]:
     sequences = []
     for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         try:
-            sequences.append(encode_prompt(tokenizer, prompt) + _encode_response(tokenizer, prompt, response))
+            sequences.append(encode_sequence(tokenizer, prompt, response))
         except ValueError as error:
             raise ScoringError(str(error), index) from error
     return sequences
@@ -172,8 +177,13 @@ def _check_reward_model(model: PreTrainedModel) -> None:
         )
 
 
+def position_limit(model: PreTrainedModel) -> int | None:
+    """Most tokens that the model has positions for, None if it has no such limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 def _check_lengths(sequences: list[list[int]], model: PreTrainedModel) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = position_limit(model)
     for index, sequence in enumerate(sequences):
         if limit is not None and len(sequence) > limit:
             raise ScoringError(

@@ -1,0 +1,81 @@
+"""`pangu-trl best-of-n`: of N sampled answers to each prompt the one with the highest score."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pangu_trl.commands.options import (
+    add_answers_and_batch_size,
+    add_judge_option,
+    add_overwrite,
+    note,
+    refuse_existing,
+)
+
+SUMMARY = "keep the best of N sampled answers to every prompt, as demonstrations"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_answers_and_batch_size(parser)
+    add_judge_option(parser, required=False)
+    parser.add_argument(
+        "--score-column",
+        default="scores",
+        metavar="NAME",
+        help="column of the file that holds the scores, if there is no --judge (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FILE.jsonl",
+        help="demonstrations: the best answer to each prompt as 'completion', with its 'score'; of equally good ones "
+        "the first",
+    )
+    add_overwrite(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    refuse_existing(args)
+    from pangu_trl.data.jsonl import write_jsonl
+    from pangu_trl.judging import load_judge, score_answers
+    from pangu_trl.sampling import Answers
+
+    answers = Answers.load(args.answers)
+    if args.judge is not None:
+        scores = score_answers(load_judge(args.judge, args.batch_size), answers)
+    else:
+        scores = answers.scores(args.score_column)
+    if scores is None:
+        raise ValueError(
+            f"{args.answers}: no column '{args.score_column}' to select by; give a --judge, or score the file"
+        )
+    best = [
+        _best_answer(record, row, place, args.score_column)
+        for record, row, place in zip(answers.records, scores, answers.places, strict=True)
+    ]
+    selected = [demonstration for demonstration in best if demonstration is not None]
+    if not selected:
+        raise ValueError(f"{args.answers}: every answer is empty, so there is none to select")
+    if len(selected) < len(best):
+        note(args, f"warning: left out {len(best) - len(selected)} prompts all of whose answers are empty")
+    write_jsonl(args.output, selected, overwrite=args.overwrite)
+    all_scores = [score for row in scores for score in row]
+    mean_best, mean = sum(record["score"] for record in selected) / len(selected), sum(all_scores) / len(all_scores)
+    print(f"{args.output}: {len(selected)} prompts, mean score {mean_best:.4g}; of all answers {mean:.4g}")
+
+
+def _best_answer(record: dict[str, Any], scores: list[float], place: str, score_column: str) -> dict[str, Any] | None:
+    """A demonstration with the best answer that is not empty; None if all are."""
+    from pangu_trl.data.records import validate_record
+    from pangu_trl.sampling import is_empty, per_answer_columns
+
+    responses = record["responses"]
+    candidates = [index for index, response in enumerate(responses) if not is_empty(response)]
+    if not candidates:
+        return None
+    best = max(candidates, key=scores.__getitem__)
+    # Columns that describe the answers one by one would no longer fit.
+    dropped = per_answer_columns(record) | {"responses", "scores", "ranked", score_column}
+    kept = {name: value for name, value in record.items() if name not in dropped}
+    return validate_record(kept | {"completion": responses[best], "score": scores[best]}, "demonstration", place)

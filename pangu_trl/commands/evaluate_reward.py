@@ -1,0 +1,61 @@
+"""`pangu-trl evaluate-reward`: a saved reward model against annotated rankings, with probes and pictures."""
+
+import argparse
+from pathlib import Path
+
+from pangu_trl.commands.options import add_overwrite, positive_int, refuse_existing
+
+SUMMARY = "measure a saved reward model against rankings: figures, probes, pictures"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="folder or hub id of a reward model, or of a PEFT adapter for one")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="rankings: a .jsonl file, a .md data card, a folder or a hub dataset",
+    )
+    parser.add_argument("--split", default="train", help="split of the data (default: %(default)s)")
+    parser.add_argument(
+        "--min-score-gap",
+        type=float,
+        default=0.0,
+        metavar="GAP",
+        help="smallest difference of annotated scores at which a pair of answers counts (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=positive_int,
+        default=32,
+        metavar="N",
+        help="answers scored together (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FOLDER", help="gets metrics.json, report.md and its pictures"
+    )
+    add_overwrite(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    refuse_existing(args)
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ValueError("evaluate-reward draws pictures with matplotlib: pip install matplotlib") from error
+    from pangu_trl.data.loading import load_records
+    from pangu_trl.reward.report import evaluate_rankings, write_report
+    from pangu_trl.reward.scoring import ScoringError, load_reward_model
+
+    rankings = load_records(args.data, "ranking", args.split).to_list()
+    model, tokenizer = load_reward_model(args.model)
+    try:
+        evaluation = evaluate_rankings(model, tokenizer, rankings, args.batch_size, args.min_score_gap)
+    except ScoringError as error:
+        places = [(row, index) for row, ranking in enumerate(rankings) for index in range(len(ranking["responses"]))]
+        row, index = places[error.index]
+        raise ValueError(f"{args.data}[{args.split}] row {row}: 'responses[{index}]': {error}") from error
+    write_report(args.output, evaluation, {"model": args.model, "data": f"{args.data}[{args.split}]"})
+    for name, value in evaluation.metrics.items():
+        print(f"{name:42}  {value:.4g}")
+    for name, probe in evaluation.probes.items():
+        print(f"{f'best answer beats {name}':42}  {probe['best_answer_wins']:.4g} of {probe['prompts']} prompts")

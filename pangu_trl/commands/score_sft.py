@@ -1,0 +1,49 @@
+"""`pangu-trl score-sft`: the demonstrations of an SFT set scored by a reward model."""
+
+import argparse
+from pathlib import Path
+
+from pangu_trl.commands.options import add_batch_size, add_judge_option, add_overwrite, refuse_existing
+
+SUMMARY = "have the demonstrations of an SFT set scored by a judge"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "demonstrations",
+        metavar="DATA",
+        help="demonstrations: a .jsonl file, a .md data card, a folder or a hub dataset",
+    )
+    parser.add_argument("--split", default="train", help="split of the data (default: %(default)s)")
+    add_judge_option(parser, required=True)
+    add_batch_size(parser)
+    parser.add_argument(
+        "--score-column", default="score", metavar="NAME", help="column for the scores (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FILE.jsonl", help="the records with their scores"
+    )
+    add_overwrite(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    refuse_existing(args)
+    from pangu_trl.data.jsonl import write_jsonl
+    from pangu_trl.data.loading import load_records
+    from pangu_trl.judging import load_judge
+    from pangu_trl.reward.scoring import ScoringError
+
+    dataset = load_records(args.demonstrations, "demonstration", args.split)
+    if args.score_column in dataset.column_names:
+        raise ValueError(
+            f"{args.demonstrations}: column '{args.score_column}' is taken; give another name as --score-column"
+        )
+    columns = dataset.to_dict()
+    prompts, completions = columns.pop("prompt"), columns.pop("completion")
+    try:
+        scores = load_judge(args.judge, args.batch_size)(prompts, completions, **columns)
+    except ScoringError as error:
+        raise ValueError(f"{args.demonstrations}[{args.split}] row {error.index}: {error}") from error
+    records = [record | {args.score_column: score} for record, score in zip(dataset.to_list(), scores, strict=True)]
+    write_jsonl(args.output, records, overwrite=args.overwrite)
+    print(f"{args.output}: {len(records)} demonstrations, mean score {sum(scores) / len(scores):.4g}")
