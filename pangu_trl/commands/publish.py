@@ -17,7 +17,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--with-code",
         action="store_true",
-        help="send GPTPangu's code along, so that the repository loads with trust_remote_code=True where pangu_trl is "
+        help="send GPTPangu's code along, so that the repository loads with trust_remote_code where pangu_trl is "
         "not installed",
     )
     parser.add_argument(

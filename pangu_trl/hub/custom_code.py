@@ -1,4 +1,4 @@
-"""GPTPangu as custom code: a folder that `from_pretrained(..., trust_remote_code=True)` loads without pangu_trl."""
+"""GPTPangu as custom code: a folder that loads without pangu_trl, by `trust_remote_code=True`."""
 
 import json
 import sys

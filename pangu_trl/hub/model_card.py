@@ -12,6 +12,7 @@ STAGES = {
     "reward": "training of a reward model on ranked answers",
     "ppo": "PPO against a reward model",
 }
+CRITIC_FOLDER = "value_model"
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,25 @@ def model_card(folder: ModelFolder, facts: CardFacts) -> str:
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"
 
 
-def infer_stage(folder: ModelFolder) -> str | None:
-    """The stage that wrote a folder, where the folder shows it: PPO keeps its critic beside the policy."""
-    if folder.kind != "tokenizer" and (folder.path / "value_model").is_dir():
+def last_stage(folder: ModelFolder, given: str | None) -> str | None:
+    """The stage that wrote a folder: as given, or where the folder shows it; PPO keeps its critic beside the policy.
+
+    Raises:
+        ValueError: It is said to be a reward model, and is none.
+    """
+    gives_one_score = _auto_class(folder) == "AutoModelForSequenceClassification" and (
+        folder.kind == "adapter" or len(folder.config.get("id2label", ())) == 1
+    )
+    if given == "reward" and not gives_one_score:
+        raise ValueError(
+            f"{folder.path}: stage reward is for sequence classification models with one label, and adapters for them; "
+            f"the folder holds a {folder.kind} of another sort"
+        )
+    if given is not None:
+        return given
+    if folder.kind != "tokenizer" and (folder.path / CRITIC_FOLDER).is_dir():
         return "ppo"
-    has_one_score = folder.kind == "adapter" or len(folder.config.get("id2label", ())) == 1
-    is_critic = folder.path.name == "value_model"
-    if _auto_class(folder) == "AutoModelForSequenceClassification" and has_one_score and not is_critic:
-        return "reward"
-    return None
+    return "reward" if gives_one_score and folder.path.name != CRITIC_FOLDER else None
 
 
 def _auto_class(folder: ModelFolder) -> str:
@@ -103,7 +114,7 @@ def _loading(folder: ModelFolder, facts: CardFacts) -> list[str]:
     sections = []
     if is_gptpangu:
         registering = "import pangu_trl  # registers GPTPangu"
-        sections += ["## How to load it with pangu_trl", "", *_example(folder, facts, registering, "")]
+        sections += ["## How to load it with pangu_trl", "", *_example(folder, facts, registering)]
     if facts.has_custom_code:
         notes = "transformers runs Python files of the repository: read them, and pin a `revision`."
         if is_gptpangu:
@@ -111,12 +122,15 @@ def _loading(folder: ModelFolder, facts: CardFacts) -> list[str]:
         if folder.kind == "adapter":
             notes += " The base model must be published with its code, too."
         sections += [f"## How to load it{' without pangu_trl' if is_gptpangu else ''}", "", notes, ""]
-        sections += _example(folder, facts, None, ", trust_remote_code=True")
-    return sections or ["## How to load it", "", *_example(folder, facts, None, "")]
+        sections += _example(folder, facts, runs_custom_code=True)
+    return sections or ["## How to load it", "", *_example(folder, facts)]
 
 
-def _example(folder: ModelFolder, facts: CardFacts, first_import: str | None, trust: str) -> list[str]:
+def _example(
+    folder: ModelFolder, facts: CardFacts, first_import: str | None = None, runs_custom_code: bool = False
+) -> list[str]:
     """A block of Python that loads everything, and has a reward model score an answer."""
+    trust = f", trust_remote_code={runs_custom_code}" if runs_custom_code else ""
     auto_class = _auto_class(folder)
     classes = ["AutoTokenizer"] if folder.kind == "tokenizer" else [auto_class, "AutoTokenizer"]
     imports = [first_import] if first_import else []

@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from .custom_code import custom_code, referenced_code, write_json
 from .folder import ModelFolder
-from .model_card import CardFacts, infer_stage, model_card
+from .model_card import CardFacts, last_stage, model_card
 from .private_data import refuse_private_data
 
 CARD = "README.md"
@@ -97,14 +97,16 @@ def prepare(
     card = _read_card(saved)
     has_new_card = card is None
     if card is None:
-        stage = stage or infer_stage(saved)
-        has_code = any(name.endswith(".py") for name in files)
-        card = model_card(saved, CardFacts(repo_id, stage, base_model, license, has_code))
-    elif license or stage:
-        raise ValueError(f"{saved.path / CARD}: exists; write the license and the stage there, or remove it.")
+        stage = last_stage(saved, stage)
+        card = model_card(saved, CardFacts(repo_id, stage, base_model, license, with_code or bool(code)))
+    elif license or stage or (base_model and saved.kind != "adapter"):
+        raise ValueError(
+            f"{saved.path / CARD}: exists; write license, stage and base model there, or remove it to get a new card."
+        )
     elif saved.kind == "adapter" and local_base != base_model:
         card = _rename_base_model(card, local_base, base_model)
     files[CARD] = card.encode()
+    # Reads the header of every weight file, and so finds one that is cut short.
     saved.count_parameters()
     refuse_private_data(files, saved.path)
     left_out = [name for name in left_out if name not in files]

@@ -131,12 +131,10 @@ class LocalHub:
     def plan_upload(self, request: "Request") -> dict[str, Any]:
         paths = [file["path"] for file in request.json()["files"]]
         modes = ["lfs" if path.endswith(LFS_SUFFIXES) else "regular" for path in paths]
-        return {
-            "files": [
-                {"path": path, "uploadMode": mode, "shouldIgnore": False}
-                for path, mode in zip(paths, modes, strict=True)
-            ]
-        }
+        plans = [
+            {"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in zip(paths, modes, strict=True)
+        ]
+        return {"files": plans}
 
     def plan_large_objects(self, request: "Request") -> dict[str, Any]:
         objects = [
@@ -188,11 +186,7 @@ ROUTES = [
     ("GET", r"/api/whoami-v2", LocalHub.whoami),
     ("POST", r"/api/validate-yaml", lambda hub, request: {"warnings": [], "errors": []}),
     ("POST", rf"/api/{REPOSITORY}/preupload/(?P<revision>.+)", LocalHub.plan_upload),
-    (
-        "POST",
-        r"/(?:(?P<kind>datasets)/)?(?P<name>[^/]+/[^/]+)\.git/info/lfs/objects/batch",
-        LocalHub.plan_large_objects,
-    ),
+    ("POST", r"/(?:datasets/)?[^/]+/[^/]+\.git/info/lfs/objects/batch", LocalHub.plan_large_objects),
     ("PUT", r"/large/(?P<path>\w+)", LocalHub.store_large_object),
     ("POST", rf"/api/{REPOSITORY}/commit/(?P<revision>.+)", LocalHub.commit),
     ("POST", rf"/api/{REPOSITORY}/branch/(?P<revision>.+)", LocalHub.create_branch),

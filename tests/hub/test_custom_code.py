@@ -101,6 +101,14 @@ def test_pangu_trl_loads_its_own_classes_from_a_folder_with_code_and_saves_none(
     assert "auto_map" not in json.loads((tmp_path / "copy" / "config.json").read_text())
 
 
+@pytest.mark.parametrize("auto_class", ["AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"])
+def test_with_pangu_trl_the_code_in_a_folder_does_not_run(author, saved, auto_class):
+    add_custom_code(saved)
+    for path in saved.glob("*.py"):
+        path.write_text("raise RuntimeError('the code of the folder ran')\n")
+    assert author(reader_steps.class_of, saved, auto_class)[0] == "pangu_trl"
+
+
 def test_added_code_does_not_overwrite_other_code(saved):
     (saved / "modeling_gptpangu.py").write_text("# what the folder was published with\n")
     before = (saved / "config.json").read_bytes()

@@ -9,7 +9,7 @@ import pytest
 import reader as reader_steps
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from pangu_trl import cli
 from pangu_trl.hub import prepare
@@ -103,6 +103,7 @@ def test_private_paths_and_tokens_are_refused(saved, file, content, found):
 
 
 def test_weights_that_are_missing_damaged_or_twice_are_refused(saved):
+    (saved / "README.md").write_text("# Mine\n")
     weights = (saved / "model.safetensors").read_bytes()
     (saved / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(ValueError, match="model.safetensors: no whole safetensors file"):
@@ -143,7 +144,7 @@ def test_a_card_of_ones_own_stays_but_for_the_local_path_in_its_metadata(adapter
     # "base_model" itself is no mention of a folder that is called base.
     assert publication.files["README.md"].decode() == card.format("tester/base")
     assert not publication.has_new_card
-    with pytest.raises(ValueError, match="write the license and the stage there"):
+    with pytest.raises(ValueError, match="write license, stage and base model there"):
         prepare(folder, "tester/adapter", base_model="tester/base", license="mit")
 
 
@@ -163,6 +164,11 @@ def test_a_model_of_transformers_needs_no_pangu_trl(tmp_path):
     assert "import pangu_trl" not in card and 'AutoModelForCausalLM.from_pretrained("tester/gpt2")' in card
     with pytest.raises(ValueError, match="found gpt2"):
         prepare(tmp_path, "tester/gpt2", with_code=True)
+
+
+def test_a_language_model_is_no_reward_model_because_somebody_says_so(saved):
+    with pytest.raises(ValueError, match="stage reward is for sequence classification models"):
+        prepare(saved, "tester/pangu", stage="reward")
 
 
 def test_ppo_is_seen_from_the_critic_beside_the_policy(saved, reward_model):
@@ -243,6 +249,23 @@ def test_an_adapter_is_published_after_its_base_model(author, reader, hub, saved
     torch.testing.assert_close(logits, expected)
     card = files_of(hub, "tester/pub-adapter")["README.md"].decode()
     assert reader(reader_steps.run_example, card) == ("PeftModelForCausalLM", None)
+
+
+def test_a_reward_adapter_scores_as_its_card_says(author, reader, hub, saved, tokenizer, tmp_path):
+    torch.manual_seed(4)
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=2, init_lora_weights=False)
+    base = AutoModelForSequenceClassification.from_pretrained(saved, num_labels=1)
+    model = peft.get_peft_model(base, config).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    assert author(author_steps.run_command, "publish", saved, "tester/pub-sft", "--with-code")[0] == 0
+    command = ["publish", tmp_path / "adapter", "tester/pub-scores", "--base-model", "tester/pub-sft", "--with-code"]
+    code, _, errors = author(author_steps.run_command, *command)
+    assert code == 0, errors
+    name, score = reader(reader_steps.run_example, files_of(hub, "tester/pub-scores")["README.md"].decode())
+    assert name == "PeftModelForSequenceClassification"
+    [expected] = score_responses(model, tokenizer, ["prompt"], ["answer"], batch_size=1)
+    assert score == pytest.approx(expected, abs=1e-5) and abs(expected) > 1e-3
 
 
 def test_shards_replace_whole_weights_on_a_branch(author, hub, saved, policy, tmp_path):
