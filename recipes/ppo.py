@@ -7,16 +7,21 @@ The critic starts as a second copy of the reward model; the reference is the pol
 `model_name_or_path`, `reward_model` and `value_model` may be folders of adapters: each is merged into its base model
 first. With `use_peft` a new adapter is learnt on the merged policy, which is kept as `output_dir/base`: the new adapter
 belongs to that.
+
+With `share_backbone: all` (and `use_peft`) only the policy's base model is loaded: `reward_model` is the folder of a
+reward adapter that was trained on it, and is not merged.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl import ModelConfig
 
 from pangu_trl import PPOConfig, PPOTrainer
 from pangu_trl.adapters import load_merged
 from pangu_trl.data.arguments import DataArguments
+from pangu_trl.data.loading import load_records
 from pangu_trl.recipe import claim_output_dir, finish, load_start, loading_options, parse_options
 from pangu_trl.reward.scoring import load_reward_model
 
@@ -28,6 +33,16 @@ class RewardModelArguments:
     reward_model: str = field(default="", metadata={"help": "Trained reward model: a folder or a Hub id."})
     value_model: str | None = field(
         default=None, metadata={"help": "Model that the critic starts from. Default: reward_model."}
+    )
+    ptx_data: str | None = field(
+        default=None, metadata={"help": "Texts whose language-model loss is mixed in, in the forms of train_data."}
+    )
+    ptx_kind: str = field(
+        default="text",
+        metadata={
+            "help": "Records of ptx_data: text, or demonstration, whose completions are learnt.",
+            "choices": ["text", "demonstration"],
+        },
     )
 
     def __post_init__(self) -> None:
@@ -44,11 +59,8 @@ def main() -> None:
     checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
 
     train_dataset, eval_dataset = data_args.load("prompt")
-    loading = loading_options(model_args)
-    reward_model, value_model = (
-        load_reward_model(name, load_merged, **loading)[0]
-        for name in (reward_args.reward_model, reward_args.value_model or reward_args.reward_model)
-    )
+    ptx_dataset = load_records(reward_args.ptx_data, reward_args.ptx_kind, "train") if reward_args.ptx_data else None
+    reward_model, value_model = load_judges(reward_args, training_args.share_backbone, loading_options(model_args))
     start = load_start(AutoModelForCausalLM, model_args, training_args)
     reference = None
     if start.peft_config is None:
@@ -61,11 +73,30 @@ def main() -> None:
         ref_model=reference,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
+        ptx_dataset=ptx_dataset,
         processing_class=start.tokenizer,
         peft_config=start.peft_config,
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
+    # Of checkpoints that nobody named, the trainer takes the last whole one.
+    named = (training_args.resume_from_checkpoint or "").lower() not in ("true", "last")
+    trainer.train(resume_from_checkpoint=checkpoint if named else True)
     finish(trainer)
+
+
+def load_judges(
+    reward_args: RewardModelArguments, share_backbone: str, loading: dict[str, Any]
+) -> tuple[PreTrainedModel | str, PreTrainedModel | None]:
+    """Loads the reward model and the model that the critic starts from, as far as the layout needs them."""
+    if share_backbone != "none" and reward_args.value_model is not None:
+        raise ValueError(f"value_model has no effect with share_backbone={share_backbone}; leave it out.")
+    if share_backbone == "all":
+        return reward_args.reward_model, None
+    reward_model = load_reward_model(reward_args.reward_model, load_merged, **loading)[0]
+    if share_backbone == "value":
+        return reward_model, None
+    return reward_model, load_reward_model(reward_args.value_model or reward_args.reward_model, load_merged, **loading)[
+        0
+    ]
 
 
 if __name__ == "__main__":

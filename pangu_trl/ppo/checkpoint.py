@@ -30,7 +30,9 @@ ADAPTER_FILE = "adapter_model.safetensors"
 HEAD_KEY = "base_model.model.score.weight"
 
 
-def save_policy_and_value(models: PolicyAndValue, output_dir: str | Path, state_dict: dict[str, Tensor] | None) -> None:
+def save_policy_and_value(
+    models: PolicyAndValue, output_dir: str | Path, state_dict: dict[str, Tensor] | None
+) -> list[Path]:
     """Writes the policy (or its adapter) into `output_dir` and the critic beside it.
 
     A critic with a backbone of its own, and one that is an adapter, go into `output_dir/value_model`; a head on the
@@ -41,6 +43,9 @@ def save_policy_and_value(models: PolicyAndValue, output_dir: str | Path, state_
         output_dir: A folder, made if missing.
         state_dict: Whole weights of `models` as an engine gathered them; None takes them from `models`, and without
             any tensor (ZeRO-3 that does not gather) nothing is written but a warning.
+
+    Returns:
+        Folders of the models that were written, which want a tokenizer.
     """
     if state_dict is None:
         state_dict = models.state_dict()
@@ -51,17 +56,18 @@ def save_policy_and_value(models: PolicyAndValue, output_dir: str | Path, state_
             "(zero3_save_16bit_model in accelerate's configuration) to have them written.",
             output_dir,
         )
-        return
+        return []
     output_dir = Path(output_dir)
     save_policy(models.policy, output_dir, _part(state_dict, "policy."))
+    critic_dir = output_dir / VALUE_MODEL_FOLDER
     if hasattr(models, "value_model"):
-        models.value_model.save_pretrained(
-            output_dir / VALUE_MODEL_FOLDER, state_dict=_part(state_dict, "value_model.")
-        )
+        models.value_model.save_pretrained(critic_dir, state_dict=_part(state_dict, "value_model."))
     elif models.has_value_adapter:
-        _save_value_adapter(models.policy, output_dir / VALUE_MODEL_FOLDER, state_dict)
+        _save_value_adapter(models.policy, critic_dir, state_dict)
     else:
         save_file({"weight": state_dict["value_head.weight"].contiguous()}, output_dir / VALUE_HEAD_FILE)
+        return [output_dir]
+    return [output_dir, critic_dir]
 
 
 def save_policy(policy: PreTrainedModel | PeftModel, folder: Path, state_dict: dict[str, Tensor]) -> None:

@@ -370,8 +370,8 @@ class PPOTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.args.should_save:
             output_dir = self.args.output_dir if output_dir is None else output_dir
-            save_policy_and_value(self.accelerator.unwrap_model(self.model), output_dir, state_dict)
-            self.processing_class.save_pretrained(output_dir)
+            for folder in save_policy_and_value(self.accelerator.unwrap_model(self.model), output_dir, state_dict):
+                self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_policy_and_value(

@@ -1,18 +1,49 @@
-"""A PPO trainer on tiny random models."""
+"""A PPO trainer on tiny random models, in every layout of models."""
 
 import copy
+from pathlib import Path
 
 import pytest
-from peft import LoraConfig
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 
-from pangu_trl import PPOConfig, PPOTrainer
+from pangu_trl import GPTPanguForSequenceClassification, PPOConfig, PPOTrainer
+
+LAYOUTS = ["full", "lora", "value head", "one backbone"]
+LORA_LAYOUTS = ["lora", "one backbone"]
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request) -> str:
+    """Which models share a backbone; a test that takes it runs in all layouts."""
+    return request.param
 
 
 @pytest.fixture
-def make_trainer(policy, reward_model, tokenizer, prompts, tmp_path):
+def reward_adapter(policy, tiny_config, tokenizer, tmp_path) -> Path:
+    """Folder of a LoRA reward model on the policy, which is saved beside it and knows that it comes from there."""
+    policy.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    policy.name_or_path = policy.config._name_or_path = str(tmp_path / "base")
+    config = copy.deepcopy(tiny_config)
+    config.num_labels = 1
+    base = GPTPanguForSequenceClassification(config)
+    base.transformer.load_state_dict(policy.transformer.state_dict())
+    base.name_or_path = base.config._name_or_path = str(tmp_path / "base")
+    adapted = get_peft_model(base, LoraConfig(r=4, task_type="SEQ_CLS"))
+    torch.manual_seed(3)
+    for name, parameter in adapted.named_parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.5 if "score" in name else 0.2)
+    adapted.save_pretrained(tmp_path / "reward_adapter")
+    return tmp_path / "reward_adapter"
+
+
+@pytest.fixture
+def make_trainer(policy, reward_model, reward_adapter, tokenizer, prompts, tmp_path):
     """Builds trainers on equal copies of the same models; options change the configuration."""
 
-    def make(lora: bool = False, models: dict | None = None, data=None, **options) -> PPOTrainer:
+    def make(layout: str = "full", models: dict | None = None, data=None, **options) -> PPOTrainer:
         defaults = dict(
             output_dir=str(tmp_path / "run"),
             per_device_train_batch_size=2,
@@ -30,15 +61,34 @@ def make_trainer(policy, reward_model, tokenizer, prompts, tmp_path):
             use_cpu=True,
             report_to="none",
             disable_tqdm=True,
+            share_backbone={"value head": "value", "one backbone": "all"}.get(layout, "none"),
         )
         arguments = dict(
             model=copy.deepcopy(policy),
-            reward_model=copy.deepcopy(reward_model),
+            reward_model=reward_adapter if layout == "one backbone" else copy.deepcopy(reward_model),
             train_dataset=prompts if data is None else data,
             eval_dataset=prompts,
             processing_class=tokenizer,
-            peft_config=LoraConfig(r=4, lora_dropout=0.1, task_type="CAUSAL_LM") if lora else None,
+            peft_config=policy_lora() if layout in LORA_LAYOUTS else None,
         )
         return PPOTrainer(args=PPOConfig(**defaults | options), **arguments | (models or {}))
 
     return make
+
+
+def policy_lora() -> LoraConfig:
+    return LoraConfig(r=4, lora_dropout=0.1, task_type="CAUSAL_LM")
+
+
+@pytest.fixture
+def separate_models(policy, tiny_config, reward_adapter):
+    """The models of the layout with one backbone, each with a base of its own: critic and reward model."""
+
+    def adapted(is_trainable: bool) -> PeftModel:
+        config = copy.deepcopy(tiny_config)
+        config.num_labels = 1
+        base = GPTPanguForSequenceClassification(config)
+        base.transformer.load_state_dict(policy.transformer.state_dict())
+        return PeftModel.from_pretrained(base, reward_adapter, is_trainable=is_trainable)
+
+    return lambda: dict(value_model=adapted(True), reward_model=adapted(False))

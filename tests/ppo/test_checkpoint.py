@@ -8,13 +8,10 @@ from huggingface_hub import ModelCard
 
 from pangu_trl.ppo.checkpoint import load_policy_and_value, save_policy_and_value
 
-LAYOUTS = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 
-
-@LAYOUTS
-def test_the_best_model_is_loaded_at_the_end(make_trainer, tmp_path, lora):
+def test_the_best_model_is_loaded_at_the_end(make_trainer, tmp_path, layout):
     trainer = make_trainer(
-        lora,
+        layout,
         max_steps=6,
         eval_strategy="steps",
         eval_steps=2,
@@ -28,7 +25,7 @@ def test_the_best_model_is_loaded_at_the_end(make_trainer, tmp_path, lora):
     trainer.evaluate = lambda *_, **__: {"eval_reward/mean": -float(trainer.state.global_step)}
     trainer.train()
     assert trainer.state.best_model_checkpoint == str(tmp_path / "run" / "checkpoint-2")
-    best, last = make_trainer(lora).model, make_trainer(lora).model
+    best, last = make_trainer(layout).model, make_trainer(layout).model
     load_policy_and_value(best, tmp_path / "run" / "checkpoint-2")
     load_policy_and_value(last, tmp_path / "run" / "checkpoint-6")
     changed = False
@@ -40,15 +37,14 @@ def test_the_best_model_is_loaded_at_the_end(make_trainer, tmp_path, lora):
     assert changed
 
 
-@LAYOUTS
-def test_a_model_card_can_be_written_after_saving(make_trainer, tmp_path, lora):
-    trainer = make_trainer(lora, max_steps=1)
+def test_a_model_card_can_be_written_after_saving(make_trainer, tmp_path, layout):
+    trainer = make_trainer(layout, max_steps=1)
     trainer.train()
     trainer.save_model()
     trainer.create_model_card(model_name="a-policy")
     card = ModelCard.load(tmp_path / "run" / "README.md")
     assert "# a-policy" in card.text
-    assert (card.data.get("library_name") == "peft") == lora
+    assert (card.data.get("library_name") == "peft") == (layout in ("lora", "one backbone"))
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ def adapter_dir(policy, tmp_path):
 
 def test_a_policy_that_from_pretrained_loaded_from_an_adapter_is_refused(make_trainer, adapter_dir):
     injected = AutoModelForCausalLM.from_pretrained(adapter_dir)
-    for lora in (False, True):
+    for layout in ("full", "lora"):
         with pytest.raises(ValueError, match=r"model has an adapter .* Merge it, or load it with PeftModel"):
-            make_trainer(lora, models=dict(model=injected))
+            make_trainer(layout, models=dict(model=injected))
 
 
 def test_a_critic_that_holds_an_injected_adapter_is_refused(make_trainer, reward_model):
@@ -40,7 +40,7 @@ def test_a_critic_that_holds_an_injected_adapter_is_refused(make_trainer, reward
 def test_a_peft_model_together_with_peft_config_is_refused(make_trainer, policy):
     adapted = get_peft_model(policy, LoraConfig(r=4, task_type="CAUSAL_LM"))
     with pytest.raises(ValueError, match="model is a PeftModel already; pass it without peft_config"):
-        make_trainer(lora=True, models=dict(model=adapted))
+        make_trainer("lora", models=dict(model=adapted))
 
 
 def test_models_without_a_trainable_tensor_are_refused(make_trainer, policy, reward_model, adapter_dir):

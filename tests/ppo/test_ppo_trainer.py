@@ -6,6 +6,8 @@ import random
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -18,10 +20,9 @@ from transformers import (
 )
 
 from pangu_trl import PPOTrainer
+from pangu_trl.adapters import load_with_adapter
 from pangu_trl.ppo.adapter_selection import selected_adapter
 from pangu_trl.ppo.policy_value import completion_logprobs
-
-LAYOUTS = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 
 
 class Watching(PPOTrainer):
@@ -48,9 +49,8 @@ def watching(trainer: PPOTrainer) -> Watching:
     return trainer
 
 
-@LAYOUTS
-def test_the_first_ratio_of_every_rollout_is_exactly_one_and_later_ones_are_not(make_trainer, lora):
-    trainer = watching(make_trainer(lora))
+def test_the_first_ratio_of_every_rollout_is_exactly_one_and_later_ones_are_not(make_trainer, layout):
+    trainer = watching(make_trainer(layout))
     trainer.train()
     assert len(trainer.ratios) == 8 and len(trainer.rollouts) == 2
     for first_of_rollout in (0, 4):
@@ -59,18 +59,16 @@ def test_the_first_ratio_of_every_rollout_is_exactly_one_and_later_ones_are_not(
     assert trainer.training_modes == [{True}] * 8
 
 
-@LAYOUTS
-def test_the_kl_divergence_is_zero_before_the_first_update_and_not_after(make_trainer, lora):
-    trainer = watching(make_trainer(lora))
+def test_the_kl_divergence_is_zero_before_the_first_update_and_not_after(make_trainer, layout):
+    trainer = watching(make_trainer(layout))
     trainer.train()
     first, second = trainer.rollouts
     assert torch.equal(first.logprobs, first.ref_logprobs)
     assert not torch.equal(second.logprobs, second.ref_logprobs)
 
 
-@LAYOUTS
-def test_every_trainable_tensor_gets_a_gradient_at_the_first_step(make_trainer, lora):
-    trainer = make_trainer(lora, max_steps=1)
+def test_every_trainable_tensor_gets_a_gradient_at_the_first_step(make_trainer, layout):
+    trainer = make_trainer(layout, max_steps=1)
     gradients = {}
     for name, parameter in trainer.model.named_parameters():
         if parameter.requires_grad:
@@ -81,9 +79,9 @@ def test_every_trainable_tensor_gets_a_gradient_at_the_first_step(make_trainer, 
     # lora_A learns once lora_B has left zero.
     silent = {name for name, size in gradients.items() if size == 0}
     assert all("lora_A" in name for name in silent)
-    assert any(name.startswith("policy.") for name in trainable)
-    assert any(name.startswith("value_model.") for name in trainable)
-    assert all("lora_" in name for name in trainable if name.startswith("policy.")) == lora
+    critic = {name for name in trainable if trainer.model.is_critic(name)}
+    assert critic and trainable - critic
+    assert all("lora_" in name for name in trainable - critic) == (layout in ("lora", "one backbone"))
 
 
 def test_a_rollout_puts_the_score_on_the_last_answer_token_and_masks_what_follows(make_trainer, tokenizer):
@@ -122,25 +120,29 @@ def test_scores_log_probabilities_and_values_do_not_depend_on_padding_or_batch_m
         torch.testing.assert_close(rollout.values[row, :length], values, atol=1e-5, rtol=1e-5)
 
 
-@LAYOUTS
-def test_gradient_checkpointing_does_not_change_the_step(make_trainer, lora):
+def test_gradient_checkpointing_does_not_change_the_step(make_trainer, layout):
     weights, block_calls = [], []
     for options in (
         dict(),
         dict(activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True}),
         dict(activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": False}),
     ):
-        trainer = make_trainer(lora, max_steps=2, num_ppo_epochs=1, optim="sgd", learning_rate=0.1, **options)
+        trainer = make_trainer(layout, max_steps=2, num_ppo_epochs=1, optim="sgd", learning_rate=0.1, **options)
         calls = []
-        policy = trainer.model.policy.get_base_model() if lora else trainer.model.policy
-        for model in (policy, trainer.model.value_model):
+        backbones = [
+            module
+            for name, module in trainer.model.named_modules()
+            if name.endswith(("policy.transformer", "model.transformer"))
+        ]
+        for backbone in backbones:
             # Unlike a forward hook, the norm's counts recomputation in every mode and nothing else.
-            model.transformer.h[0].ln_1.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+            backbone.h[0].ln_1.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         trainer.train()
         block_calls.append(len(calls))
         weights.append({name: parameter.detach() for name, parameter in trainer.model.named_parameters()})
-    # Two steps of two models, each recomputed once.
-    assert block_calls[1] == block_calls[2] == block_calls[0] + 4
+    # Two steps, in which each learning pass, policy's and critic's, is recomputed once; a value head has no own pass.
+    recomputed = 2 if layout == "value head" else 4
+    assert block_calls[1] == block_calls[2] == block_calls[0] + recomputed
     for other in weights[1:]:
         for name in weights[0]:
             torch.testing.assert_close(other[name], weights[0][name], atol=1e-6, rtol=1e-5, msg=name)
@@ -174,7 +176,7 @@ def test_the_first_weights_of_an_adapter_depend_on_the_seed_alone(make_trainer):
     adapters = []
     for earlier in (1, 2):
         torch.manual_seed(earlier)
-        model = make_trainer(lora=True).model
+        model = make_trainer("lora").model
         adapters.append([parameter for name, parameter in model.named_parameters() if "lora_A" in name])
     assert all(torch.equal(first, second) for first, second in zip(*adapters, strict=True))
 
@@ -195,44 +197,50 @@ def test_gradient_accumulation_does_not_change_the_step(make_trainer):
         torch.testing.assert_close(weights[1][name], weights[0][name], atol=1e-6, rtol=1e-5, msg=name)
 
 
-@LAYOUTS
 @pytest.mark.parametrize(
     "save_steps, max_steps",
     [(4, 12), (3, 12), (12, 20), (14, 26)],
     ids=["between rollouts", "in the middle of a rollout", "between epochs", "in the second epoch, into the third"],
 )
-def test_a_resumed_run_ends_bit_identical(make_trainer, tmp_path, lora, save_steps, max_steps):
+def test_a_resumed_run_ends_bit_identical(make_trainer, tmp_path, layout, save_steps, max_steps):
     # 12 prompts, 4 a rollout, 4 steps a rollout: 12 steps an epoch.
     options = dict(max_steps=max_steps, adaptive_kl_target=0.1, kl_horizon=100)
-    whole = make_trainer(lora, save_strategy="steps", save_steps=save_steps, **options)
+    whole = make_trainer(layout, save_strategy="steps", save_steps=save_steps, **options)
     whole.train()
-    resumed = make_trainer(lora, output_dir=str(tmp_path / "resumed"), **options)
+    resumed = make_trainer(layout, output_dir=str(tmp_path / "resumed"), **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{save_steps}"))
     assert resumed.collector.kl_controller.coefficient == whole.collector.kl_controller.coefficient != 0.05
     for (name, parameter), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(parameter, other), name
 
 
-@LAYOUTS
-def test_the_saved_policy_and_critic_load_with_from_pretrained(make_trainer, tmp_path, policy, lora):
-    trainer = make_trainer(lora, max_steps=4)
+def test_the_saved_policy_and_critic_load_with_from_pretrained(make_trainer, tmp_path, policy, layout):
+    trainer = make_trainer(layout, max_steps=4)
     trainer.train()
     trainer.save_model(str(tmp_path / "saved"))
-    if lora:
-        from peft import PeftModel
-
+    if layout in ("lora", "one backbone"):
         loaded = PeftModel.from_pretrained(copy.deepcopy(policy), tmp_path / "saved")
     else:
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     ids = torch.randint(10, 200, (1, 9))
+    models = trainer.model.eval()
     with torch.no_grad():
-        torch.testing.assert_close(loaded.eval()(ids).logits, trainer.model.policy.eval()(ids).logits)
-        critic = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved" / "value_model").eval()
-        torch.testing.assert_close(critic(ids).logits, trainer.model.value_model.eval()(ids).logits)
+        torch.testing.assert_close(loaded.eval()(ids).logits, models.policy(ids).logits)
+        values = models(ids, torch.ones_like(ids), num_completion_tokens=8)["values"]
+        if layout == "value head":
+            head = load_file(tmp_path / "saved" / "value_head.safetensors")["weight"]
+            expected = (loaded.transformer(ids).last_hidden_state @ head.T).squeeze(-1)
+        else:
+            critic = load_with_adapter(
+                AutoModelForSequenceClassification, str(tmp_path / "saved" / "value_model"), num_labels=1
+            )[0].eval()
+            critic = critic.get_base_model() if layout == "one backbone" else critic
+            expected = critic.score(critic.transformer(ids).last_hidden_state).squeeze(-1)
+        torch.testing.assert_close(values, expected[:, :-1])
 
 
 def test_switching_adapters_off_leaves_them_trainable(make_trainer, policy):
-    model = make_trainer(lora=True).model.policy.eval()
+    model = make_trainer("lora").model.policy.eval()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)

@@ -7,11 +7,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig, OPTConfig, OPTForCausalLM
 
-from pangu_trl.ppo.policy_value import _token_logprobs, disable_dropout
+from pangu_trl.ppo.policy_value import _token_logprobs, disable_dropout, innermost
 from pangu_trl.ppo.rollout import Rollout, generate_rollout
 from pangu_trl.ppo.scoring import _model_scores
-
-LAYOUTS = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 
 
 def rollout_of(prompts: list[list[int]], answers: list[list[int]], pad_token_id: int) -> Rollout:
@@ -50,15 +48,14 @@ def test_an_answer_that_ends_with_the_pad_token_is_scored_at_that_token(reward_m
     assert not torch.allclose(score, before_pad)
 
 
-@LAYOUTS
-def test_the_policys_own_generation_settings_do_not_reach_the_rollouts(make_trainer, lora):
+def test_the_policys_own_generation_settings_do_not_reach_the_rollouts(make_trainer, layout):
     answers = []
     for settings in ({}, dict(repetition_penalty=5.0, min_new_tokens=8, no_repeat_ngram_size=1)):
-        trainer = make_trainer(lora)
+        trainer = make_trainer(layout)
         config = GenerationConfig(
             eos_token_id=trainer.processing_class.eos_token_id, do_sample=bool(settings), **settings
         )
-        base = trainer.model.policy.get_base_model() if lora else trainer.model.policy
+        base = innermost(trainer.model.policy)
         base.generation_config = config
         prompts = [row["prompt_input_ids"] for row in trainer.train_dataset]
         torch.manual_seed(0)
