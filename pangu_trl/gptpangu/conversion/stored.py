@@ -39,7 +39,7 @@ class StoredTensor:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
     def transposed(self) -> "StoredTensor":
-        return replace(self, shape=self.shape[::-1], read=lambda: self.read().T)
+        return replace(self, shape=self.shape[::-1], read=lambda: self.read().T.contiguous())
 
     def first_rows(self, count: int) -> "StoredTensor":
         return replace(self, shape=(count, *self.shape[1:]), read=lambda: self.read()[:count])

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,10 +21,12 @@ from ..tokenization_gptpangu import GPTPanguTokenizer
 from .lora import LoraPair, adapter_tensors, common_rank, target_modules
 from .names import WORD_EMBEDDING, TensorName, tensor_names
 from .sources import LM_HEAD, Source
-from .stored import ConversionError, StoredTensor
+from .stored import ConversionError
 
 # Megatron pads the vocabulary to a multiple of this for each rank.
 MEGATRON_VOCABULARY_DIVISOR = 128
+# Source files are mapped; the pages that were read count as memory of the process until the map is given back.
+RELEASE_AFTER_BYTES = 200_000_000
 
 
 @contextmanager
@@ -85,8 +87,7 @@ def write_hf(
     source.config.dtype = dtypes.pop() if len(dtypes) == 1 else None
     with unfinished_folder(destination, _num_bytes(source)) as folder:
         for file_name, names in tqdm(split.filename_to_tensors.items(), desc="writing", unit="file"):
-            save_tensors({name: source.tensors[name] for name in names}, folder / file_name)
-            source.release()
+            save_tensors(dict(read_in_turn(source, names)), folder / file_name)
         if split.is_sharded:
             index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
             (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
@@ -123,7 +124,7 @@ def write_adapter(
     )
     tensors = adapter_tensors(pairs)
     with unfinished_folder(destination, sum(tensor.num_bytes for tensor in tensors.values())) as folder:
-        save_tensors(tensors, folder / "adapter_model.safetensors")
+        save_tensors({name: tensor.read() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
         config.save_pretrained(folder)
 
 
@@ -135,15 +136,15 @@ def write_mindspore(source: Source, destination: Path) -> None:
     """
     _refuse_head(source, "MindSpore")
     with unfinished_folder(destination, _num_bytes(source)) as folder:
-        for name in tqdm(tensor_names(source.config.num_layers), desc="writing", unit="file"):
-            tensor = source.tensors[name.hf].read()
+        names = {name.hf: name for name in tensor_names(source.config.num_layers)}
+        for hf_name, tensor in tqdm(read_in_turn(source, names), total=len(names), desc="writing", unit="file"):
+            name = names[hf_name]
             if tensor.dtype == torch.bfloat16:
                 raise ConversionError(
                     f"{source.tensors[name.hf].place}: numpy has no bfloat16; save the model as float32 first."
                 )
             array = (tensor.T if name.mindspore_transposed else tensor).contiguous().numpy()
             np.save(folder / f"{name.mindspore}.npy", array, allow_pickle=False)
-            source.release()
 
 
 def write_megatron(source: Source, destination: Path, num_ranks: int) -> None:
@@ -162,25 +163,38 @@ def write_megatron(source: Source, destination: Path, num_ranks: int) -> None:
     _refuse_head(source, "Megatron")
     if source.config.num_heads % num_ranks != 0:
         raise ConversionError(f"{source.config.num_heads} attention heads cannot be divided between {num_ranks} ranks.")
+    names = {name.hf: name for name in tensor_names(source.config.num_layers)}
     with unfinished_folder(destination, _num_bytes(source)) as folder:
         for rank in tqdm(range(num_ranks), desc="writing", unit="rank"):
             content: dict = {}
-            for name in tensor_names(source.config.num_layers):
+            for hf_name, tensor in read_in_turn(source, names):
+                *keys, last = names[hf_name].megatron
                 node = content
-                for key in name.megatron[:-1]:
+                for key in keys:
                     node = node.setdefault(key, {})
-                node[name.megatron[-1]] = _part_of_rank(source.tensors[name.hf], name, rank, num_ranks)
+                node[last] = _part_of_rank(tensor, names[hf_name], rank, num_ranks)
             file = folder / "release" / f"mp_rank_{rank:02d}" / "model_optim_rng.pt"
             file.parent.mkdir(parents=True)
             torch.save({"model": {"language_model": content}, "iteration": 0}, file)
-            del content
-            source.release()
         (folder / "latest_checkpointed_iteration.txt").write_text("release\n", "utf-8")
 
 
-def save_tensors(tensors: dict[str, StoredTensor], path: Path) -> None:
-    """Reads some tensors and writes them as one safetensors file."""
-    save_file({name: tensor.read().contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+def read_in_turn(source: Source, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """Reads one tensor after the other, and gives the memory of the source files back now and then."""
+    num_bytes = 0
+    for name in names:
+        tensor = source.tensors[name].read()
+        num_bytes += source.tensors[name].num_bytes
+        yield name, tensor
+        if num_bytes > RELEASE_AFTER_BYTES:
+            del tensor
+            source.release()
+            num_bytes = 0
+    source.release()
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
 
 
 def _num_bytes(source: Source) -> int:
@@ -196,13 +210,13 @@ def _refuse_head(source: Source, target: str) -> None:
             )
 
 
-def _part_of_rank(stored: StoredTensor, name: TensorName, rank: int, num_ranks: int) -> Tensor:
-    tensor = stored.read()
+def _part_of_rank(tensor: Tensor, name: TensorName, rank: int, num_ranks: int) -> Tensor:
     if name == WORD_EMBEDDING:
         divisor = MEGATRON_VOCABULARY_DIVISOR * num_ranks
         padding = -tensor.shape[0] % divisor
         tensor = torch.cat([tensor, tensor.new_zeros(padding, tensor.shape[1])])
-    if num_ranks == 1 or name.split_dim is None:
+    if num_ranks == 1:
         return tensor
-    # A copy: torch.save writes the whole memory that a view lies in.
-    return tensor.chunk(num_ranks, dim=name.split_dim)[rank].clone(memory_format=torch.contiguous_format)
+    part = tensor if name.split_dim is None else tensor.chunk(num_ranks, dim=name.split_dim)[rank]
+    # A copy: torch.save writes the whole memory that a view lies in, and a view keeps the source file in memory.
+    return part.clone(memory_format=torch.contiguous_format)
