@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EvalPrediction, PreTrainedModel
-from trl import RewardTrainer
+from trl import RewardTrainer, extract_prompt
 
 from pangu_trl.data.collators import PackedRankingCollator, RankingCollator
 from pangu_trl.data.records import validate_record
@@ -31,9 +31,10 @@ class KWiseRewardTrainer(RewardTrainer):
     """Trains a sequence classification model with one output on prompts with K >= 2 ranked answers each.
 
     Takes what TRL's RewardTrainer takes (PEFT, evaluation sets by name, hub), with rankings as the data:
-    `{"prompt", "responses", "scores"}` or `{"prompt", "chosen", "rejected"}`. The objective is the mean over the
-    prompts of the GLOBAL batch that have an ordered pair, so it does not depend on gradient accumulation, the number
-    of ranks, padding or order. With K = 2 it is RewardTrainer's. Evaluation is exact over ranks, see `ranking_metrics`.
+    `{"prompt", "responses", "scores"}` or `{"prompt", "chosen", "rejected"}`, or the last two alone. The objective is
+    the mean over the prompts of the GLOBAL batch that have an ordered pair, so it does not depend on gradient
+    accumulation, the number of ranks, padding or order. With K = 2 it is RewardTrainer's. Evaluation is exact over
+    ranks, see `ranking_metrics`.
     """
 
     # `compute_loss` divides by the prompts of the whole accumulated batch.
@@ -99,7 +100,10 @@ class KWiseRewardTrainer(RewardTrainer):
         max_length = sys.maxsize if args.max_length is None else args.max_length
         with PartialState().local_main_process_first():
             dataset = dataset.map(_canonical_ranking, with_indices=True, fn_kwargs={"source": dataset_name})
-            return tokenize_rankings(dataset, processing_class, max_length, num_proc=args.dataset_num_proc)
+            try:
+                return tokenize_rankings(dataset, processing_class, max_length, num_proc=args.dataset_num_proc)
+            except ValueError as error:
+                raise ValueError(f"{dataset_name} {error}") from error
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
@@ -274,6 +278,9 @@ class KWiseRewardTrainer(RewardTrainer):
 
 
 def _canonical_ranking(record: dict[str, Any], row: int, source: str) -> dict[str, Any]:
+    if record.get("prompt") is None and record.get("chosen") and record.get("rejected"):
+        # As RewardTrainer: without a prompt, it is what both answers begin with.
+        record = extract_prompt(record)
     return validate_record(record, "ranking", f"{source} row {row}")
 
 

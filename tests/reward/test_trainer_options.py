@@ -1,0 +1,259 @@
+"""What KWiseRewardTrainer adds to the plain pairwise run: prefix sharing, other losses, length buckets, its card."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+
+from pangu_trl import KWiseRewardConfig
+from pangu_trl.reward.card import CARD_FILE, RewardCard, check_reward_card, read_reward_card
+from pangu_trl.reward.losses import ordered_pairs, plackett_luce_loss, tokenwise_loss
+from pangu_trl.reward.sampler import LengthBucketSampler
+from pangu_trl.reward.scoring import evaluation_mode, load_reward_model, score_responses
+
+
+def weights(trainer) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+
+
+def trained_weights(trainer) -> dict[str, torch.Tensor]:
+    trainer.train()
+    return weights(trainer)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(max_row_tokens=4096),
+        dict(max_row_tokens=150, pad_to_multiple_of=8),
+        dict(per_device_train_batch_size=2, gradient_accumulation_steps=4),
+        dict(gradient_checkpointing=True),
+    ],
+    ids=["one row", "several rows", "accumulated 2 x 4", "gradient checkpointing"],
+)
+def test_prefix_sharing_takes_the_step_of_whole_sequences(make_trainer, options):
+    whole = make_trainer(folder="whole", center_rewards_coefficient=0.1)
+    shared = make_trainer(folder="shared", center_rewards_coefficient=0.1, prefix_sharing=True, **options)
+    start = weights(whole)
+    expected, found = trained_weights(whole), trained_weights(shared)
+    assert max((expected[name] - start[name]).abs().max() for name in start) > 1e-3
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_prefix_sharing_processes_each_prompt_once_and_evaluates_the_same(make_trainer):
+    whole, shared = make_trainer(folder="whole"), make_trainer(folder="shared", prefix_sharing=True)
+    expected, found = whole.evaluate(), shared.evaluate()
+    for name in ("eval_loss", "eval_pair_accuracy", "eval_kendall_tau", "eval_reward_std", "eval_length_correlation"):
+        assert found[name] == pytest.approx(expected[name], abs=1e-5), name
+    batch = shared.data_collator(list(shared.train_dataset))
+    num_tokens = sum(
+        len(row["prompt_input_ids"]) + sum(map(len, row["response_input_ids"])) for row in shared.train_dataset
+    )
+    assert batch["attention_mask"].sum() == num_tokens
+
+
+def test_prefix_sharing_trains_an_adapter_with_its_head_and_the_saved_one_scores_the_same(
+    make_trainer, policy, tokenizer, rankings, tmp_path
+):
+    from transformers import AutoModelForSequenceClassification
+
+    from pangu_trl import KWiseRewardTrainer
+
+    policy.save_pretrained(tmp_path / "base")
+    trainer = KWiseRewardTrainer(
+        model=AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1),
+        args=make_trainer(prefix_sharing=True, max_steps=2, learning_rate=0.5).args,
+        train_dataset=rankings,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=4, task_type="SEQ_CLS"),
+    )
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.train()
+    after = dict(trainer.model.named_parameters())
+    assert any("score" in name for name in before) and any("lora_A" in name for name in before)
+    # lora_B starts at zero, so lora_A gets its first gradient in the second step, and in the top block a tiny one.
+    assert [name for name in before if torch.equal(before[name], after[name]) and "lora_A" not in name] == []
+    trainer.save_model(tmp_path / "saved")
+    loaded, loaded_tokenizer = load_reward_model(str(tmp_path / "saved"))
+    prompts, answers = ["总体来说，"] * 2, ["还不错。", "非常差！"]
+    expected = score_responses(trainer.model, tokenizer, prompts, answers, 2)
+    assert score_responses(loaded, loaded_tokenizer, prompts, answers, 2) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss_type", ["plackett_luce", "tokenwise"])
+def test_other_losses_are_means_over_the_prompts_of_the_global_batch(make_trainer, loss_type):
+    whole = make_trainer(folder="whole", loss_type=loss_type)
+    parts = make_trainer(
+        folder="parts", loss_type=loss_type, per_device_train_batch_size=2, gradient_accumulation_steps=4
+    )
+    batch = whole.data_collator(list(whole.train_dataset))
+    expected_loss = independent_loss(whole, batch, loss_type)
+    start = weights(whole)
+    expected, found = trained_weights(whole), trained_weights(parts)
+    assert whole.state.log_history[0]["loss"] == pytest.approx(expected_loss, abs=1e-5)
+    assert max((expected[name] - start[name]).abs().max() for name in start) > 1e-3
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+def independent_loss(trainer, batch: dict[str, torch.Tensor], loss_type: str) -> float:
+    """Answer by answer without a batch, from the hidden states."""
+    labels, mask = batch["scores"], batch["answer_mask"]
+    scores = torch.zeros(batch["input_ids"].shape)
+    lengths = batch["attention_mask"].sum(dim=2)
+    model = trainer.model
+    with evaluation_mode(model):
+        for row, answer in mask.nonzero().tolist():
+            # Padding sees the answer and itself, as the mask of a batch has it.
+            for width in range(int(lengths[row, answer]), scores.shape[2] + 1):
+                ids = torch.cat([batch["input_ids"][row, answer, : lengths[row, answer]], torch.tensor([6])])
+                ids = ids if width > lengths[row, answer] else ids[:-1]
+                visible = torch.ones_like(ids)
+                visible[lengths[row, answer] :] = 0
+                hidden = model.transformer(ids.unsqueeze(0), attention_mask=visible.unsqueeze(0)).last_hidden_state
+                scores[row, answer, : len(ids)] = model.score(hidden)[0, :, 0]
+                if width > lengths[row, answer]:
+                    scores[row, answer, len(ids) :] = scores[row, answer, len(ids) - 1]
+                    break
+    has_pair = ordered_pairs(labels, mask).any(dim=2).any(dim=1)
+    if loss_type == "tokenwise":
+        return tokenwise_loss(scores, batch["input_ids"], lengths, labels, mask)[has_pair].mean().item()
+    ends = scores.gather(2, (lengths - 1).clamp(min=0).unsqueeze(2)).squeeze(2)
+    return plackett_luce_loss(ends, labels, mask)[has_pair].mean().item()
+
+
+def test_a_margin_changes_the_objective_of_training_only(make_trainer):
+    plain, with_margin = make_trainer(folder="plain"), make_trainer(folder="margin", margin_coefficient=0.5)
+    assert with_margin.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"])
+    assert with_margin.train().training_loss > plain.train().training_loss + 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(loss_type="listwise"), "loss_type must be pairwise, plackett_luce, tokenwise; got 'listwise'"),
+        (dict(margin_coefficient=-0.1), "margin_coefficient must be 0 or more; got -0.1"),
+        (dict(margin_coefficient=1.0, loss_type="plackett_luce"), "margin_coefficient needs loss_type 'pairwise'"),
+        (dict(prefix_sharing=True, loss_type="tokenwise"), "Switch prefix_sharing off"),
+        (dict(max_row_tokens=0), "max_row_tokens must be 1 or more; got 0"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        KWiseRewardConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+def test_length_buckets_hold_every_example_once_similar_ones_together_in_another_order_each_epoch():
+    lengths = [(7 * index) % 101 for index in range(101)]
+    orders = [list(LengthBucketSampler(lengths, 4, seed=3, current_epoch=lambda e=epoch: e)) for epoch in (0, 0, 1)]
+    assert sorted(orders[0]) == list(range(101))
+    assert orders[0] == orders[1] != orders[2]
+    spreads = [
+        max(chunk) - min(chunk) for chunk in ([lengths[i] for i in orders[0][s : s + 4]] for s in range(0, 100, 4))
+    ]
+    # Sorted, neighbours are at most 1 or 2 apart (the example left over for the last batch leaves a gap).
+    assert max(spreads) <= 4
+    assert [lengths[i] for i in orders[0][:100]] != sorted(lengths[i] for i in orders[0][:100])
+
+
+def test_batches_hold_similar_lengths_by_default_and_any_with_prefix_sharing(make_trainer):
+    assert isinstance(make_trainer()._get_train_sampler(), LengthBucketSampler)
+    assert not isinstance(make_trainer(prefix_sharing=True)._get_train_sampler(), LengthBucketSampler)
+
+
+def test_a_run_resumed_in_its_second_epoch_ends_with_the_same_bits(make_trainer):
+    options = dict(per_device_train_batch_size=2, max_steps=7, optim="adamw_torch", learning_rate=1e-3)
+    whole = make_trainer(folder="whole", save_strategy="steps", save_steps=5, **options)
+    expected = trained_weights(whole)
+    resumed = make_trainer(folder="resumed", **options)
+    resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-5")
+    for name, parameter in weights(resumed).items():
+        assert torch.equal(parameter, expected[name]), name
+
+
+def test_the_saved_folder_says_what_ppo_has_to_know(make_trainer, tokenizer, tmp_path):
+    trainer = make_trainer(loss_type="plackett_luce")
+    metrics = trainer.evaluate()
+    trainer.save_model(tmp_path / "saved")
+    card = read_reward_card(tmp_path / "saved")
+    assert (card.loss_type, card.max_answers) == ("plackett_luce", 4)
+    assert (card.pad_token_id, card.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    assert card.score_mean == pytest.approx(metrics["eval_reward_mean"])
+    assert card.score_std == pytest.approx(metrics["eval_reward_std"])
+    check_reward_card(card, tokenizer, "policy")
+    assert read_reward_card(tmp_path) is None
+
+
+def test_another_tokenizer_is_refused_and_every_difference_named(tokenizer):
+    card = RewardCard.describe(tokenizer, loss_type="pairwise", max_answers=4)
+    tokenizer.add_tokens(["<新>"])
+    tokenizer.pad_token = "<mask>"
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    with pytest.raises(ValueError) as error:
+        check_reward_card(card, tokenizer, "models/policy")
+    message = str(error.value)
+    assert message.startswith("models/policy: its tokenizer must be the one that the reward model was trained with")
+    assert f"the vocabulary ({card.vocab_size} tokens there, {card.vocab_size + 1} here)" in message
+    assert f"the pad id ({card.pad_token_id} there, {tokenizer.pad_token_id} here)" in message
+    assert "the chat template" in message and "end of sequence" not in message
+
+
+def test_a_broken_card_is_refused_with_its_path(tmp_path):
+    (tmp_path / CARD_FILE).write_text(json.dumps({"loss": "pairwise"}), "utf-8")
+    with pytest.raises(ValueError, match=rf"{CARD_FILE}: a reward card is a JSON object with loss_type"):
+        read_reward_card(tmp_path)
+
+
+ANSWERS = {"responses": ["好。", "不好。"], "scores": [1.0, 0.0]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"responses": ["好。", "好。"]}, r"train row 2: 'responses\[1\]' must differ from 'responses\[0\]'"),
+        ({"responses": ["好。", " "]}, r"train row 2: 'responses\[1\]' must be text that is not empty"),
+        ({"responses": ["好。"], "scores": [1.0]}, "train row 2: 'responses' must be a list of at least 2"),
+        ({"scores": [1.0, float("nan")]}, r"train row 2: 'scores\[1\]' must be a finite number"),
+        ({"prompt": "好" * 200}, "train row 2: the prompt must leave room for an answer within max_length = 128"),
+    ],
+    ids=["equal answers", "empty answer", "one answer", "NaN score", "no room"],
+)
+def test_bad_rankings_are_refused_with_their_row(make_trainer, change, message):
+    records = [{"prompt": "总体来说，", **ANSWERS} for _ in range(4)]
+    records[2] |= change
+    with pytest.raises(ValueError, match=message):
+        make_trainer(Dataset.from_list(records))
+
+
+def test_scores_that_are_texts_are_refused(make_trainer):
+    with pytest.raises(ValueError, match=r"train row 0: 'scores\[0\]' must be a finite number; got '1' \(str\)"):
+        make_trainer(Dataset.from_list([{"prompt": "好吗？", "responses": ["好。", "不。"], "scores": ["1", "0"]}]))
+
+
+def test_rankings_with_a_longer_answer_are_left_out_and_counted(make_trainer, caplog):
+    records = [{"prompt": "总体来说，", **ANSWERS} for _ in range(4)]
+    records[1]["responses"] = ["好。", "好" * 200]
+    trainer = make_trainer(Dataset.from_list(records))
+    assert len(trainer.train_dataset) == 3
+    assert "1 of 4 rankings left out" in caplog.text
+
+
+def test_chat_messages_and_pairs_without_a_prompt_train_too(make_trainer, tokenizer):
+    user, good, bad = (
+        {"role": role, "content": text} for role, text in (("user", "好吗？"), *[("assistant", t) for t in "好差"])
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    ranking = {"prompt": [user], "responses": [[good], [bad]], "scores": [1.0, 0.0]}
+    explicit = make_trainer(Dataset.from_list([ranking] * 8), folder="explicit")
+    implicit = make_trainer(
+        Dataset.from_list([{"chosen": [user, good], "rejected": [user, bad]}] * 8), folder="implicit"
+    )
+    assert explicit.train_dataset[0] == implicit.train_dataset[0]
+    assert explicit.train().training_loss == pytest.approx(implicit.train().training_loss)
+    text = make_trainer(Dataset.from_list([{"chosen": "好吗？好", "rejected": "好吗？差"}] * 8), folder="text")
+    assert text.train_dataset[0]["prompt_input_ids"] == tokenizer("好吗？", add_special_tokens=False)["input_ids"]
