@@ -55,9 +55,9 @@ class GPTPanguConfig(PreTrainedConfig):
     intermediate_size: int | None = None
     max_position_embeddings: int = 1024
     activation_function: str = "gelu"
-    resid_pdrop: float = 0.1
-    embd_pdrop: float = 0.1
-    attn_pdrop: float = 0.1
+    resid_pdrop: float | int = 0.1
+    embd_pdrop: float | int = 0.1
+    attn_pdrop: float | int = 0.1
     layer_norm_epsilon: float = 1e-5
     scale_attn_weights: bool = True
     initializer_range: float = 0.02

@@ -26,6 +26,35 @@ def derive_positions(inputs_embeds: Tensor, attention_mask: Tensor | None, past_
     return (real.long().cumsum(dim=-1) - 1).clamp(min=0)[:, columns]
 
 
+def check_positions(position_ids: Tensor, limit: int, past_key_values: Cache | None, derived: bool) -> None:
+    """Refuses positions that the tables do not have; an accelerator waits for it only where lengths do not answer.
+
+    Args:
+        position_ids: Positions of the new tokens, (B or 1, T).
+        limit: Rows of the position tables.
+        past_key_values: The cache, as `forward` was given it.
+        derived: Whether the positions come from `derive_positions`, and thus lie below the number of tokens.
+
+    Raises:
+        ValueError: A position below 0 or not below `limit`.
+    """
+    if torch.compiler.is_compiling() or position_ids.is_meta or position_ids.numel() == 0:
+        return
+    # Single steps of generation are taken for derived where reading them would stall every token.
+    if derived or (position_ids.shape[-1] == 1 and position_ids.device.type != "cpu"):
+        capacity = past_key_values.get_max_length(0) if past_key_values is not None else -1
+        past_length = past_key_values.get_seq_length() if past_key_values is not None and capacity < 0 else 0
+        if max(capacity, past_length + position_ids.shape[-1]) <= limit:
+            return
+    first, last = (int(bound) for bound in position_ids.aminmax())
+    if first < 0 or last >= limit:
+        raise ValueError(
+            f"GPTPanguModel: position {first if first < 0 else last} does not exist, the model has "
+            f"max_position_embeddings={limit} (positions 0 to {limit - 1}). Shorten the prompt or the number of new "
+            "tokens."
+        )
+
+
 def make_attention_mask(
     config: GPTPanguConfig,
     inputs_embeds: Tensor,

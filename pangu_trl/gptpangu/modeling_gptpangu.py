@@ -15,6 +15,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import (
     GenericForSequenceClassification,
     GenericForTokenClassification,
@@ -28,7 +29,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_gptpangu import GPTPanguConfig
-from .masking_gptpangu import derive_positions, make_attention_mask
+from .masking_gptpangu import check_positions, derive_positions, make_attention_mask
 
 
 def eager_attention_forward(
@@ -208,7 +209,8 @@ class GPTPanguModel(GPTPanguPreTrainedModel):
 
         Raises:
             ValueError: Neither or both of `input_ids` and `inputs_embeds`; a position that the tables do not have; a
-                mask of another shape; packed sequences where they cannot be kept apart; `token_type_ids` or `head_mask`.
+                mask of another shape; packed sequences where they cannot be kept apart; `token_type_ids` or
+                `head_mask`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("GPTPanguModel: pass exactly one of input_ids and inputs_embeds.")
@@ -220,7 +222,8 @@ class GPTPanguModel(GPTPanguPreTrainedModel):
         given_position_ids = position_ids
         if position_ids is None:
             position_ids = derive_positions(inputs_embeds, attention_mask, past_key_values)
-        self._check_positions(position_ids, past_key_values, derived=given_position_ids is None)
+        limit = self.config.max_position_embeddings
+        check_positions(position_ids, limit, past_key_values, derived=given_position_ids is None)
         # Before a cache is made: transformers keeps packed sequences apart only where there is none.
         causal_mask = make_attention_mask(
             self.config, inputs_embeds, attention_mask, past_key_values, given_position_ids
@@ -236,25 +239,6 @@ class GPTPanguModel(GPTPanguPreTrainedModel):
         hidden_states = self.h[-1](self.ln_f(hidden_states), top_query, **block_inputs, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
-    def _check_positions(self, position_ids: Tensor, past_key_values: Cache | None, derived: bool) -> None:
-        if torch.compiler.is_compiling() or position_ids.is_meta or position_ids.numel() == 0:
-            return
-        limit = self.config.max_position_embeddings
-        # Reading a position stalls an accelerator, so the lengths answer where they can: positions derived from them,
-        # and single steps of generation, lie below what the cache holds or can hold.
-        if derived or (position_ids.shape[-1] == 1 and position_ids.device.type != "cpu"):
-            capacity = past_key_values.get_max_length(0) if past_key_values is not None else -1
-            past_length = past_key_values.get_seq_length() if past_key_values is not None and capacity < 0 else 0
-            if max(capacity, past_length + position_ids.shape[-1]) <= limit:
-                return
-        first, last = (int(bound) for bound in position_ids.aminmax())
-        if first < 0 or last >= limit:
-            raise ValueError(
-                f"GPTPanguModel: position {first if first < 0 else last} does not exist, the model has "
-                f"max_position_embeddings={limit} (positions 0 to {limit - 1}). Shorten the prompt or the number of "
-                "new tokens."
-            )
-
 
 class GPTPanguForCausalLM(GPTPanguPreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
@@ -269,12 +253,24 @@ class GPTPanguForCausalLM(GPTPanguPreTrainedModel, GenerationMixin):
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
         """Ties the output head to the word embedding, unless a file that is being loaded holds two different ones.
 
-        transformers then leaves them apart with a warning. Here the configuration follows, so that neither a later
-        call (resizing makes one) nor the saved model's next loading ties them after all.
+        transformers then leaves them apart with a warning, but under ZeRO-3, where it compares empty parts, ties them
+        all the same. Here the configuration follows, so that neither a later call (resizing makes one) nor loading the
+        saved model ties them after all.
         """
+        if missing_keys is not None and is_deepspeed_zero3_enabled() and self._partitioned_head_differs(missing_keys):
+            self.all_tied_weights_keys.pop("lm_head.weight", None)
         super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
         if missing_keys is not None and not self.all_tied_weights_keys:
             self.config.tie_word_embeddings = False
+
+    def _partitioned_head_differs(self, missing_keys: set[str]) -> bool:
+        import deepspeed
+
+        if missing_keys & {"lm_head.weight", "transformer.wte.weight"}:
+            return False
+        weights = [self.lm_head.weight, self.transformer.wte.weight]
+        with deepspeed.zero.GatheredParameters(weights):
+            return not torch.equal(*weights)
 
     @can_return_tuple
     def forward(
