@@ -4,9 +4,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pangu_trl.commands import best_of_n, convert, evaluate, evaluate_reward, publish, sample, score, score_sft
+from pangu_trl.commands import (
+    best_of_n,
+    convert,
+    evaluate,
+    evaluate_reward,
+    publish,
+    sample,
+    score,
+    score_sft,
+    train_tokenizer,
+)
 
 COMMANDS = {
+    "train-tokenizer": train_tokenizer,
     "convert": convert,
     "sample": sample,
     "score": score,

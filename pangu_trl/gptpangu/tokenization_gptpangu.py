@@ -7,15 +7,25 @@ the official behaviour, and a prompt cannot smuggle in an `<eot>`.
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
-from transformers.tokenization_utils_base import TruncationStrategy
-from transformers.utils import PaddingStrategy
 
+from .encoding_gptpangu import (
+    NO_SPAN,
+    EncodingRequest,
+    Span,
+    Text,
+    TokenOrigins,
+    Tokens,
+    pad_columns,
+    read_rows,
+    spread,
+    truncate,
+)
 from .vocabulary_gptpangu import NEWLINE, RESERVED_PIECES, SPACE, VOCABULARY_FILE, PanguVocabulary, piece_text
 
 # `<sep>` ends what the user says and `<eot>` what the assistant says: the tokens alone tell who spoke, a prompt always
@@ -35,51 +45,9 @@ CHAT_TEMPLATE = """\
 """
 
 # What the stock implementation handles; it is several times slower.
-_STOCK_OPTIONS = (
-    "is_split_into_words",
-    "return_token_type_ids",
-    "return_overflowing_tokens",
-    "return_special_tokens_mask",
-    "return_length",
-    "sanitize_control_tokens",
-)
-
-_CUTTING_STRATEGIES = (TruncationStrategy.LONGEST_FIRST, TruncationStrategy.ONLY_FIRST)
-
-Span = tuple[int, int]
-_NO_SPAN: Span = (0, 0)
-
-
-@dataclass
-class _Request:
-    """The options of `PreTrainedTokenizerBase.__call__` that the fast path honours, with the same meaning."""
-
-    split_special_tokens: bool
-    add_special_tokens: bool = True
-    padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD
-    truncation_strategy: TruncationStrategy = TruncationStrategy.DO_NOT_TRUNCATE
-    max_length: int | None = None
-    pad_to_multiple_of: int | None = None
-    padding_side: str | None = None
-    return_tensors: str | None = None
-    return_attention_mask: bool | None = None
-    return_offsets_mapping: bool = False
-    verbose: bool = True
-
-
-class TokenSpans:
-    """Says which token holds a character, the one question `apply_chat_template` asks to mask what the assistant said.
-
-    Args:
-        offsets: Characters (start, end) of each token; (0, 0) for padding and for tokens that were not in the text.
-    """
-
-    def __init__(self, offsets: Sequence[Span]) -> None:
-        self.offsets = offsets
-
-    def char_to_token(self, char_index: int, sequence_index: int = 0) -> int | None:
-        """Returns the token of a character, the next one if the vocabulary drops the character, None past the end."""
-        return next((index for index, (_, end) in enumerate(self.offsets) if end > char_index), None)
+_STOCK_OPTIONS = ("return_overflowing_tokens", "return_length", "sanitize_control_tokens")
+_EOT = RESERVED_PIECES.index("<eot>")
+_REQUEST_OPTIONS = frozenset(field.name for field in fields(EncodingRequest))
 
 
 class GPTPanguTokenizer(PreTrainedTokenizer):
@@ -187,7 +155,7 @@ class GPTPanguTokenizer(PreTrainedTokenizer):
     ) -> list[int]:
         """Returns the ids of a text, or of two texts joined by `<sep>`, followed by `<eot>` if `append_eot`."""
         ids = token_ids_0 if token_ids_1 is None else [*token_ids_0, self.sep_token_id, *token_ids_1]
-        return [*ids, *self._ending(add_special_tokens=True)]
+        return [*ids, _EOT] if self.append_eot else ids
 
     def get_special_tokens_mask(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
@@ -198,37 +166,51 @@ class GPTPanguTokenizer(PreTrainedTokenizer):
         mask = [0] * len(token_ids_0)
         if token_ids_1 is not None:
             mask += [1] + [0] * len(token_ids_1)
-        return mask + [1] * len(self._ending(add_special_tokens=True))
+        return [*mask, 1] if self.append_eot else mask
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
         """Renders and tokenizes a conversation; see PreTrainedTokenizerBase, whose arguments these are.
 
         `return_assistant_tokens_mask`, which the base class refuses to tokenizers written in Python, works.
         """
-        tokenizer_kwargs = dict(kwargs.get("tokenizer_kwargs") or {})
-        if not kwargs.get("return_assistant_tokens_mask") or "return_offsets_mapping" in tokenizer_kwargs:
+        if not kwargs.get("return_assistant_tokens_mask"):
             return super().apply_chat_template(conversation, *args, **kwargs)
+        if kwargs.get("truncation") and self.truncation_side == "left":
+            raise NotImplementedError(
+                "what is cut off on the left shifts the assistant's tokens: encode without truncation, then cut the "
+                "ids and the mask"
+            )
+        tokenizer_kwargs = dict(kwargs.get("tokenizer_kwargs") or {})
+        wants_offsets = tokenizer_kwargs.get("return_offsets_mapping", False)
         kwargs["tokenizer_kwargs"] = {**tokenizer_kwargs, "return_offsets_mapping": True}
         encoding = super().apply_chat_template(conversation, *args, **kwargs)
-        encoding.pop("offset_mapping")
+        if not wants_offsets:
+            encoding.pop("offset_mapping")
         return encoding
 
+    def is_lossless(self, text: str) -> bool:
+        """Returns whether the ids of a text decode to the very text, which NFKC and unknown characters prevent."""
+        return self.decode(self.encode(text, add_special_tokens=False)) == text
+
     def _encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:
-        is_batch = isinstance(text, (list, tuple))
-        texts = text if is_batch else [text]
-        is_plain = text_pair is None and all(isinstance(item, str) for item in texts)
-        if not is_plain or any(options.get(name) for name in _STOCK_OPTIONS):
+        given = read_rows(text, text_pair, options.get("is_split_into_words", False))
+        if given is None or any(options.get(name) for name in _STOCK_OPTIONS):
             if options.get("return_offsets_mapping"):
                 raise NotImplementedError(
-                    "return_offsets_mapping needs a text or a list of texts, not pairs, words or ids, and none of "
+                    "return_offsets_mapping needs texts, pairs or words, not ids, and none of "
                     + ", ".join(_STOCK_OPTIONS)
                 )
             return super()._encode_plus(text, text_pair, **options)
         # `encode` passes this option only when its own caller does.
         options.setdefault("split_special_tokens", self.split_special_tokens)
-        request = _Request(**{name: value for name, value in options.items() if name in _Request.__dataclass_fields__})
-        columns = self._pad_rows([self._encode_row(item, request) for item in texts], request)
-        encodings = [TokenSpans(spans) for spans in columns.get("offset_mapping", [])] or None
+        request = EncodingRequest(**{name: value for name, value in options.items() if name in _REQUEST_OPTIONS})
+        pairs, is_batch = given
+        rows = [self._encode_row(first, second, request) for first, second in pairs]
+        columns = pad_columns(rows, self._fillers(request), request, self.padding_side)
+        encodings = None
+        if request.return_offsets_mapping:
+            origins = (columns["offset_mapping"], columns.pop("sequence_ids"), columns.pop("word_ids"))
+            encodings = [TokenOrigins(*row) for row in zip(*origins, strict=True)]
         if not is_batch:
             columns = {name: rows[0] for name, rows in columns.items()}
         return BatchEncoding(
@@ -236,30 +218,73 @@ class GPTPanguTokenizer(PreTrainedTokenizer):
             encoding=encodings,
             tensor_type=request.return_tensors,
             prepend_batch_axis=not is_batch,
-            n_sequences=1,
+            n_sequences=1 if all(second is None for _, second in pairs) else 2,
         )
 
-    def _encode_row(self, text: str, request: _Request) -> dict[str, list]:
-        """Returns the columns of one text: its ids, cut and ended as requested, and what belongs to each id."""
-        ids, spans = self._encode_text(text, request)
-        ending = self._ending(request.add_special_tokens)
-        # A single text leaves the strategy "only_second" nothing to cut.
-        if request.max_length and request.truncation_strategy in _CUTTING_STRATEGIES:
-            room = max(0, request.max_length - len(ending))
-            kept = slice(max(0, len(ids) - room), None) if self.truncation_side == "left" else slice(room)
-            ids, spans = ids[kept], spans[kept]
-        row = {"input_ids": ids + ending}
-        self._eventual_warn_about_too_long_sequence(row["input_ids"], request.max_length, request.verbose)
+    def _fillers(self, request: EncodingRequest) -> dict[str, Any]:
+        """Returns the columns to return, each with what pads it."""
+        fillers: dict[str, Any] = {"input_ids": self.pad_token_id}
+        if request.return_token_type_ids:
+            fillers["token_type_ids"] = self.pad_token_type_id
+        if request.return_special_tokens_mask:
+            fillers["special_tokens_mask"] = 1
+        with_mask = request.return_attention_mask
+        if with_mask or (with_mask is None and "attention_mask" in self.model_input_names):
+            fillers["attention_mask"] = 0
         if request.return_offsets_mapping:
-            row["offset_mapping"] = spans + [_NO_SPAN] * len(ending)
-        row["attention_mask"] = [1] * len(row["input_ids"])
+            fillers |= {"offset_mapping": NO_SPAN, "sequence_ids": None, "word_ids": None}
+        return fillers
+
+    def _encode_row(self, text: Text, text_pair: Text | None, request: EncodingRequest) -> dict[str, list]:
+        """Returns the columns of one text or pair, cut and with the tokens added that the request asks for."""
+        first = self._encode_text(text, request)
+        second = None if text_pair is None else self._encode_text(text_pair, request)
+        build = self.build_inputs_with_special_tokens if request.add_special_tokens else _concatenate
+        ids = build(first.ids, None if second is None else second.ids)
+        if request.max_length and len(ids) > request.max_length:
+            excess = len(ids) - request.max_length
+            first, second = truncate(first, second, excess, request.truncation_strategy, self.truncation_side)
+            ids = build(first.ids, None if second is None else second.ids)
+        self._eventual_warn_about_too_long_sequence(ids, request.max_length, request.verbose)
+        row: dict[str, list] = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+        if request.return_token_type_ids or request.return_special_tokens_mask or request.return_offsets_mapping:
+            self._add_columns(row, first, second, request)
         return row
 
-    def _ending(self, add_special_tokens: bool) -> list[int]:
-        return [RESERVED_PIECES.index("<eot>")] if add_special_tokens and self.append_eot else []
+    def _add_columns(
+        self, row: dict[str, list], first: Tokens, second: Tokens | None, request: EncodingRequest
+    ) -> None:
+        """Adds to a row what is seldom asked for."""
+        second_ids = None if second is None else second.ids
+        if request.add_special_tokens:
+            row["token_type_ids"] = self.create_token_type_ids_from_sequences(first.ids, second_ids)
+            row["special_tokens_mask"] = self.get_special_tokens_mask(first.ids, second_ids)
+        else:
+            row["token_type_ids"] = [0] * len(row["input_ids"])
+            row["special_tokens_mask"] = [0] * len(row["input_ids"])
+        if request.return_offsets_mapping:
+            is_added = row["special_tokens_mask"]
+            parts = [first] if second is None else [first, second]
+            row["offset_mapping"] = spread(chain(*(part.spans for part in parts)), is_added, NO_SPAN)
+            row["word_ids"] = spread(chain(*(part.words for part in parts)), is_added, None)
+            sequence_ids = (sequence for sequence, part in enumerate(parts) for _ in part.ids)
+            row["sequence_ids"] = spread(sequence_ids, is_added, None)
 
-    def _encode_text(self, text: str, request: _Request) -> tuple[list[int], list[Span]]:
-        """Returns the ids of a text and, if requested, the characters that each stands for."""
+    def _encode_text(self, text: Text, request: EncodingRequest) -> Tokens:
+        """Returns the ids of a text or of its words and, if requested, where they come from."""
+        if isinstance(text, str):
+            ids, spans = self._encode_string(text, request)
+            return Tokens(ids, spans, [None] * len(spans))
+        tokens = Tokens([], [], [])
+        for number, word in enumerate(text):
+            ids, spans = self._encode_string(word, request)
+            tokens.ids.extend(ids)
+            tokens.spans.extend(spans)
+            tokens.words.extend([number] * len(spans))
+        return tokens
+
+    def _encode_string(self, text: str, request: EncodingRequest) -> tuple[list[int], list[Span]]:
+        """Returns the ids of a string and, if requested, the characters that each stands for."""
         with_spans = request.return_offsets_mapping
         if request.split_special_tokens:
             parts = [text]
@@ -279,34 +304,11 @@ class GPTPanguTokenizer(PreTrainedTokenizer):
             elif with_spans:
                 part_ids, part_spans = self.vocabulary.encode_with_spans(part)
                 ids += part_ids
-                spans += [(start + first, start + end) for first, end in part_spans]
+                spans += [(start + first, start + end) for first, end in part_spans] if start else part_spans
             elif part:
                 ids += self.vocabulary.encode(part)
             start += len(part)
-        return ids, spans
-
-    def _pad_rows(self, rows: list[dict[str, list]], request: _Request) -> dict[str, list[list]]:
-        """Returns the rows as columns, filled up to one length if requested."""
-        fillers = {"input_ids": self.pad_token_id}
-        if request.return_offsets_mapping:
-            fillers["offset_mapping"] = _NO_SPAN
-        with_mask = request.return_attention_mask
-        if with_mask or (with_mask is None and "attention_mask" in self.model_input_names):
-            fillers["attention_mask"] = 0
-        width = 0
-        if request.padding_strategy == PaddingStrategy.LONGEST:
-            width = max((len(row["input_ids"]) for row in rows), default=0)
-        elif request.padding_strategy == PaddingStrategy.MAX_LENGTH:
-            width = request.max_length
-        if request.pad_to_multiple_of:
-            width = -(-width // request.pad_to_multiple_of) * request.pad_to_multiple_of
-        left = (request.padding_side or self.padding_side) == "left"
-        columns: dict[str, list[list]] = {name: [] for name in fillers}
-        for row in rows:
-            for name, filler in fillers.items():
-                padding = [filler] * (width - len(row[name]))
-                columns[name].append(padding + row[name] if left else row[name] + padding)
-        return columns
+        return ids, spans if with_spans else []
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return [self.vocabulary.pieces[index] for index in self.vocabulary.encode(text)]
@@ -342,3 +344,7 @@ class GPTPanguTokenizer(PreTrainedTokenizer):
         if clean_up_tokenization_spaces or (clean_up_tokenization_spaces is None and self.clean_up_tokenization_spaces):
             return self.clean_up_tokenization(text)
         return text
+
+
+def _concatenate(first: list[int], second: list[int] | None = None) -> list[int]:
+    return first if second is None else first + second

@@ -47,3 +47,10 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> jieba.Tokenizer:
 def official_vocabulary() -> Path:
     """The official vocab.model of 40,000 pieces."""
     return official_vocabulary_path()
+
+
+@pytest.fixture(scope="session")
+def piece_ids(official_vocabulary: Path) -> dict[str, int]:
+    """The ids by the text file beside the model, which the tokenizer does not read."""
+    lines = official_vocabulary.with_suffix(".vocab").read_text("utf-8").split("\n")
+    return {line.split("\t")[0]: index for index, line in enumerate(lines)}

@@ -1,6 +1,7 @@
 """The official rule for GPTPangu's ids, in jieba's and SentencePiece's own code, and texts to hold it against."""
 
 import importlib.util
+import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,13 @@ import yaml
 from sentencepiece import SentencePieceProcessor
 
 OFFICIAL_PACKAGE = "pcl_pangu"
+
+UNK, BOS, SEP, PAD, EOT = 0, 1, 5, 6, 9
+SPECIAL_IDS = {
+    "<unk>": 0, "<s>": 1, "</s>": 2, "<sep>": 5, "<pad>": 6, "<mask>": 7, "<eod>": 8, "<eot>": 9,
+}  # fmt: skip
+# Line numbers, from 0, of ▁你好 ▁再见 ▁, ▁明天 in the official vocab.vocab.
+HELLO, GOODBYE, COMMA, TOMORROW = 5772, 9040, 10, 3180
 
 ASCII = "abcXYZ0189.%+#&_- ,/<>'C#c++AT&T"
 # Characters at the edges of jieba's blocks and rjieba's, white space of all kinds, compatibility forms, combined emoji.
@@ -45,6 +53,10 @@ class OfficialTokenizer:
     def encode(self, text: str) -> list[int]:
         words = [word.translate(self._translation) for word in self._words_of(text)]
         return self._processor.encode(" ".join(words))
+
+
+def golden_records(fixtures: Path, name: str = "golden.jsonl") -> list[dict]:
+    return [json.loads(line) for line in (fixtures / "tokenizer" / name).read_text("utf-8").splitlines()]
 
 
 def reviews() -> list[str]:
