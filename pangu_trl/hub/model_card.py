@@ -12,7 +12,9 @@ STAGES = {
     "reward": "training of a reward model on ranked answers",
     "ppo": "PPO against a reward model",
 }
+# What PPO keeps beside the policy: a critic of its own, or a head on the policy's backbone.
 CRITIC_FOLDER = "value_model"
+CRITICS = (CRITIC_FOLDER, "value_head.safetensors")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def model_card(folder: ModelFolder, facts: CardFacts) -> str:
     if facts.base_model:
         lines += [f"- Base model: [{facts.base_model}](https://huggingface.co/{facts.base_model})"]
     if folder.weight_files:
-        lines += [f"- Numbers in the weight files: {folder.count_parameters():,}"]
+        lines += [f"- Stored parameters: {folder.count_parameters():,}"]
     lines += ["", *_loading(folder, facts)]
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"
 
@@ -73,7 +75,7 @@ def last_stage(folder: ModelFolder, given: str | None) -> str | None:
         )
     if given is not None:
         return given
-    if folder.kind != "tokenizer" and (folder.path / CRITIC_FOLDER).is_dir():
+    if folder.kind != "tokenizer" and any((folder.path / name).exists() for name in CRITICS):
         return "ppo"
     return "reward" if gives_one_score and folder.path.name != CRITIC_FOLDER else None
 

@@ -179,6 +179,13 @@ def test_ppo_is_seen_from_the_critic_beside_the_policy(saved, reward_model):
     assert "training stage" not in prepare(saved / "value_model", "tester/critic").files["README.md"].decode()
 
 
+def test_ppo_is_seen_from_a_value_head_on_the_policy(saved):
+    (saved / "value_head.safetensors").write_bytes(b"")
+    publication = prepare(saved, "tester/ppo")
+    assert "PPO against a reward model" in publication.files["README.md"].decode()
+    assert "value_head.safetensors" in publication.left_out
+
+
 def test_code_that_a_configuration_names_goes_along_or_is_missed(saved):
     config = json.loads((saved / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "my_configuration.MyConfig", "AutoModel": "other/repo--modeling.MyModel"}
