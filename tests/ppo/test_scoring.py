@@ -1,0 +1,126 @@
+"""Several rewards, rewards that read other tokens, and rewards that are no numbers."""
+
+import copy
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast
+
+from pangu_trl.ppo.scoring import RewardSource, _scores_of_texts, reward_sources
+
+
+@pytest.fixture
+def byte_tokenizer():
+    """Another tokenizer than the policy's: one token per byte of UTF-8."""
+    vocabulary = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    tokenizer.add_special_tokens({"eos_token": "<end>", "pad_token": "<nothing>"})
+    return tokenizer
+
+
+@pytest.fixture
+def byte_reward_model(byte_tokenizer):
+    torch.manual_seed(4)
+    config = GPT2Config(
+        vocab_size=len(byte_tokenizer),
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        n_positions=256,
+        num_labels=1,
+        pad_token_id=byte_tokenizer.pad_token_id,
+    )
+    return GPT2ForSequenceClassification(config).eval()
+
+
+def length_reward(prompts, completions, **columns):
+    return [float(len(completion)) for completion in completions]
+
+
+def ten(prompts, completions, **columns):
+    return [10.0] * len(prompts)
+
+
+def test_several_rewards_add_up_by_their_weights_and_are_logged_apart(make_trainer, reward_model):
+    models = dict(reward_model=[reward_model, length_reward, ten])
+    trainer = make_trainer(models=models, reward_weights=[1.0, 0.5, -0.1], max_steps=1)
+    trainer.train()
+    rollout = trainer._rollout
+    own, lengths, tens = rollout.source_scores.T
+    assert tens.tolist() == [10.0] * 4
+    torch.testing.assert_close(rollout.scores, own + 0.5 * lengths - 1.0)
+    logged = next(entry for entry in trainer.state.log_history if "reward/mean" in entry)
+    assert logged["reward/ten"] == 10.0
+    assert logged["reward/length_reward"] == pytest.approx(lengths.mean().item())
+    assert logged["reward/model"] == pytest.approx(own.mean().item(), rel=1e-5)
+
+
+def test_a_reward_model_with_another_tokenizer_scores_the_texts_anew(
+    make_trainer, byte_reward_model, byte_tokenizer, reward_model, tokenizer
+):
+    models = dict(
+        reward_model=copy.deepcopy(byte_reward_model),
+        reward_processing_class=byte_tokenizer,
+        value_model=copy.deepcopy(reward_model),
+    )
+    trainer = make_trainer(models=models, max_steps=1)
+    trainer.train()
+    rollout = trainer._rollout
+    width = rollout.completion_width
+    for row, answer in enumerate(rollout.completions()):
+        prompt_ids = rollout.input_ids[row, :-width][rollout.attention_mask[row, :-width] == 1]
+        prompt = next(
+            example["prompt"] for example in trainer.train_dataset if example["prompt_input_ids"] == prompt_ids.tolist()
+        )
+        text = prompt + tokenizer.decode(answer, skip_special_tokens=True)
+        ids = torch.tensor([list(byte_tokenizer(text)["input_ids"])])
+        if rollout.ended[row]:
+            ids = torch.cat([ids, torch.tensor([[byte_tokenizer.eos_token_id]])], dim=1)
+        with torch.no_grad():
+            expected = byte_reward_model.score(byte_reward_model.transformer(ids).last_hidden_state)[0, -1, 0]
+        torch.testing.assert_close(rollout.scores[row], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_answer_without_text_is_scored_by_its_end(byte_reward_model, byte_tokenizer, tokenizer):
+    from pangu_trl.ppo.rollout import Rollout
+
+    eos = tokenizer.eos_token_id
+    rollout = Rollout(
+        input_ids=torch.tensor([[20, 21, eos]]),
+        attention_mask=torch.ones(1, 3, dtype=torch.long),
+        completion_mask=torch.tensor([[True]]),
+        ended=torch.tensor([True]),
+    )
+    source = RewardSource("model", byte_reward_model, byte_tokenizer)
+    score = _scores_of_texts(source, tokenizer, rollout, [{"prompt": "ab"}], batch_size=1)
+    ids = torch.tensor([[*byte_tokenizer("ab")["input_ids"], byte_tokenizer.eos_token_id]])
+    with torch.no_grad():
+        expected = byte_reward_model.score(byte_reward_model.transformer(ids).last_hidden_state)[0, -1]
+    torch.testing.assert_close(score, expected)
+
+
+def test_rewards_tokenizers_and_weights_must_be_as_many():
+    with pytest.raises(ValueError, match="got 2 rewards, 2 in reward_processing_class, 1 in reward_weights"):
+        reward_sources([ten, length_reward], None, [1.0])
+    with pytest.raises(ValueError, match="must be a model, a function or an adapter's folder; got 3"):
+        reward_sources(3, None, None)
+
+
+def test_a_reward_function_that_loses_an_answer_is_named(make_trainer, reward_model):
+    models = dict(reward_model=[ten, lambda prompts, completions, **_: [1.0]], value_model=reward_model)
+    with pytest.raises(ValueError, match="must return one score per answer; got 1 scores for 4 answers"):
+        make_trainer(models=models).train()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_names_its_reward_prompt_and_answer(make_trainer, reward_model, bad):
+    models = dict(reward_model=[length_reward, lambda prompts, completions, **_: [bad] * 4], value_model=reward_model)
+    trainer = make_trainer(models=models)
+    before = copy.deepcopy(trainer.model.state_dict())
+    with pytest.raises(ValueError, match=r"The reward \(<lambda>\) of 4 of 4 answers is not a finite number.*prompt '"):
+        trainer.train()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
