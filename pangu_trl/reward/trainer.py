@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EvalPrediction, PreTrainedModel
+from transformers.trainer_utils import TrainOutput
 from trl import RewardTrainer, extract_prompt
 
 from pangu_trl.data.collators import PackedRankingCollator, RankingCollator
@@ -104,6 +105,16 @@ class KWiseRewardTrainer(RewardTrainer):
                 return tokenize_rankings(dataset, processing_class, max_length, num_proc=args.dataset_num_proc)
             except ValueError as error:
                 raise ValueError(f"{dataset_name} {error}") from error
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """RewardTrainer's, also after an evaluation.
+
+        transformers prepares the model for evaluation only, accelerate then takes it for prepared, and several ranks
+        would train apart without averaging their gradients.
+        """
+        if self.model_wrapped is self.model:
+            self.model._is_accelerate_prepared = False
+        return super().train(*args, **kwargs)
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:

@@ -1,0 +1,76 @@
+"""Runs on every rank of test_two_processes.py: steps of SGD, and evaluations of a set that does not divide evenly.
+
+    torchrun --nproc_per_node 2 tests/reward/two_ranks.py FOLDER
+
+FOLDER holds reward model, tokenizer and rankings.json; rank 0 writes weights and figures.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from safetensors.torch import save_file
+
+from pangu_trl import GPTPanguForSequenceClassification, GPTPanguTokenizer, KWiseRewardConfig, KWiseRewardTrainer
+
+RUNS = {"plain": dict(), "shared": dict(prefix_sharing=True)}
+
+
+def make_trainer(folder: Path, name: str, **options) -> KWiseRewardTrainer:
+    """A trainer with a batch of 8 prompts over all ranks; the last batch of the 11 to evaluate is uneven."""
+    rankings = Dataset.from_list(json.loads((folder / "rankings.json").read_text("utf-8")))
+    return KWiseRewardTrainer(
+        model=GPTPanguForSequenceClassification.from_pretrained(folder / "reward_model"),
+        args=KWiseRewardConfig(
+            output_dir=str(folder / name),
+            per_device_train_batch_size=4 // PartialState().num_processes,
+            gradient_accumulation_steps=2,
+            per_device_eval_batch_size=3,
+            max_length=128,
+            max_steps=2,
+            learning_rate=0.1,
+            lr_scheduler_type="constant",
+            optim="sgd",
+            max_grad_norm=0.0,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            report_to="none",
+            save_strategy="no",
+            logging_steps=1,
+            disable_tqdm=True,
+            **options,
+        ),
+        train_dataset=rankings.select(range(8)),
+        eval_dataset=rankings,
+        processing_class=GPTPanguTokenizer.from_pretrained(folder / "tokenizer"),
+    )
+
+
+def run(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Weights after training, and figures before it."""
+    trainer = make_trainer(folder, name, **RUNS[name])
+    figures = trainer.evaluate()
+    losses = [entry["loss"] for entry in (trainer.train() and trainer.state.log_history) if "loss" in entry]
+    weights = {name: tensor.detach().clone().contiguous() for name, tensor in trainer.model.named_parameters()}
+    return weights, {"losses": losses, **figures}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    PartialState(cpu=True)
+    assert PartialState().num_processes == 2
+    for name in RUNS:
+        weights, figures = run(folder, name)
+        if PartialState().is_main_process:
+            save_file(weights, folder / f"{name}.safetensors")
+            (folder / f"{name}.json").write_text(json.dumps(figures))
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
