@@ -145,6 +145,7 @@ class PPOTrainer(Trainer):
         self.step_was_skipped = False
         self._update_divergences: list[Tensor] = []
         self._learning_seconds = 0.0
+        self._resumed_state: RunState | None = None
 
     def _prepare_frozen(self, model: nn.Module) -> nn.Module:
         """Readies a model that does not learn: its own engine under DeepSpeed, otherwise placed on the device."""
@@ -421,17 +422,22 @@ class PPOTrainer(Trainer):
         )
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Also takes up the state of the run; by now the engine has its weights."""
-        if self.args.ema_decay is not None:
-            self.average = WeightAverage(self.accelerator.unwrap_model(self.model).policy, self.args.ema_decay)
+        """Also takes up the state of the run."""
         if checkpoint is not None:
-            sharded = self.average is not None and self.average.is_sharded
-            state = RunState.load(
-                checkpoint, self.accelerator.process_index, self.accelerator.device, rollout_options(self.args), sharded
-            )
+            # Under ZeRO-3 every rank holds, and wrote, another part of the average.
+            sharded = any(hasattr(parameter, "ds_tensor") for parameter in self.model.parameters())
+            rank, device = self.accelerator.process_index, self.accelerator.device
+            state = RunState.load(checkpoint, rank, device, rollout_options(self.args), sharded)
             self._rollout, self._passes_stopped = state.rollout, state.passes_stopped
             self.collector.kl_controller.coefficient = state.kl_coef
             self.collector.score_statistics = RunningStd(**state.score_statistics)
-            if self.average is not None:
-                self.average.load_state_dict(state.average)
+            self._resumed_state = state
         super()._load_optimizer_and_scheduler(checkpoint)
+
+    def start_average(self) -> None:
+        """Starts or goes on with the average of the policy's weights; by now the engine has taken and loaded them."""
+        if self.args.ema_decay is not None:
+            self.average = WeightAverage(self.accelerator.unwrap_model(self.model).policy, self.args.ema_decay)
+            if self._resumed_state is not None:
+                self.average.load_state_dict(self._resumed_state.average)
+        self._resumed_state = None

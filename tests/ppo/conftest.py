@@ -1,6 +1,7 @@
 """A PPO trainer on tiny random models, in every layout of models."""
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,22 @@ def make_trainer(policy, reward_model, reward_adapter, tokenizer, prompts, tmp_p
         return PPOTrainer(args=PPOConfig(**defaults | options), **arguments | (models or {}))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def _models_dir(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture
+def models_dir(_models_dir, policy, reward_model, tokenizer, prompts) -> Path:
+    """Folder of the models and prompts of runs in other processes."""
+    if not (_models_dir / "policy").exists():
+        policy.save_pretrained(_models_dir / "policy")
+        reward_model.save_pretrained(_models_dir / "reward_model")
+        tokenizer.save_pretrained(_models_dir / "tokenizer")
+        (_models_dir / "prompts.json").write_text(json.dumps(list(prompts)), "utf-8")
+    return _models_dir
 
 
 def policy_lora() -> LoraConfig:

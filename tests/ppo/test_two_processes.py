@@ -1,6 +1,5 @@
 """DDP on two ranks: the same step as one process, and a resume that ends with the same bits."""
 
-import json
 import os
 import runpy
 import subprocess
@@ -14,19 +13,10 @@ from safetensors.torch import load_file
 SCRIPT = Path(__file__).parent / "two_ranks.py"
 
 
-@pytest.fixture(scope="module")
-def models_dir(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("two_ranks")
-
-
 @pytest.fixture
-def two_ranks(models_dir, policy, reward_model, tokenizer, prompts) -> Path:
+def two_ranks(models_dir) -> Path:
     """The folder in which two processes left their weights; they run once for all tests."""
-    if not (models_dir / "policy").exists():
-        policy.save_pretrained(models_dir / "policy")
-        reward_model.save_pretrained(models_dir / "reward_model")
-        tokenizer.save_pretrained(models_dir / "tokenizer")
-        (models_dir / "prompts.json").write_text(json.dumps(list(prompts)), "utf-8")
+    if not (models_dir / "whole.safetensors").exists():
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         result = subprocess.run(
             [*launch, str(SCRIPT), str(models_dir)],

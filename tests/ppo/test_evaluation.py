@@ -1,0 +1,73 @@
+"""What an evaluation on held-out prompts says."""
+
+import json
+
+import pytest
+import torch
+
+from pangu_trl.ppo.evaluation import win_rate
+from pangu_trl.ppo.figures import distinct_ngrams
+
+
+def test_a_tie_is_half_a_win():
+    # Higher, equal, lower, higher: (1 + 0.5 + 0 + 1) / 4.
+    assert win_rate(torch.tensor([2.0, 1.0, 0.0, 5.0]), torch.tensor([1.0, 1.0, 1.0, 1.0])) == 0.625
+
+
+def test_distinct_ngrams_by_hand():
+    # Unigrams 1 2 1 1: 2 of 4 differ. Bigrams 12 21 | none of the single token: 2 of 2.
+    assert distinct_ngrams([[1, 2, 1], [1]], 1) == 0.5
+    assert distinct_ngrams([[1, 2, 1], [1]], 2) == 1.0
+    assert distinct_ngrams([[1]], 2) == 0.0
+
+
+def test_before_it_learns_a_policy_wins_half_and_afterwards_what_the_judge_likes_more(make_trainer, layout):
+    trainer = make_trainer(layout)
+    first = trainer.evaluate()
+    # The same seed gives policy and reference the same answers, so all are ties.
+    assert first["eval_win_rate"] == 0.5
+    assert 0 < first["eval_completion/distinct_1"] <= first["eval_completion/distinct_2"] <= 1
+
+
+def test_a_function_judges_in_the_place_of_the_reward(make_trainer, prompts):
+    judged = []
+
+    def judge(prompts, completions, **columns):
+        # The answers of the policy come first, those of the reference afterwards.
+        judged.append(len(prompts))
+        return [float(sum(judged) <= 12)] * len(prompts)
+
+    metrics = make_trainer(models=dict(judge=judge)).evaluate()
+    assert metrics["eval_win_rate"] == 1.0
+    assert sum(judged) == 2 * len(prompts)
+
+
+def test_the_reference_answers_once(make_trainer):
+    trainer = make_trainer()
+    answered = []
+    answer = trainer.collector.answer
+
+    def watched(*args, by_reference=False, **kwargs):
+        answered.append(by_reference)
+        return answer(*args, by_reference=by_reference, **kwargs)
+
+    trainer.collector.answer = watched
+    trainer.evaluate()
+    trainer.evaluate()
+    assert answered == [False] * 3 + [True] * 3 + [False] * 3
+
+
+def test_the_answers_of_both_sides_are_written_as_a_table(make_trainer, tmp_path, prompts):
+    trainer = make_trainer(log_completions=True, max_steps=2, eval_strategy="steps", eval_steps=2)
+    trainer.train()
+    lines = (tmp_path / "run" / "completions" / "eval-2.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["prompt"] for row in rows] == prompts["prompt"]
+    assert set(rows[0]) == {"prompt", "completion", "score", "reference_completion", "reference_score"}
+
+
+def test_every_evaluation_set_has_its_own_rivals(make_trainer, prompts):
+    trainer = make_trainer(models=dict(eval_dataset={"a": prompts, "b": prompts.select(range(4))}))
+    metrics = trainer.evaluate()
+    assert metrics["eval_a_win_rate"] == metrics["eval_b_win_rate"] == 0.5
+    assert metrics["eval_a_reward/mean"] != pytest.approx(metrics["eval_b_reward/mean"])
