@@ -12,19 +12,22 @@ from pangu_trl import cli
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "data_cards").glob("*.md"))]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 # Which packages of the library each may import; recipes and cli may import all.
 MAY_IMPORT = {"gptpangu": set(), "data": {"gptpangu"}, "reward": {"data", "gptpangu"}, "ppo": {"data", "gptpangu"}}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: str(path.name))
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
 def test_every_setting_of_a_recipe_is_an_option_of_its_script(path, tmp_path, monkeypatch):
-    script = ROOT / "recipes" / f"{path.stem}.py"
+    # recipes/<model>/<stage>.yaml, or recipes/<model>/<stage>/<method>.yaml.
+    stage = path.stem if path.parent.parent == ROOT / "recipes" else path.parent.name
+    script = ROOT / "recipes" / f"{stage}.py"
     recipe = runpy.run_path(str(script), run_name="not main")
     seen = []
 
     def stop_after_parsing(*dataclass_types):
         argv = ["--config", str(path), "--output_dir", str(tmp_path), "--train_data", "x.jsonl"]
-        argv += ["--reward_model", "x"] if path.stem == "ppo" else []
+        argv += ["--reward_model", "x"] if stage == "ppo" else []
         seen.append(parse_options(*dataclass_types, argv=argv))
         raise InterruptedError
 
@@ -62,7 +65,7 @@ def test_paths_and_commands_in_documents_exist(path):
 
 def test_imports_point_one_way():
     for package, allowed in MAY_IMPORT.items():
-        for path in (ROOT / "pangu_trl" / package).glob("*.py"):
+        for path in (ROOT / "pangu_trl" / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
                 if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pangu_trl."):
                     imported = node.module.split(".")[1]
