@@ -39,6 +39,11 @@ class RewardCard:
     score_std: float | None = None
     scored_set: str | None = None
 
+    @property
+    def score_statistics(self) -> dict[str, Any]:
+        """The fields that an evaluation fills in."""
+        return {"score_mean": self.score_mean, "score_std": self.score_std, "scored_set": self.scored_set}
+
     @classmethod
     def describe(cls, tokenizer: PreTrainedTokenizerBase, **training: Any) -> "RewardCard":
         """Fills in what the tokenizer says; the rest comes from the caller."""

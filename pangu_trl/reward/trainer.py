@@ -20,7 +20,7 @@ from pangu_trl.data.collators import PackedRankingCollator, RankingCollator
 from pangu_trl.data.records import validate_record
 from pangu_trl.data.tokenizing import tokenize_rankings
 
-from .card import RewardCard
+from .card import RewardCard, read_reward_card
 from .config import KWiseRewardConfig
 from .evaluation import ranking_metrics
 from .losses import centring_loss, ordered_pairs, pairwise_loss, plackett_luce_loss, tokenwise_loss
@@ -276,6 +276,12 @@ class KWiseRewardTrainer(RewardTrainer):
                 "scored_set": metric_key_prefix,
             }
         return metrics
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        card = read_reward_card(self.state.best_model_checkpoint)
+        if card is not None:
+            self._score_statistics = card.score_statistics
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -187,6 +187,28 @@ def test_the_saved_folder_says_what_ppo_has_to_know(make_trainer, tokenizer, tmp
     assert read_reward_card(tmp_path) is None
 
 
+def test_the_card_describes_the_best_model_if_that_is_the_one_that_is_saved(make_trainer, tmp_path):
+    trainer = make_trainer(
+        max_steps=3,
+        # Far too high, so that the first step is the best one.
+        learning_rate=20.0,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+        greater_is_better=False,
+    )
+    trainer.train()
+    assert trainer.state.best_global_step < 3
+    trainer.save_model(tmp_path / "saved")
+    card = read_reward_card(tmp_path / "saved")
+    metrics = trainer.evaluate()
+    assert card.score_mean == pytest.approx(metrics["eval_reward_mean"], rel=1e-5)
+    assert card.score_std == pytest.approx(metrics["eval_reward_std"], rel=1e-5)
+
+
 def test_another_tokenizer_is_refused_and_every_difference_named(tokenizer):
     card = RewardCard.describe(tokenizer, loss_type="pairwise", max_answers=4)
     tokenizer.add_tokens(["<新>"])
