@@ -1,7 +1,9 @@
 """Figures of a reward model: hand-computed, and against an independent implementation."""
 
 import math
+import re
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -106,3 +108,9 @@ def test_rewards_that_are_not_finite_and_data_without_a_pair_are_refused():
         metrics_of([[1.0, 2.0], [1.0, float("nan")]], [[1.0, 0.0], [1.0, 0.0]])
     with pytest.raises(ValueError, match="no prompt has two answers with different scores"):
         metrics_of([[1.0, 2.0]], [[1.0, 1.0]])
+
+
+def test_the_documentation_defines_every_figure():
+    document = Path(__file__).parents[2].joinpath("docs", "reward.md").read_text("utf-8")
+    metrics = metrics_of([[1.0, 2.0]], [[1.0, 0.0]], lengths=torch.ones(1, 2))
+    assert set(re.findall(r"`eval_(\w+)`", document)) == metrics.keys()
