@@ -12,14 +12,34 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask, packed_sequence_mask_function
+from transformers.utils import is_tracing
 from transformers.utils.generic import is_flash_attention_requested
 
 from .configuration_gptpangu import GPTPanguConfig
 
 
+def check_attention_mask(attention_mask: Any, inputs_embeds: Tensor, past_key_values: Cache | None) -> None:
+    """Refuses masks that are neither 2-D nor 4-D, and 2-D masks that do not cover the cached and the new tokens."""
+    if not isinstance(attention_mask, Tensor) or attention_mask.ndim == 4:
+        return
+    length = inputs_embeds.shape[1]
+    if attention_mask.ndim != 2:
+        raise ValueError(
+            "GPTPanguModel: attention_mask must be 2-D (batch, past + new tokens) or 4-D (batch, 1 or heads, new "
+            f"tokens, past + new tokens); got shape {tuple(attention_mask.shape)}."
+        )
+    past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+    # A static cache counts in a tensor: reading it would stall an accelerator and break a compiled graph.
+    if isinstance(past_length, int) and attention_mask.shape[1] < past_length + length:
+        raise ValueError(
+            f"GPTPanguModel: attention_mask must cover the {past_length} cached and the {length} new tokens; got shape "
+            f"{tuple(attention_mask.shape)}."
+        )
+
+
 def derive_positions(inputs_embeds: Tensor, attention_mask: Tensor | None, past_key_values: Cache | None) -> Tensor:
     """Positions (B or 1, T): a running count of the real tokens, or of all tokens without a 2-D mask."""
-    columns = _columns_of_new_tokens(inputs_embeds, attention_mask, past_key_values)
+    columns = _columns_of_new_tokens(inputs_embeds, past_key_values)
     if attention_mask is None or len(attention_mask.shape) != 2:
         return columns.unsqueeze(0)
     real = attention_mask.to(inputs_embeds.device).bool()
@@ -38,7 +58,7 @@ def check_positions(position_ids: Tensor, limit: int, past_key_values: Cache | N
     Raises:
         ValueError: A position below 0 or not below `limit`.
     """
-    if torch.compiler.is_compiling() or position_ids.is_meta or position_ids.numel() == 0:
+    if is_tracing(position_ids) or position_ids.is_meta or position_ids.numel() == 0:
         return
     # Single steps of generation are taken for derived where reading them would stall every token.
     if derived or (position_ids.shape[-1] == 1 and position_ids.device.type != "cpu"):
@@ -75,7 +95,7 @@ def make_attention_mask(
         position_ids: Positions that the caller passed, (B, T) or (1, T); None if they were derived.
 
     Raises:
-        ValueError: A mask that is neither 2-D nor 4-D, or packed sequences that cannot be kept apart.
+        ValueError: Packed sequences that cannot be kept apart, or a 4-D mask that the implementation does not take.
     """
     if attention_mask is not None and len(attention_mask.shape) != 2:
         return _ready_mask(config, inputs_embeds, attention_mask)
@@ -89,16 +109,16 @@ def make_attention_mask(
     if attention_mask is None and past_key_values is None and not (flash and batch_size > 1):
         return create_causal_mask(**arguments, position_ids=position_ids)
 
+    tracing = is_tracing(position_ids)
     separable = past_key_values is None and not flash
-    if torch.compiler.is_compiling():
-        if not separable:
-            return create_causal_mask(**arguments)
-        # A traced graph cannot branch on positions, so it always separates.
+    if tracing and not separable:
+        return create_causal_mask(**arguments)
     real = None
     if attention_mask is not None:
-        real = attention_mask[:, _columns_of_new_tokens(inputs_embeds, attention_mask, past_key_values)].bool()
+        real = attention_mask[:, _columns_of_new_tokens(inputs_embeds, past_key_values)].bool()
     sequences = number_packed_sequences(position_ids.expand(batch_size, -1), real)
-    if not torch.compiler.is_compiling() and not sequences.any():
+    # A traced graph cannot branch on values, so it always separates.
+    if not tracing and not sequences.any():
         return create_causal_mask(**arguments)
     if not separable:
         raise ValueError(
@@ -129,35 +149,16 @@ def number_packed_sequences(position_ids: Tensor, real: Tensor | None) -> Tensor
     return nn.functional.pad(starts.long().cumsum(dim=-1), (1, 0))
 
 
-def _columns_of_new_tokens(
-    inputs_embeds: Tensor, attention_mask: Tensor | None, past_key_values: Cache | None
-) -> Tensor:
+def _columns_of_new_tokens(inputs_embeds: Tensor, past_key_values: Cache | None) -> Tensor:
     """Where the new tokens stand among all tokens, (T,)."""
-    length = inputs_embeds.shape[1]
     past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
-    # A static cache counts in a tensor: reading it would stall an accelerator and break a compiled graph.
-    if (
-        isinstance(past_length, int)
-        and attention_mask is not None
-        and len(attention_mask.shape) == 2
-        and attention_mask.shape[1] < past_length + length
-    ):
-        raise ValueError(
-            f"GPTPanguModel: attention_mask must cover the {past_length} cached and the {length} new tokens; got shape "
-            f"{tuple(attention_mask.shape)}."
-        )
-    return torch.arange(length, device=inputs_embeds.device) + past_length
+    return torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_length
 
 
 def _ready_mask(config: GPTPanguConfig, inputs_embeds: Tensor, attention_mask: Any) -> Any:
     """A 4-D mask of any type as the implementation takes it: blocks for flex, boolean for SDPA, else additive."""
     if not isinstance(attention_mask, Tensor):
         return attention_mask
-    if attention_mask.ndim != 4:
-        raise ValueError(
-            "GPTPanguModel: attention_mask must be 2-D (batch, past + new tokens) or 4-D (batch, 1 or heads, new "
-            f"tokens, past + new tokens); got shape {tuple(attention_mask.shape)}."
-        )
     flex = config._attn_implementation == "flex_attention"
     if is_flash_attention_requested(config) or (flex and attention_mask.is_floating_point()):
         raise ValueError(

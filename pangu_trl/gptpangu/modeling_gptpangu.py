@@ -29,7 +29,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_gptpangu import GPTPanguConfig
-from .masking_gptpangu import check_positions, derive_positions, make_attention_mask
+from .masking_gptpangu import check_attention_mask, check_positions, derive_positions, make_attention_mask
 
 
 def eager_attention_forward(
@@ -219,6 +219,7 @@ class GPTPanguModel(GPTPanguPreTrainedModel):
                 raise ValueError(f"GPTPanguModel: {name} is an input of the published code only; leave it out.")
         if inputs_embeds is None:
             inputs_embeds = self.wte(input_ids)
+        check_attention_mask(attention_mask, inputs_embeds, past_key_values)
         given_position_ids = position_ids
         if position_ids is None:
             position_ids = derive_positions(inputs_embeds, attention_mask, past_key_values)

@@ -74,6 +74,15 @@ def test_packed_rows_of_different_lengths_may_be_padded(model, side):
 
 
 @torch.no_grad()
+def test_packed_sequences_may_have_pads_between_them(model):
+    ids = torch.tensor([[*SEQUENCES[0], 6, 6, *SEQUENCES[1], 6]])
+    positions = torch.tensor([[0, 1, 2, 3, 4, 0, 0, 0, 1, 2, 0]])
+    logits = model(ids, attention_mask=ids != 6, position_ids=positions).logits[0]
+    torch.testing.assert_close(logits[:5], alone(model, SEQUENCES[0]), atol=5e-5, rtol=1e-5)
+    torch.testing.assert_close(logits[7:10], alone(model, SEQUENCES[1]), atol=5e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_packed_sequences_that_would_continue_a_cache_are_refused(model):
     ids, positions = packed()
     for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=32)):
@@ -163,5 +172,6 @@ def test_masks_of_a_wrong_shape_are_refused(model):
     with pytest.raises(ValueError, match=r"2-D .* or 4-D .*; got shape \(1, 5, 5\)"):
         model(ids, attention_mask=torch.ones(1, 5, 5))
     cache = model(ids, use_cache=True).past_key_values
-    with pytest.raises(ValueError, match=r"must cover the 5 cached and the 1 new tokens; got shape \(1, 1\)"):
-        model(ids[:, :1], attention_mask=torch.ones(1, 1), past_key_values=cache)
+    for position_ids in (None, torch.tensor([[5]])):
+        with pytest.raises(ValueError, match=r"must cover the 5 cached and the 1 new tokens; got shape \(1, 1\)"):
+            model(ids[:, :1], attention_mask=torch.ones(1, 1), position_ids=position_ids, past_key_values=cache)
