@@ -192,12 +192,19 @@ def _align_pad_token(name: str, config: Any, tokenizer: PreTrainedTokenizerBase)
         )
 
 
-def check_launch(args: PPOConfig, num_prompts: int) -> None:
+def check_launch(args: PPOConfig, num_prompts: int, is_deepspeed_enabled: bool) -> None:
     """Refuses a launch that the trainer cannot run; call it once the Trainer knows its devices.
 
     Raises:
-        ValueError: Several GPUs in one process, or fewer prompts than one rollout needs.
+        ValueError: Several GPUs in one process, DeepSpeed asked for but not running, or fewer prompts than one rollout
+            needs.
     """
+    if args.deepspeed is not None and not is_deepspeed_enabled:
+        raise ValueError(
+            "PPOTrainer: `deepspeed` is set but accelerate runs without it, as it does where ACCELERATE_USE_CPU is set "
+            "without ACCELERATE_USE_DEEPSPEED. Start with `accelerate launch` and a DeepSpeed configuration, or unset "
+            "that variable."
+        )
     if args.n_gpu > 1:
         raise ValueError(
             "PPOTrainer: several GPUs are visible to one process (nn.DataParallel), which is not supported. Start "

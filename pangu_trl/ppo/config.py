@@ -1,9 +1,12 @@
 """Options of the PPO trainer."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
+
+from .trl_options import translate_trl_options
 
 
 @dataclass
@@ -192,6 +195,20 @@ class PPOConfig(TrainingArguments):
             ptx_coef=27.8,
         )
         return cls(**settings | options)
+
+    @classmethod
+    def from_trl(cls, **options: Any) -> "PPOConfig":
+        """Takes the fields of TRL 1.12's PPOConfig, with TRL's defaults; see docs/migrating-from-trl.md.
+
+        Raises:
+            ValueError: A field is set that has no counterpart; the message says what to do instead.
+        """
+        translated, total_episodes = translate_trl_options(options)
+        config = cls(**translated)
+        if total_episodes is not None:
+            rollouts = math.ceil(total_episodes / (config.rollout_batch_size * config.world_size))
+            config.max_steps = rollouts * config.mini_batches_per_rollout // config.gradient_accumulation_steps
+        return config
 
     @property
     def rollout_batch_size(self) -> int:

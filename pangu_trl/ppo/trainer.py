@@ -118,7 +118,7 @@ class PPOTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
-        check_launch(args, len(self.train_dataset))
+        check_launch(args, len(self.train_dataset), self.is_deepspeed_enabled)
         # Every rank samples its own answers.
         set_seed(args.seed, device_specific=True)
         self.ref_model = None if ref_model is None else self._prepare_frozen(ref_model)

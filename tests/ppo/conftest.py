@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -83,10 +84,14 @@ def _models_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def models_dir(_models_dir, policy, reward_model, tokenizer, prompts) -> Path:
+def models_dir(_models_dir, policy, reward_model, reward_adapter, tokenizer, prompts) -> Path:
     """Folder of the models and prompts of runs in other processes."""
     if not (_models_dir / "policy").exists():
         policy.save_pretrained(_models_dir / "policy")
+        shutil.copytree(reward_adapter, _models_dir / "reward_adapter")
+        config = _models_dir / "reward_adapter" / "adapter_config.json"
+        settings = json.loads(config.read_text("utf-8")) | {"base_model_name_or_path": str(_models_dir / "policy")}
+        config.write_text(json.dumps(settings), "utf-8")
         reward_model.save_pretrained(_models_dir / "reward_model")
         tokenizer.save_pretrained(_models_dir / "tokenizer")
         (_models_dir / "prompts.json").write_text(json.dumps(list(prompts)), "utf-8")

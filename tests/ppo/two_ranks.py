@@ -1,8 +1,9 @@
 """Runs on every rank of test_two_processes.py: a few steps of SGD, and a run that is resumed.
 
-    torchrun --nproc_per_node 2 tests/ppo/two_ranks.py FOLDER
+    torchrun --nproc_per_node 2 tests/ppo/two_ranks.py FOLDER LAYOUT ZERO_STAGE
 
-FOLDER holds policy, reward model, tokenizer and prompts.json; rank 0 writes the weights that it ends with.
+FOLDER holds the models, the tokenizer and prompts.json; LAYOUT is full, lora, value_head or one_backbone; ZERO_STAGE 0
+is DDP without DeepSpeed. Rank 0 writes the weights that it ends with into FOLDER/LAYOUT-ZERO_STAGE.
 """
 
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from peft import LoraConfig
 from safetensors.torch import save_file
 
 from pangu_trl import (
@@ -28,56 +30,110 @@ SAME_STEP = dict(
     optim="sgd",
     max_grad_norm=0.0,
     learning_rate=0.05,
-    critic_learning_rate=0.05,
+    critic_learning_rate=0.002,
     num_ppo_epochs=2,
     max_steps=4,
 )
 # 12 prompts, 4 a rollout, 2 steps a rollout: 6 steps an epoch. The checkpoint is in the middle of a rollout of the
 # second epoch, which has one more; the end is in the third.
-RESUMED = dict(num_ppo_epochs=2, max_steps=14, learning_rate=1e-3, critic_learning_rate=3e-3, adaptive_kl_target=0.1)
+RESUMED = dict(
+    num_ppo_epochs=2,
+    max_steps=14,
+    learning_rate=1e-3,
+    critic_learning_rate=3e-3,
+    adaptive_kl_target=0.1,
+    reward_scaling="running",
+    ema_decay=0.9,
+)
 CHECKPOINT_STEP = 9
 
 
-def make_trainer(folder: Path, name: str, **options) -> PPOTrainer:
+def make_trainer(folder: Path, name: str, layout: str = "full", zero_stage: int = 0, **options) -> PPOTrainer:
     """A trainer with a batch of 4 prompts over all ranks, from the models in the folder."""
+    if zero_stage:
+        import deepspeed
+
+        # On CPU nobody else tells DeepSpeed of the ranks before the models load.
+        deepspeed.init_distributed(dist_backend="gloo")
+    # The options come first: from then on ZeRO-3 shards models while they load.
+    args = PPOConfig(
+        output_dir=str(folder / name),
+        per_device_train_batch_size=4 // PartialState().num_processes,
+        max_prompt_length=48,
+        max_completion_length=8,
+        lr_scheduler_type="constant",
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        share_backbone={"value_head": "value", "one_backbone": "all"}.get(layout, "none"),
+        deepspeed=deepspeed_config(zero_stage) if zero_stage else None,
+        **{"save_strategy": "no"} | options,
+    )
+    models = dict(model=GPTPanguForCausalLM.from_pretrained(folder / "policy"))
+    if layout in ("lora", "one_backbone"):
+        models["peft_config"] = LoraConfig(r=4, task_type="CAUSAL_LM")
+    elif zero_stage == 3:
+        models["ref_model"] = GPTPanguForCausalLM.from_pretrained(folder / "policy")
+    if layout == "one_backbone":
+        models["reward_model"] = folder / "reward_adapter"
+    else:
+        models["reward_model"] = GPTPanguForSequenceClassification.from_pretrained(folder / "reward_model")
+        if layout != "value_head":
+            models["value_model"] = GPTPanguForSequenceClassification.from_pretrained(folder / "reward_model")
     return PPOTrainer(
-        model=GPTPanguForCausalLM.from_pretrained(folder / "policy"),
-        reward_model=GPTPanguForSequenceClassification.from_pretrained(folder / "reward_model"),
-        args=PPOConfig(
-            output_dir=str(folder / name),
-            per_device_train_batch_size=4 // PartialState().num_processes,
-            max_prompt_length=48,
-            max_completion_length=8,
-            lr_scheduler_type="constant",
-            use_cpu=True,
-            report_to="none",
-            disable_tqdm=True,
-            **{"save_strategy": "no"} | options,
-        ),
+        args=args,
         train_dataset=Dataset.from_list(json.loads((folder / "prompts.json").read_text("utf-8"))),
         processing_class=GPTPanguTokenizer.from_pretrained(folder / "tokenizer"),
+        **models,
     )
 
 
+def deepspeed_config(stage: int) -> dict:
+    return {
+        "zero_optimization": {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True},
+        # Where this is missing accelerate clips at 1.
+        "gradient_clipping": "auto",
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_batch_size": "auto",
+    }
+
+
 def weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
-    """Trained tensors of policy and critic."""
-    return {name: tensor.detach().clone().contiguous() for name, tensor in trainer.model.named_parameters()}
+    """Tensors of policy and critic, whole; every rank takes part."""
+    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return {name: tensor.detach().clone().contiguous() for name, tensor in (state_dict or {}).items()}
+
+
+def average(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
+    """Averaged weights of the policy, whole; every rank takes part."""
+    return {f"average.{name}": tensor.contiguous() for name, tensor in trainer.average.whole_weights().items()}
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
+    folder, layout, zero_stage = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     PartialState(cpu=True)
-    runs = {"same_step": make_trainer(folder, "same_step", **SAME_STEP)}
-    runs["same_step"].train()
-    runs["whole"] = make_trainer(folder, "whole", save_strategy="steps", save_steps=CHECKPOINT_STEP, **RESUMED)
-    runs["whole"].train()
-    runs["resumed"] = make_trainer(folder, "resumed", **RESUMED)
-    runs["resumed"].train(resume_from_checkpoint=str(folder / "whole" / f"checkpoint-{CHECKPOINT_STEP}"))
+    out = folder / f"{layout}-{zero_stage}"
+    setup = dict(layout=layout, zero_stage=zero_stage)
+    found = {}
+    trainer = make_trainer(folder, out.name, **setup, **SAME_STEP)
+    trainer.train()
+    found["same_step"] = weights(trainer)
+    trainer = make_trainer(folder, out.name, save_strategy="steps", save_steps=CHECKPOINT_STEP, **setup, **RESUMED)
+    trainer.train()
+    found["whole"] = weights(trainer) | average(trainer)
+    trainer.save_model(str(out / "saved"))
+    trainer = make_trainer(folder, out.name, **setup, **RESUMED)
+    trainer.train(resume_from_checkpoint=str(out / f"checkpoint-{CHECKPOINT_STEP}"))
+    found["resumed"] = weights(trainer) | average(trainer)
     if PartialState().is_main_process:
-        for name, trainer in runs.items():
-            save_file(weights(trainer), folder / f"{name}.safetensors")
+        for name, tensors in found.items():
+            save_file(tensors, out / f"{name}.safetensors")
     assert PartialState().num_processes == 2
+    PartialState().wait_for_everyone()
     PartialState().destroy_process_group()
 
 
