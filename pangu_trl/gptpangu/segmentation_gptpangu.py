@@ -57,10 +57,14 @@ def segment(text: str) -> list[str]:
     Raises:
         RuntimeError: The data files of jieba 0.42.1 are not installed.
     """
+    if not text:
+        return []
     # The stand-in is a word by itself, as the space is.
     words = _load_segmenter().join(text.replace(" ", "\0")).split(" ")
+    if " " not in text:
+        return words
     ends = accumulate(map(len, words), initial=0)
-    return [text[start:end] for start, end in pairwise(ends)] if text else []
+    return [text[start:end] for start, end in pairwise(ends)]
 
 
 def join_words(text: str) -> str:

@@ -15,6 +15,7 @@ _LOG_ZERO = -3.14e100
 
 _STATES = "BMES"
 _BEGIN, _MIDDLE, _END, _SINGLE = range(4)
+_UNSEEN = (_LOG_ZERO,) * len(_STATES)
 
 
 def split_latin(text: str) -> list[str]:
@@ -40,8 +41,12 @@ class WordFinder:
         emission: dict[str, dict[str, float]],
     ) -> None:
         self._start = tuple(start[state] for state in _STATES)
-        self._transition = transition
-        self._emission = tuple(emission[state] for state in _STATES)
+        # The only moves that a word allows.
+        self._moves = tuple(transition[move[0]][move[1]] for move in ("BM", "BE", "MM", "ME", "EB", "ES", "SB", "SS"))
+        characters = {character for probabilities in emission.values() for character in probabilities}
+        self._emission = {
+            character: tuple(emission[state].get(character, _LOG_ZERO) for state in _STATES) for character in characters
+        }
 
     def cut(self, run: str) -> list[str]:
         """Cuts a run of characters, each of which may stand in a word of jieba, into words."""
@@ -69,27 +74,27 @@ class WordFinder:
 
         jieba takes the maximum of (sum, state letter): on a tie S beats E and M beats B.
         """
-        b_m, b_e = self._transition["B"]["M"], self._transition["B"]["E"]
-        m_m, m_e = self._transition["M"]["M"], self._transition["M"]["E"]
-        e_b, e_s = self._transition["E"]["B"], self._transition["E"]["S"]
-        s_b, s_s = self._transition["S"]["B"], self._transition["S"]["S"]
-        # One row for each character, with a column for each state.
-        emissions = zip(*([table.get(it, _LOG_ZERO) for it in run] for table in self._emission), strict=True)
+        b_m, b_e, m_m, m_e, e_b, e_s, s_b, s_s = self._moves
+        emission_of = self._emission.get
+        emit_begin, emit_middle, emit_end, emit_single = emission_of(run[0], _UNSEEN)
         begin, middle, end, single = (
-            first + emitted for first, emitted in zip(self._start, next(emissions), strict=True)
+            self._start[_BEGIN] + emit_begin,
+            self._start[_MIDDLE] + emit_middle,
+            self._start[_END] + emit_end,
+            self._start[_SINGLE] + emit_single,
         )
         previous_states = []
-        for emit_begin, emit_middle, emit_end, emit_single in emissions:
+        for character in run[1:]:
+            emit_begin, emit_middle, emit_end, emit_single = emission_of(character, _UNSEEN)
             # Compared after adding the emission, as jieba does: the addition may round a difference away.
-            single_begin, end_begin = single + s_b + emit_begin, end + e_b + emit_begin
-            middle_middle, begin_middle = middle + m_m + emit_middle, begin + b_m + emit_middle
-            middle_end, begin_end = middle + m_e + emit_end, begin + b_e + emit_end
-            single_single, end_single = single + s_s + emit_single, end + e_s + emit_single
-            begin, before_begin = (single_begin, _SINGLE) if single_begin >= end_begin else (end_begin, _END)
-            middle, before_middle = (
-                (middle_middle, _MIDDLE) if middle_middle >= begin_middle else (begin_middle, _BEGIN)
-            )
-            end, before_end = (middle_end, _MIDDLE) if middle_end >= begin_end else (begin_end, _BEGIN)
-            single, before_single = (single_single, _SINGLE) if single_single >= end_single else (end_single, _END)
+            from_single, from_end = single + s_b + emit_begin, end + e_b + emit_begin
+            next_begin, before_begin = (from_single, _SINGLE) if from_single >= from_end else (from_end, _END)
+            from_middle, from_begin = middle + m_m + emit_middle, begin + b_m + emit_middle
+            next_middle, before_middle = (from_middle, _MIDDLE) if from_middle >= from_begin else (from_begin, _BEGIN)
+            from_middle, from_begin = middle + m_e + emit_end, begin + b_e + emit_end
+            next_end, before_end = (from_middle, _MIDDLE) if from_middle >= from_begin else (from_begin, _BEGIN)
+            from_single, from_end = single + s_s + emit_single, end + e_s + emit_single
+            single, before_single = (from_single, _SINGLE) if from_single >= from_end else (from_end, _END)
+            begin, middle, end = next_begin, next_middle, next_end
             previous_states.append((before_begin, before_middle, before_end, before_single))
         return (_SINGLE if single >= end else _END), previous_states
