@@ -1,5 +1,6 @@
 """GPTPanguTokenizer: the official ids, special tokens, decoding."""
 
+import doctest
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,12 @@ def test_most_dialogues_are_lossless(tokenizer: GPTPanguTokenizer) -> None:
     lossless = [text == copy for text, copy in zip(texts, decoded, strict=True)]
     assert lossless == [tokenizer.is_lossless(text) for text in texts]
     assert sum(lossless) > 0.85 * len(texts)
+
+
+def test_examples_of_the_documentation(official_vocabulary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[2] / "docs" / "tokenizer.md"
+    # The page says "vocab.model" as if one stood beside it.
+    monkeypatch.chdir(official_vocabulary.parent)
+    examples = doctest.DocTestParser().get_doctest(page.read_text("utf-8"), {}, page.name, str(page), 0)
+    assert len(examples.examples) > 10
+    assert doctest.DocTestRunner().run(examples).failed == 0
