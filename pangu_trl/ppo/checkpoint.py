@@ -136,6 +136,7 @@ class RunState:
         rollout: The rollout in use on this rank.
         kl_coef: Weight of the KL penalty.
         score_statistics: Count, mean and squared deviations of all scores.
+        micro_step: Mini-batches since the start of the run.
         passes_stopped: Whether `target_kl` has ended the passes over the rollout.
         options: What `rollout_options` gave.
         average: Moving average of the policy's weights, this rank's part; None without `ema_decay`.
@@ -144,6 +145,7 @@ class RunState:
     rollout: Rollout
     kl_coef: float
     score_statistics: dict[str, float]
+    micro_step: int
     passes_stopped: bool
     options: dict[str, int]
     average: dict[str, Tensor] | None = None

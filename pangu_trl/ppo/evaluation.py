@@ -2,16 +2,18 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 
 from .collector import RolloutCollector
-from .figures import answer_figures, distinct_ngrams
+from .figures import answer_figures, distinct_ngrams, own_random_numbers
+from .rollout import Rollout
 from .scoring import RewardFunction, RewardSource, completion_texts, score_completions
 
 
@@ -63,44 +65,61 @@ def win_rate(scores: Tensor, rival_scores: Tensor) -> float:
     return torch.mean(wins).item()
 
 
-def evaluate_answers(
-    collector: RolloutCollector,
-    model: nn.Module,
-    batches: Iterable[list[dict[str, Any]]],
-    judge: RewardFunction | None,
-    by_reference: bool = False,
-) -> EvaluatedAnswers:
+class Evaluation:
     """Answers held-out prompts and scores the answers, on all ranks together.
 
     Args:
         collector: Samples and scores.
-        model: PolicyAndValue, as its engine wraps it.
-        batches: Prompt records of this rank, by a loader that accelerate prepared.
         judge: Function that compares answers; None takes the score.
-        by_reference: The reference answers instead of the policy; its answers get no figures.
     """
-    accelerator = collector.accelerator
-    gathered: dict[str, list[Any]] = defaultdict(list)
-    for examples in batches:
-        rollout = collector.answer(model, examples, by_reference=by_reference)
-        if not by_reference:
-            collector.score(model, rollout, examples)
-            figures = answer_figures(rollout)
-        else:
-            collector.score_answers(model, rollout, examples)
-            figures = {}
-        texts = completion_texts(collector.tokenizer, rollout)
-        judged = rollout.scores
-        if judge is not None:
-            source = RewardSource("judge", judge)
-            judged = score_completions([source], model, collector.tokenizer, rollout, examples, len(examples))[:, 0]
-        for name, per_answer in (figures | {"judged": judged}).items():
-            gathered[name].append(accelerator.gather_for_metrics(per_answer))
-        objects = [
-            (example["prompt"], text, tokens)
-            for example, text, tokens in zip(examples, texts, rollout.completions(), strict=True)
-        ]
-        gathered["objects"] += accelerator.gather_for_metrics(objects, use_gather_object=True)
-    prompts, completions, tokens = (list(part) for part in zip(*gathered.pop("objects"), strict=True))
-    tensors = {name: torch.cat(parts) for name, parts in gathered.items()}
-    return EvaluatedAnswers(prompts, completions, tokens, judged=tensors.pop("judged"), figures=tensors)
+
+    def __init__(self, collector: RolloutCollector, judge: RewardFunction | None) -> None:
+        self.collector, self.judge = collector, judge
+        self._rivals: dict[str, EvaluatedAnswers] = {}
+
+    def answers(
+        self, model: nn.Module, dataset: Dataset, loader: Callable[[Dataset], Iterable[list[dict[str, Any]]]]
+    ) -> tuple[EvaluatedAnswers, EvaluatedAnswers]:
+        """Answers of the policy and of the reference, which answers a set once.
+
+        Args:
+            model: PolicyAndValue, as its engine wraps it.
+            dataset: Tokenised prompts.
+            loader: Gives the batches of this rank, by a loader that accelerate prepared.
+        """
+        if dataset._fingerprint not in self._rivals:
+            self._rivals[dataset._fingerprint] = self._answers(model, loader(dataset), by_reference=True)
+        return self._answers(model, loader(dataset), by_reference=False), self._rivals[dataset._fingerprint]
+
+    def _answers(
+        self, model: nn.Module, batches: Iterable[list[dict[str, Any]]], by_reference: bool
+    ) -> EvaluatedAnswers:
+        collector = self.collector
+        accelerator = collector.accelerator
+        gathered: dict[str, list[Any]] = defaultdict(list)
+        # Policy and reference draw the same numbers, at every evaluation.
+        with own_random_numbers(collector.args.seed, accelerator.device):
+            for examples in batches:
+                rollout = collector.answer(model, examples, by_reference=by_reference)
+                if by_reference:
+                    collector.score_answers(model, rollout, examples)
+                    figures = {}
+                else:
+                    collector.score(model, rollout, examples)
+                    figures = answer_figures(rollout)
+                for name, per_answer in (figures | {"judged": self._judged(model, rollout, examples)}).items():
+                    gathered[name].append(accelerator.gather_for_metrics(per_answer))
+                prompts = [example["prompt"] for example in examples]
+                objects = zip(
+                    prompts, completion_texts(collector.tokenizer, rollout), rollout.completions(), strict=True
+                )
+                gathered["objects"] += accelerator.gather_for_metrics(list(objects), use_gather_object=True)
+        prompts, completions, tokens = (list(part) for part in zip(*gathered.pop("objects"), strict=True))
+        tensors = {name: torch.cat(parts) for name, parts in gathered.items()}
+        return EvaluatedAnswers(prompts, completions, tokens, judged=tensors.pop("judged"), figures=tensors)
+
+    def _judged(self, model: nn.Module, rollout: Rollout, examples: list[dict[str, Any]]) -> Tensor:
+        if self.judge is None:
+            return rollout.scores
+        source = RewardSource("judge", self.judge)
+        return score_completions([source], model, self.collector.tokenizer, rollout, examples, len(examples))[:, 0]

@@ -31,13 +31,14 @@ from .checks import check_constructor, check_launch, check_models, check_passed_
 from .collector import RolloutCollector
 from .config import PPOConfig
 from .control import RunningStd
-from .evaluation import EvaluatedAnswers, evaluate_answers
-from .figures import RunningMeans, own_random_numbers, update_figures
+from .evaluation import Evaluation
+from .figures import RunningMeans, update_figures
 from .losses import policy_loss, value_loss
 from .models import complete_models
+from .passes import PassesOverRollout
 from .policy_value import delay_policy, disable_dropout, parameter_groups
 from .rollout import Rollout
-from .sampler import RolloutSampler, mini_batch_rows
+from .sampler import RolloutSampler
 from .scoring import Reward, RewardFunction, reward_sources
 from .texts import TextBatches, prepare_prompts
 
@@ -129,23 +130,15 @@ class PPOTrainer(Trainer):
         self.collector = RolloutCollector(
             args, self.accelerator, processing_class, rewards, self.ref_model, self._figures
         )
-        self.judge = judge
+        self.evaluation = Evaluation(self.collector, judge)
         self.texts = None if ptx_dataset is None else TextBatches(ptx_dataset, processing_class, args)
         self.average: WeightAverage | None = None
-        self._rollout: Rollout | None = None
-        self._rival_answers: dict[str, EvaluatedAnswers] = {}
-        self._reset_position()
-        self.add_callback(AverageAfterStep(self))
-        self.add_callback(SaveOnSigterm(self.accelerator))
-
-    def _reset_position(self) -> None:
-        self._micro_step: int | None = None
-        self._update_tokens: Tensor | None = None
-        self._passes_stopped = False
+        self.passes = PassesOverRollout(args, self.accelerator)
         self.step_was_skipped = False
-        self._update_divergences: list[Tensor] = []
         self._learning_seconds = 0.0
         self._resumed_state: RunState | None = None
+        self.add_callback(AverageAfterStep(self))
+        self.add_callback(SaveOnSigterm(self.accelerator))
 
     def _prepare_frozen(self, model: nn.Module) -> nn.Module:
         """Readies a model that does not learn: its own engine under DeepSpeed, otherwise placed on the device."""
@@ -200,8 +193,7 @@ class PPOTrainer(Trainer):
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
-        self._rollout = None
-        self._reset_position()
+        self.passes = PassesOverRollout(self.args, self.accelerator)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     # One step, in the order in which it happens.
@@ -213,25 +205,18 @@ class PPOTrainer(Trainer):
 
         A step without a backward pass leaves no gradients, and an optimiser moves nothing without them.
         """
-        if self._micro_step is None:
-            self._micro_step = self.state.global_step * self.args.gradient_accumulation_steps
-        position = self._micro_step % self.args.mini_batches_per_rollout
-        if position == 0:
-            self._passes_stopped = False
-        self.step_was_skipped = self._passes_stopped
+        passes = self.passes
+        if passes.need_rollout:
+            passes.start(self.collector.collect(self.model_wrapped, inputs, self.state.global_step))
+        self.step_was_skipped = passes.is_stopped
         self._figures.record({"policy/skipped_steps": float(self.step_was_skipped)})
-        if self.step_was_skipped:
-            loss = torch.zeros((), device=self.args.device)
-        else:
-            if position == 0:
-                self._rollout = self.collector.collect(self.model_wrapped, inputs, self.state.global_step)
+        loss = torch.zeros((), device=self.args.device)
+        if not self.step_was_skipped:
             started = time.perf_counter()
             loss = super().training_step(model, inputs, num_items_in_batch)
             self._learning_seconds += time.perf_counter() - started
-        self._micro_step += 1
-        if self._micro_step % self.args.gradient_accumulation_steps == 0:
-            self._maybe_stop_passes()
-        if self._micro_step % self.args.mini_batches_per_rollout == 0:
+        passes.advance()
+        if passes.need_rollout:
             self._figures.record({"time/learning": self._learning_seconds})
             self._learning_seconds = 0.0
         return loss
@@ -242,16 +227,7 @@ class PPOTrainer(Trainer):
         The inputs do not pass through the Trainer's own method, which under DeepSpeed would cast old
         log-probabilities and advantages to the model's dtype.
         """
-        if self._rollout is None:
-            raise RuntimeError("PPOTrainer: no rollout to go on with; the checkpoint was made without its rollout.")
-        return self._rollout.select(self._mini_batch_rows(self._micro_step))
-
-    def _mini_batch_rows(self, micro_step: int) -> Tensor:
-        args = self.args
-        rows = mini_batch_rows(
-            micro_step, args.per_device_train_batch_size, args.num_rollout_batches, args.num_ppo_epochs, args.seed
-        )
-        return rows.to(self.accelerator.device)
+        return self.passes.mini_batch()
 
     def compute_loss(
         self,
@@ -265,17 +241,17 @@ class PPOTrainer(Trainer):
         Means over the tokens of the global batch. While the critic warms up, the policy's losses are left out.
         """
         args, mask = self.args, inputs.completion_mask
-        texts = None if self.texts is None else self.texts.batch(self._micro_step, self.accelerator.device)
+        texts = None if self.texts is None else self.texts.batch(self.passes.micro_step, self.accelerator.device)
         outputs = model(
             inputs.input_ids, inputs.attention_mask, inputs.completion_width, args.temperature, text_batch=texts
         )
         num_ranks = self.accelerator.num_processes
-        num_tokens = self._tokens_of_update() / num_ranks
+        num_tokens = self.passes.num_tokens() / num_ranks
         policy = policy_loss(outputs["logprobs"], inputs.logprobs, inputs.advantages, mask, args.cliprange, num_tokens)
         value = value_loss(outputs["values"], inputs.values, inputs.returns, mask, args.cliprange_value, num_tokens)
         shares = {"policy/loss": policy.detach(), "value/loss": value.detach()}
         if texts is not None:
-            ptx = outputs["text_loss"] / (self.texts.num_labels(self._micro_steps_of_update()) / num_ranks)
+            ptx = outputs["text_loss"] / (self.texts.num_labels(self.passes.micro_steps_of_update) / num_ranks)
             shares["policy/ptx_loss"] = ptx.detach()
             policy = policy + args.ptx_coef * ptx
         if self.state.global_step < args.critic_warmup_steps:
@@ -284,29 +260,8 @@ class PPOTrainer(Trainer):
         self._figures.record({name: share * args.gradient_accumulation_steps for name, share in shares.items()})
         update = update_figures(outputs["logprobs"], inputs, args.cliprange)
         self._figures.record(update)
-        self._update_divergences.append(update["policy/approx_kl"])
+        self.passes.note_divergence(update["policy/approx_kl"])
         return policy + args.vf_coef * value
-
-    def _micro_steps_of_update(self) -> range:
-        accumulation = self.args.gradient_accumulation_steps
-        first = self._micro_step // accumulation * accumulation
-        return range(first, first + accumulation)
-
-    def _tokens_of_update(self) -> Tensor:
-        """Answer tokens of the current optimiser step, over its mini-batches and all ranks."""
-        micro_steps = self._micro_steps_of_update()
-        if self._micro_step == micro_steps.start:
-            rows = torch.cat([self._mini_batch_rows(micro_step) for micro_step in micro_steps])
-            local = self._rollout.completion_mask[rows].sum()
-            self._update_tokens = self.accelerator.reduce(local, reduction="sum")
-        return self._update_tokens
-
-    def _maybe_stop_passes(self) -> None:
-        """Ends the passes over the rollout once the policy is further than `target_kl` from the one that sampled."""
-        if self.args.target_kl is not None and self._update_divergences:
-            divergence = self.accelerator.reduce(torch.stack(self._update_divergences).mean(), reduction="mean")
-            self._passes_stopped = divergence.item() > self.args.target_kl
-        self._update_divergences.clear()
 
     # Logs and evaluation: each figure is defined once, in docs/ppo.md.
 
@@ -338,16 +293,7 @@ class PPOTrainer(Trainer):
         if self.is_deepspeed_enabled and self.deepspeed is None:
             raise ValueError("PPOTrainer: under DeepSpeed evaluate during training (eval_on_start for a first figure).")
         dataset = prepare_prompts(eval_dataset, self.processing_class, self.args.max_prompt_length)
-
-        def answers(by_reference: bool) -> EvaluatedAnswers:
-            with own_random_numbers(self.args.seed, self.accelerator.device):
-                batches = self.get_eval_dataloader(dataset)
-                return evaluate_answers(self.collector, self.model_wrapped, batches, self.judge, by_reference)
-
-        ours = answers(by_reference=False)
-        if dataset._fingerprint not in self._rival_answers:
-            self._rival_answers[dataset._fingerprint] = answers(by_reference=True)
-        rivals = self._rival_answers[dataset._fingerprint]
+        ours, rivals = self.evaluation.answers(self.model_wrapped, dataset, self.get_eval_dataloader)
         metrics = {f"{metric_key_prefix}_{name}": figure for name, figure in ours.metrics(rivals).items()}
         if self.args.log_completions and self.is_world_process_zero():
             name = f"{metric_key_prefix}-{self.state.global_step}.jsonl"
@@ -413,10 +359,11 @@ class PPOTrainer(Trainer):
         if average is not None and not average.is_sharded and not self.args.should_save:
             average = None
         return RunState(
-            rollout=self._rollout,
+            rollout=self.passes.rollout,
             kl_coef=self.collector.kl_controller.coefficient,
             score_statistics=asdict(self.collector.score_statistics),
-            passes_stopped=self._passes_stopped,
+            micro_step=self.passes.micro_step,
+            passes_stopped=self.passes.is_stopped,
             options=rollout_options(self.args),
             average=None if average is None else average.state_dict(),
         )
@@ -428,7 +375,8 @@ class PPOTrainer(Trainer):
             sharded = any(hasattr(parameter, "ds_tensor") for parameter in self.model.parameters())
             rank, device = self.accelerator.process_index, self.accelerator.device
             state = RunState.load(checkpoint, rank, device, rollout_options(self.args), sharded)
-            self._rollout, self._passes_stopped = state.rollout, state.passes_stopped
+            self.passes.rollout, self.passes.is_stopped = state.rollout, state.passes_stopped
+            self.passes.micro_step = state.micro_step
             self.collector.kl_controller.coefficient = state.kl_coef
             self.collector.score_statistics = RunningStd(**state.score_statistics)
             self._resumed_state = state

@@ -100,7 +100,7 @@ def test_weights_that_were_not_gathered_are_not_written_and_a_warning_says_so(ma
 def test_a_second_train_starts_with_a_new_rollout(make_trainer):
     trainer = make_trainer(max_steps=3)
     trainer.train()
-    assert trainer._micro_step == 3
-    old = trainer._rollout
+    assert trainer.passes.micro_step == 3
+    old = trainer.passes.rollout
     trainer.train()
-    assert trainer._micro_step == 3 and trainer._rollout is not old
+    assert trainer.passes.micro_step == 3 and trainer.passes.rollout is not old

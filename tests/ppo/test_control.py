@@ -11,7 +11,7 @@ from pangu_trl.ppo.control import KLController, RunningStd
 
 def returns_of(trainer) -> list[float]:
     """Return of the first token of each answer in the rollout in use."""
-    return trainer._rollout.returns[:, 0].tolist()
+    return trainer.passes.rollout.returns[:, 0].tolist()
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_running_scaling_divides_by_the_deviation_before_the_clip(make_trainer, 
     trainer = make_trainer(models=models, reward_scaling="running", reward_clip=3.0, **PLAIN)
     trainer.train()
     assert returns_of(trainer) == pytest.approx([10 / 125**0.5, 20 / 125**0.5, 30 / 125**0.5, 3.0], rel=1e-4)
-    assert trainer._rollout.scores.tolist() == scores
+    assert trainer.passes.rollout.scores.tolist() == scores
 
 
 def test_stored_scaling_takes_the_statistics_of_the_reward_model(make_trainer, reward_model):
@@ -74,7 +74,7 @@ def test_stored_scaling_takes_the_statistics_of_the_reward_model(make_trainer, r
     reward_model.config.reward_mean, reward_model.config.reward_std = 2.0, 4.0
     trainer = make_trainer(models=dict(reward_model=reward_model), reward_scaling="stored", reward_clip=None, **PLAIN)
     trainer.train()
-    assert returns_of(trainer) == pytest.approx(((trainer._rollout.scores - 2) / 4).tolist(), abs=1e-5)
+    assert returns_of(trainer) == pytest.approx(((trainer.passes.rollout.scores - 2) / 4).tolist(), abs=1e-5)
 
 
 def test_a_short_answer_is_penalised_after_the_clip_and_kept(make_trainer, constant_reward):
@@ -145,7 +145,7 @@ def test_a_target_that_is_never_reached_stops_nothing(make_trainer):
 def test_several_answers_to_a_prompt_stand_side_by_side(make_trainer):
     trainer = make_trainer(max_steps=1, num_generations=2)
     trainer.train()
-    rollout = trainer._rollout
+    rollout = trainer.passes.rollout
     width = rollout.completion_width
     prompts = [
         ids[mask == 1].tolist()

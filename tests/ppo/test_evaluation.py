@@ -33,9 +33,9 @@ def test_a_function_judges_in_the_place_of_the_reward(make_trainer, prompts):
     judged = []
 
     def judge(prompts, completions, **columns):
-        # The answers of the policy come first, those of the reference afterwards.
+        # The answers of the reference come first, those of the policy afterwards.
         judged.append(len(prompts))
-        return [float(sum(judged) <= 12)] * len(prompts)
+        return [float(sum(judged) > 12)] * len(prompts)
 
     metrics = make_trainer(models=dict(judge=judge)).evaluate()
     assert metrics["eval_win_rate"] == 1.0
@@ -54,7 +54,7 @@ def test_the_reference_answers_once(make_trainer):
     trainer.collector.answer = watched
     trainer.evaluate()
     trainer.evaluate()
-    assert answered == [False] * 3 + [True] * 3 + [False] * 3
+    assert answered == [True] * 3 + [False] * 6
 
 
 def test_the_answers_of_both_sides_are_written_as_a_table(make_trainer, tmp_path, prompts):

@@ -40,8 +40,8 @@ class Watching(PPOTrainer):
         self.training_modes = getattr(self, "training_modes", [])
         self.training_modes.append({module.training for module in model.modules()})
         self.rollouts = getattr(self, "rollouts", [])
-        if not self.rollouts or self.rollouts[-1] is not self._rollout:
-            self.rollouts.append(self._rollout)
+        if not self.rollouts or self.rollouts[-1] is not self.passes.rollout:
+            self.rollouts.append(self.passes.rollout)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 

@@ -49,7 +49,7 @@ def test_several_rewards_add_up_by_their_weights_and_are_logged_apart(make_train
     models = dict(reward_model=[reward_model, length_reward, ten])
     trainer = make_trainer(models=models, reward_weights=[1.0, 0.5, -0.1], max_steps=1)
     trainer.train()
-    rollout = trainer._rollout
+    rollout = trainer.passes.rollout
     own, lengths, tens = rollout.source_scores.T
     assert tens.tolist() == [10.0] * 4
     torch.testing.assert_close(rollout.scores, own + 0.5 * lengths - 1.0)
@@ -69,7 +69,7 @@ def test_a_reward_model_with_another_tokenizer_scores_the_texts_anew(
     )
     trainer = make_trainer(models=models, max_steps=1)
     trainer.train()
-    rollout = trainer._rollout
+    rollout = trainer.passes.rollout
     width = rollout.completion_width
     for row, answer in enumerate(rollout.completions()):
         prompt_ids = rollout.input_ids[row, :-width][rollout.attention_mask[row, :-width] == 1]

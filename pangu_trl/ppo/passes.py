@@ -1,0 +1,87 @@
+"""Where a run stands in its passes over a rollout, and when they end early."""
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from .config import PPOConfig
+from .rollout import Rollout
+from .sampler import mini_batch_rows
+
+
+class PassesOverRollout:
+    """Hands out the mini-batches of a rollout, pass after pass.
+
+    A mini-batch is one micro-step of the Trainer's loop; `gradient_accumulation_steps` of them make an optimiser step.
+
+    Args:
+        args: Options.
+        accelerator: Adds up over the ranks.
+
+    Attributes:
+        rollout: The rollout that is being learnt from.
+        micro_step: Mini-batches since the start of the run.
+        is_stopped: Whether `target_kl` has ended the passes over this rollout.
+    """
+
+    def __init__(self, args: PPOConfig, accelerator: Accelerator) -> None:
+        self.args, self.accelerator = args, accelerator
+        self.rollout: Rollout | None = None
+        self.micro_step = 0
+        self.is_stopped = False
+        self._num_tokens: Tensor | None = None
+        self._divergences: list[Tensor] = []
+
+    @property
+    def need_rollout(self) -> bool:
+        """Whether the mini-batch to come is the first of a rollout."""
+        return self.micro_step % self.args.mini_batches_per_rollout == 0
+
+    @property
+    def micro_steps_of_update(self) -> range:
+        """The micro-steps of the optimiser step that is being taken."""
+        accumulation = self.args.gradient_accumulation_steps
+        first = self.micro_step // accumulation * accumulation
+        return range(first, first + accumulation)
+
+    def start(self, rollout: Rollout) -> None:
+        """Begins the passes over a new rollout."""
+        self.rollout, self.is_stopped = rollout, False
+
+    def mini_batch(self) -> Rollout:
+        """Answers of the mini-batch to come.
+
+        Raises:
+            RuntimeError: The run began in the middle of a rollout that it does not have.
+        """
+        if self.rollout is None:
+            raise RuntimeError("PPOTrainer: no rollout to go on with; the checkpoint was made without its rollout.")
+        return self.rollout.select(self._rows(self.micro_step))
+
+    def num_tokens(self) -> Tensor:
+        """Answer tokens of the current optimiser step, over its mini-batches and all ranks."""
+        if self.micro_step == self.micro_steps_of_update.start:
+            rows = torch.cat([self._rows(micro_step) for micro_step in self.micro_steps_of_update])
+            self._num_tokens = self.accelerator.reduce(self.rollout.completion_mask[rows].sum(), reduction="sum")
+        return self._num_tokens
+
+    def note_divergence(self, divergence: Tensor) -> None:
+        """Takes note of how far the policy is from the one that sampled (scalar, nats per token)."""
+        self._divergences.append(divergence)
+
+    def advance(self) -> None:
+        """Goes on to the next mini-batch; ends the passes after an optimiser step that was too far out."""
+        self.micro_step += 1
+        if self.micro_step % self.args.gradient_accumulation_steps != 0:
+            return
+        if self.args.target_kl is not None and self._divergences:
+            divergence = self.accelerator.reduce(torch.stack(self._divergences).mean(), reduction="mean")
+            self.is_stopped = divergence.item() > self.args.target_kl
+        self._divergences.clear()
+
+    def _rows(self, micro_step: int) -> Tensor:
+        args = self.args
+        rows = mini_batch_rows(
+            micro_step, args.per_device_train_batch_size, args.num_rollout_batches, args.num_ppo_epochs, args.seed
+        )
+        return rows.to(self.accelerator.device)
