@@ -13,7 +13,7 @@ demo: install  ## The whole pipeline on Chinese reviews; STEPS=smoke for a quick
 test: install  ## All tests that need no GPU and no network.
 	$(BIN)/python -m pytest
 
-test-tokenizer: install  ## The tokenizer against jieba itself on all reviews and 400,000 random texts.
+test-tokenizer: install  ## The tokenizer against jieba itself on all reviews and 200,000 random texts, on both engines.
 	$(BIN)/python -m pytest tests/gptpangu/test_official_ids.py -m ''
 
 test-slow: install  ## The tests that `make test` leaves out because they take minutes.

@@ -51,8 +51,8 @@ _RUN_OF_SINGLES = re.compile(r"(?: (?:[a-zA-Z0-9]+|[\u4E00-\u9FD5+#&._%\-])(?![^
 def segment(text: str) -> list[str]:
     """Cuts a text into words, which joined are the text again.
 
-    The first call of a process reads the tables, which processes forked later share: 0.2 seconds and 30 MB with rjieba,
-    about a second and 80 MB without.
+    The first call of a process reads the tables, which processes forked later share: 0.2 to 0.4 seconds and 60 MB with
+    rjieba, about a second and 80 MB without.
 
     Raises:
         RuntimeError: The data files of jieba 0.42.1 are not installed.
