@@ -43,10 +43,22 @@ def test_every_setting_of_a_recipe_is_an_option_of_its_script(path, tmp_path, mo
 @pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_accelerate_config_is_one(path):
     from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
+    text = path.read_text("utf-8")
+    assert text.startswith("# ")
     config = load_config_from_file(str(path))
-    assert config.use_cpu is True
-    assert path.read_text("utf-8").startswith("# ")
+    # The tests and the demo run the ones for CPU as they are; the others say what was run of them.
+    assert config.use_cpu is (path.stem.split("_")[-1] == "cpu")
+    assert config.use_cpu or "not yet run on" in text.lower()
+    assert config.num_processes % config.num_machines == 0
+    words = ["--config_file", str(path), "--machine_rank", "0", "--main_process_ip", "localhost", "x.py"]
+    # What the launcher itself makes of the file, down to the options of DeepSpeed and FSDP.
+    arguments = _validate_launch_command(launch_command_parser().parse_args(words))[0]
+    assert arguments.use_deepspeed is (config.distributed_type == "DEEPSPEED")
+    assert arguments.use_fsdp is (config.distributed_type == "FSDP")
+    for option, value in {**config.deepspeed_config, **config.fsdp_config}.items():
+        assert getattr(arguments, option) == value, option
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
