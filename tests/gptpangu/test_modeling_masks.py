@@ -154,6 +154,24 @@ def test_two_answers_that_share_one_prompt_equal_two_rows_with_gradients(model, 
 
 
 @torch.no_grad()
+def test_two_answers_may_continue_a_cached_prompt(model):
+    """The mask is (1, 1, new tokens, cached + new tokens)."""
+    prompt, answers = [11, 12, 13], [[21, 22, 23, 24], [31, 32]]
+    cache = model(torch.tensor([prompt]), use_cache=True).past_key_values
+    owner = torch.tensor([1, 1, 1, 1, 2, 2])
+    among_answers = (owner[:, None] == owner[None, :]) & torch.ones(6, 6).tril().bool()
+    mask = torch.cat([torch.ones(6, 3, dtype=torch.bool), among_answers], dim=1)[None, None]
+    logits = model(
+        torch.tensor([sum(answers, [])]),
+        attention_mask=mask,
+        position_ids=torch.tensor([[3, 4, 5, 6, 3, 4]]),
+        past_key_values=cache,
+    ).logits[0]
+    separate = torch.cat([alone(model, prompt + answer)[3:] for answer in answers])
+    torch.testing.assert_close(logits, separate, atol=5e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_a_row_that_sees_nothing_gives_finite_numbers(model):
     """As rows of padding do in a ready-made mask."""
     mask = torch.ones(5, 5).tril().bool()[None, None].clone()
