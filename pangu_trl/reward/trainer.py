@@ -285,6 +285,9 @@ class KWiseRewardTrainer(RewardTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            # Every rank comes here, and there is one folder.
+            return
         card = RewardCard.describe(
             self.processing_class,
             loss_type=self.args.loss_type,
