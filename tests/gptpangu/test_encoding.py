@@ -70,7 +70,7 @@ def test_rows_equal_those_of_the_stock_path(
     inputs = [((texts,), {}), ((texts, texts[::-1]), {}), ((list(zip(texts, texts[::-1], strict=True)),), {})]
     inputs += [((words,), {"is_split_into_words": True}), ((words, words[::-1]), {"is_split_into_words": True})]
     options = {
-        "padding": True, "truncation": truncation, "max_length": 9, "padding_side": side,
+        "padding": True, "truncation": truncation, "max_length": 9 if truncation else None, "padding_side": side,
         "return_token_type_ids": True, "return_special_tokens_mask": True,
     }  # fmt: skip
     for (arguments, kind), added in product(inputs, [True, False]):
