@@ -3,8 +3,9 @@
     python benchmarks/reward.py --output reward_benchmark.json
 
 The same random rankings and the same weights for all three, on CPU in float32: 61M parameters, prompts of 384 tokens,
-K = 4 answers of 128 tokens. A step learns from `--prompts` prompts, one in a forward pass (for TRL: its 6 pairs in one)
-with gradient accumulation, dropout and gradient checkpointing off. The losses must agree, or there is no result.
+K = 4 answers of 128 tokens. An optimiser step learns from `--prompts` prompts, `--prompts-per-pass` in a forward pass
+(for TRL: all their pairs, 6 each), without dropout and gradient checkpointing. The losses must agree, or there is no
+result.
 
 Every measurement is a process of its own, which knows its own peak memory; the three take turns for `--rounds` rounds,
 and the fastest step of each counts, so that a machine that stalls now and then favours nobody.
@@ -31,6 +32,9 @@ LARGEST_LOSS_DIFFERENCE = 1e-4
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=4, help="prompts of an optimiser step (default: %(default)s)")
+    parser.add_argument(
+        "--prompts-per-pass", type=int, default=2, help="prompts of a forward pass (default: %(default)s)"
+    )
     parser.add_argument("--steps", type=int, default=2, help="timed steps, after one to warm up (default: %(default)s)")
     parser.add_argument(
         "--rounds", type=int, default=2, help="times that all three are measured (default: %(default)s)"
@@ -39,8 +43,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the figures as JSON (default: only print them)")
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.prompts % args.prompts_per_pass:
+        parser.error("--prompts must be a multiple of --prompts-per-pass")
     if args.variant is not None:
-        print(json.dumps(measure(args.variant, args.prompts, args.steps, args.threads)))
+        print(json.dumps(measure(args.variant, args)))
         return
     runs: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
     for _, variant in itertools.product(range(args.rounds), VARIANTS):
@@ -53,19 +59,18 @@ def main() -> None:
 
 
 def measure_in_own_process(variant: str, args: argparse.Namespace) -> dict[str, Any]:
-    options = ["--prompts", args.prompts, "--steps", args.steps, "--threads", args.threads, "--variant", variant]
-    command = [sys.executable, __file__, *map(str, options)]
+    command = [sys.executable, __file__, *sys.argv[1:], "--variant", variant]
     environment = os.environ | {"OMP_NUM_THREADS": str(args.threads), "ACCELERATE_USE_CPU": "true"}
     finished = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(finished.stdout.splitlines()[-1])
 
 
-def measure(variant: str, num_prompts: int, num_steps: int, num_threads: int) -> dict[str, Any]:
-    """Trains for a step to warm up and `num_steps` more, and reports losses, seconds and memory."""
+def measure(variant: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Trains for a step to warm up and `args.steps` more, and reports losses, seconds and memory."""
     import torch
     from transformers import TrainerCallback
 
-    torch.set_num_threads(num_threads)
+    torch.set_num_threads(args.threads)
 
     class StepTimer(TrainerCallback):
         seconds: list[float] = []
@@ -77,7 +82,7 @@ def measure(variant: str, num_prompts: int, num_steps: int, num_threads: int) ->
             self.seconds.append(time.perf_counter() - self.start)
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build_trainer(variant, num_prompts, num_steps + 1, folder)
+        trainer = build_trainer(variant, args.prompts, args.prompts_per_pass, args.steps + 1, folder)
         trainer.add_callback(StepTimer())
         before = peak_memory()
         trainer.train()
@@ -90,7 +95,7 @@ def measure(variant: str, num_prompts: int, num_steps: int, num_threads: int) ->
     }
 
 
-def build_trainer(variant: str, num_prompts: int, num_steps: int, folder: str) -> Any:
+def build_trainer(variant: str, num_prompts: int, prompts_per_pass: int, num_steps: int, folder: str) -> Any:
     import torch
     from datasets import Dataset
     from tokenizers import Tokenizer, models
@@ -114,8 +119,8 @@ def build_trainer(variant: str, num_prompts: int, num_steps: int, folder: str) -
     rankings = draw_rankings(num_prompts)
     options = dict(
         output_dir=folder,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=num_prompts,
+        per_device_train_batch_size=prompts_per_pass,
+        gradient_accumulation_steps=num_prompts // prompts_per_pass,
         max_steps=num_steps,
         max_length=PROMPT_LENGTH + ANSWER_LENGTH,
         learning_rate=1e-5,
@@ -129,8 +134,7 @@ def build_trainer(variant: str, num_prompts: int, num_steps: int, folder: str) -
         disable_tqdm=True,
     )
     if variant == "trl":
-        # Every pair of a prompt in one forward pass.
-        options["per_device_train_batch_size"] = NUM_ANSWERS * (NUM_ANSWERS - 1) // 2
+        options["per_device_train_batch_size"] *= NUM_ANSWERS * (NUM_ANSWERS - 1) // 2
         trainer_class, args, rankings = RewardTrainer, RewardConfig(**options), all_pairs(rankings)
     else:
         trainer_class = KWiseRewardTrainer
@@ -200,6 +204,7 @@ def summarise(runs: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -
         "parameters": runs["shared"][0]["parameters"],
         "threads": args.threads,
         "prompts_per_step": args.prompts,
+        "prompts_per_pass": args.prompts_per_pass,
         "variants": rows,
         "shared_over_unshared": speed["shared"] / speed["unshared"],
         "shared_over_trl": speed["shared"] / speed["trl"],
