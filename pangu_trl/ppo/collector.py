@@ -4,6 +4,7 @@ import logging
 import time
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -15,6 +16,7 @@ from .control import KLController, RunningStd
 from .figures import RunningMeans, kl_per_answer, rollout_figures
 from .policy_value import innermost
 from .rollout import Rollout, SampledLogprobs, evaluation_mode, generate_rollout, generation_mode, score_tokens
+from .sampler import batches_by_length
 from .scoring import RewardSource, completion_texts, score_completions, weighted_sum
 
 logger = logging.getLogger(__name__)
@@ -100,10 +102,15 @@ class RolloutCollector:
         Runs in the batches of the first pass: learning repeats the very same computation, so its first ratio is
         exactly 1.
         """
-        batch_size = self.args.per_device_train_batch_size
+        args = self.args
+        rows = torch.arange(len(rollout.input_ids))
+        batches = batches_by_length(
+            rows, rollout.lengths.cpu(), args.per_device_train_batch_size, args.gradient_accumulation_steps
+        )
+        batches = [batch.to(self.accelerator.device) for batch in batches]
         self.score_answers(model, rollout, examples)
         with evaluation_mode(self.accelerator.unwrap_model(model)), self.accelerator.autocast():
-            score_tokens(model, self.ref_model, rollout, batch_size, self.args.temperature)
+            score_tokens(model, self.ref_model, rollout, batches, args.temperature)
 
     def score_answers(self, model: nn.Module, rollout: Rollout, examples: list[dict[str, Any]]) -> None:
         """Fills in the scores of the answers."""

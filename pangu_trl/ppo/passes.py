@@ -29,6 +29,7 @@ class PassesOverRollout:
         self.rollout: Rollout | None = None
         self.micro_step = 0
         self.is_stopped = False
+        self._lengths: Tensor | None = None
         self._num_tokens: Tensor | None = None
         self._divergences: list[Tensor] = []
 
@@ -47,15 +48,15 @@ class PassesOverRollout:
     def start(self, rollout: Rollout) -> None:
         """Begins the passes over a new rollout."""
         self.rollout, self.is_stopped = rollout, False
+        self._lengths = rollout.lengths.cpu()
+
+    def resume(self, rollout: Rollout, micro_step: int, is_stopped: bool) -> None:
+        """Goes on in the middle of the passes over a rollout."""
+        self.start(rollout)
+        self.micro_step, self.is_stopped = micro_step, is_stopped
 
     def mini_batch(self) -> Rollout:
-        """Answers of the mini-batch to come.
-
-        Raises:
-            RuntimeError: The run began in the middle of a rollout that it does not have.
-        """
-        if self.rollout is None:
-            raise RuntimeError("PPOTrainer: no rollout to go on with; the checkpoint was made without its rollout.")
+        """Answers of the mini-batch to come."""
         return self.rollout.select(self._rows(self.micro_step))
 
     def num_tokens(self) -> Tensor:
@@ -80,8 +81,4 @@ class PassesOverRollout:
         self._divergences.clear()
 
     def _rows(self, micro_step: int) -> Tensor:
-        args = self.args
-        rows = mini_batch_rows(
-            micro_step, args.per_device_train_batch_size, args.num_rollout_batches, args.num_ppo_epochs, args.seed
-        )
-        return rows.to(self.accelerator.device)
+        return mini_batch_rows(micro_step, self._lengths, self.args).to(self.accelerator.device)

@@ -102,9 +102,9 @@ class PolicyAndValue(nn.Module):
         One method for all passes, since an engine prepares the weights for `forward` only.
 
         Args:
-            input_ids: Prompt, padded on the left, then answer, padded on the right, (B, T).
+            input_ids: Prompt and answer, padded on the left, (B, T).
             attention_mask: 1 for real tokens, (B, T).
-            num_completion_tokens: Columns of the answer, C; they are the last ones.
+            num_completion_tokens: Tokens of the longest answer, C; answers are the last columns.
             temperature: Divides the logits, as when the answer was sampled.
             part: Policy and critic; the policy's base model without adapters; or the reward adapter.
             text_batch: Token ids, attention mask and labelled places (bool) of texts, (B, T) each, on which the

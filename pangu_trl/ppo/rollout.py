@@ -1,6 +1,5 @@
 """Answers of the current policy and everything that is known about them before learning starts."""
 
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
@@ -41,22 +40,32 @@ class Rollout:
     advantages: Tensor | None = None  # (N, C)
     returns: Tensor | None = None  # (N, C) targets of the critic
 
-    def select(self, rows: Tensor | slice) -> "Rollout":
-        """The given rows, without the columns that are padding in all of them.
+    def select(self, rows: Tensor) -> "Rollout":
+        """The given rows, each moved to end in the last column, without the columns that are padding in all of them.
 
-        Trimming keeps ragged batches cheap, and scoring and learning trim alike, so both compute the same numbers.
+        Padding then stands on the left alone, and a batch of like lengths has hardly any. Scoring and learning select
+        alike, so both compute the same numbers.
         """
         chosen = {f.name: getattr(self, f.name)[rows] for f in fields(self) if getattr(self, f.name) is not None}
-        completion_width = chosen["completion_mask"].shape[1]
-        prompt_width = chosen["input_ids"].shape[1] - completion_width
-        prompt_start = prompt_width - int(chosen["attention_mask"][:, :prompt_width].sum(dim=1).max())
-        kept_answer = int(chosen["completion_mask"].sum(dim=1).max())
+        num_tokens, num_answer_tokens = chosen["attention_mask"].sum(dim=1), chosen["completion_mask"].sum(dim=1)
+        width, answer_width = int(num_tokens.max()), int(num_answer_tokens.max())
+        ends = self.input_ids.shape[1] - self.completion_width + num_answer_tokens
         for name, tensor in chosen.items():
             if name in ("input_ids", "attention_mask"):
-                chosen[name] = tensor[:, prompt_start : prompt_width + kept_answer]
+                chosen[name] = _moved(tensor, ends - width, width)
             elif tensor.ndim == 2 and name != "source_scores":
-                chosen[name] = tensor[:, :kept_answer]
+                chosen[name] = _moved(tensor, num_answer_tokens - answer_width, answer_width)
         return Rollout(**chosen)
+
+    def in_place_of(self, rows: Tensor, tensor: Tensor) -> Tensor:
+        """Moves per-token values (B, .) of selected rows back to where a rollout has them, (B, C)."""
+        offsets = tensor.shape[1] - self.completion_mask[rows].sum(dim=1)
+        return _moved(tensor, offsets, self.completion_width)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of prompt and answer of each row, (N,)."""
+        return self.attention_mask.sum(dim=1)
 
     @property
     def completion_width(self) -> int:
@@ -67,6 +76,13 @@ class Rollout:
         """Token ids of each answer, without padding."""
         ids = self.input_ids[:, -self.completion_width :]
         return [row[mask].tolist() for row, mask in zip(ids, self.completion_mask, strict=True)]
+
+
+def _moved(tensor: Tensor, offsets: Tensor, width: int) -> Tensor:
+    """Columns `offset` to `offset + width` of each row of (B, .), 0 where there are none: (B, width)."""
+    columns = torch.arange(width, device=tensor.device) + offsets.unsqueeze(1)
+    exists = (columns >= 0) & (columns < tensor.shape[1])
+    return tensor.gather(1, columns.clamp(0, tensor.shape[1] - 1)).masked_fill(~exists, 0)
 
 
 def generate_rollout(
@@ -287,7 +303,7 @@ def _without_generation_defaults(policy: nn.Module) -> Iterator[None]:
 
 
 def score_tokens(
-    model: nn.Module, ref_model: nn.Module | None, rollout: Rollout, batch_size: int, temperature: float
+    model: nn.Module, ref_model: nn.Module | None, rollout: Rollout, batches: list[Tensor], temperature: float
 ) -> None:
     """Fills in log-probabilities of policy and reference, entropy and values of the answer tokens.
 
@@ -295,20 +311,19 @@ def score_tokens(
         model: PolicyAndValue, as its engine wraps it.
         ref_model: The reference; None takes the policy with its adapter off.
         rollout: N answers.
-        batch_size: Answers per forward pass.
+        batches: Rows of each forward pass, every row once.
         temperature: As when the answers were sampled.
     """
-    outputs = defaultdict(list)
-    with torch.no_grad():
-        for start in range(0, len(rollout.input_ids), batch_size):
-            batch = rollout.select(slice(start, start + batch_size))
-            arguments = (batch.input_ids, batch.attention_mask, batch.completion_width, temperature)
-            scores = model(*arguments)
+    for rows in batches:
+        batch = rollout.select(rows)
+        arguments = (batch.input_ids, batch.attention_mask, batch.completion_width, temperature)
+        with torch.no_grad():
+            outputs = model(*arguments)
             if ref_model is None:
-                scores["ref_logprobs"] = model(*arguments, part="reference")["logprobs"]
+                outputs["ref_logprobs"] = model(*arguments, part="reference")["logprobs"]
             else:
-                scores["ref_logprobs"], _ = completion_logprobs(ref_model, *arguments)
-            for name, tensor in scores.items():
-                outputs[name].append(nn.functional.pad(tensor, (0, rollout.completion_width - tensor.shape[1])))
-    for name, tensors in outputs.items():
-        setattr(rollout, name, torch.cat(tensors))
+                outputs["ref_logprobs"], _ = completion_logprobs(ref_model, *arguments)
+        for name, tensor in outputs.items():
+            if getattr(rollout, name) is None:
+                setattr(rollout, name, tensor.new_zeros(rollout.completion_mask.shape))
+            getattr(rollout, name)[rows] = rollout.in_place_of(rows, tensor)

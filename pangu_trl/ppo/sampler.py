@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from .config import PPOConfig
+
 # Seeds of neighbouring runs must not share orders: run 1's second epoch would be run 2's first.
 SEED_STRIDE = 1_000_003
 
@@ -39,25 +41,43 @@ class RolloutSampler(Sampler[int]):
         return self.num_prompts // self.chunk_size * self.chunk_size * self.repeats
 
 
-def mini_batch_rows(micro_step: int, batch_size: int, num_batches: int, num_passes: int, seed: int) -> Tensor:
+def batches_by_length(rows: Tensor, lengths: Tensor, batch_size: int, num_batches: int) -> list[Tensor]:
+    """Deals rows to batches so that rows of like length share one.
+
+    Only within each `num_batches` batches: those of one optimiser step, whose gradient is the same however they are
+    dealt, since it is a mean over the tokens of all.
+
+    Args:
+        rows: Row numbers in their order, (N,).
+        lengths: Length of every row, on the CPU.
+        batch_size: Rows of a batch.
+        num_batches: Batches that exchange rows.
+    """
+    batches = []
+    for group in rows.split(batch_size * num_batches):
+        longest_first = lengths[group].argsort(descending=True, stable=True)
+        batches += group[longest_first].split(batch_size)
+    return batches
+
+
+def mini_batch_rows(micro_step: int, lengths: Tensor, args: PPOConfig) -> Tensor:
     """Rows of a rollout that make a mini-batch: in order in the first pass, shuffled anew in each later one.
 
     Args:
         micro_step: Mini-batches learnt since the start of the run.
-        batch_size: Answers of a mini-batch.
-        num_batches: Mini-batches of a pass.
-        num_passes: Passes over a rollout.
-        seed: Seed of the orders.
+        lengths: Length of every row of the rollout, on the CPU.
+        args: Options.
 
     Returns:
-        Row numbers, (batch_size,).
+        Row numbers, (per_device_train_batch_size,).
     """
-    current_pass, index = divmod(micro_step % (num_batches * num_passes), num_batches)
-    rows = torch.arange(batch_size * num_batches)
+    num_batches = args.num_rollout_batches
+    current_pass, index = divmod(micro_step % args.mini_batches_per_rollout, num_batches)
+    rows = torch.arange(len(lengths))
     if current_pass > 0:
-        generator = torch.Generator().manual_seed(seed * SEED_STRIDE + micro_step - index)
+        generator = torch.Generator().manual_seed(args.seed * SEED_STRIDE + micro_step - index)
         rows = rows[torch.randperm(len(rows), generator=generator)]
-    return rows[index * batch_size : (index + 1) * batch_size]
+    return batches_by_length(rows, lengths, args.per_device_train_batch_size, args.gradient_accumulation_steps)[index]
 
 
 def text_rows(micro_step: int, batch_size: int, num_texts: int, rank: int, world_size: int, seed: int) -> list[int]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pangu_trl.data.tokenizing import encode_completion, encode_prompt
 
 from .policy_value import at_last_token, innermost, position_arguments
 from .rollout import Rollout
+from .sampler import batches_by_length
 
 RewardFunction = Callable[..., list[float]]
 # What a user may pass; a path is the folder of a reward adapter, for share_backbone='all'.
@@ -103,11 +105,11 @@ def score_completions(
     columns = []
     for source in sources:
         if source.model is None:
-            scores = _adapter_scores(model, rollout, batch_size)
+            scores = _scores_by_length(rollout, batch_size, partial(_adapter_scores, model))
         elif not isinstance(source.model, nn.Module):
             scores = _function_scores(source.model, tokenizer, rollout, examples)
         elif source.tokenizer is None:
-            scores = _model_scores(source.model, rollout, batch_size)
+            scores = _scores_by_length(rollout, batch_size, partial(_model_scores, source.model))
         else:
             scores = _scores_of_texts(source, tokenizer, rollout, examples, batch_size)
         _check_finite(source.name, scores, tokenizer, rollout, examples)
@@ -140,21 +142,23 @@ def _function_scores(
     return torch.tensor(returned, dtype=torch.float32, device=rollout.input_ids.device)
 
 
-def _adapter_scores(model: nn.Module, rollout: Rollout, batch_size: int) -> Tensor:
-    scores = []
-    for start in range(0, len(rollout.input_ids), batch_size):
-        batch = rollout.select(slice(start, start + batch_size))
+def _scores_by_length(rollout: Rollout, batch_size: int, score: Callable[[Rollout], Tensor]) -> Tensor:
+    """Scores (N,) of whole answers, those of like length together."""
+    lengths = rollout.lengths.cpu()
+    scores = torch.zeros(len(lengths), device=rollout.input_ids.device)
+    for rows in batches_by_length(torch.arange(len(lengths)), lengths, batch_size, len(lengths)):
+        rows = rows.to(scores.device)
         with torch.no_grad():
-            scores.append(model(batch.input_ids, batch.attention_mask, part="reward")["scores"])
-    return torch.cat(scores)
+            scores[rows] = score(rollout.select(rows))
+    return scores
 
 
-def _model_scores(reward_model: nn.Module, rollout: Rollout, batch_size: int) -> Tensor:
-    scores = []
-    for start in range(0, len(rollout.input_ids), batch_size):
-        batch = rollout.select(slice(start, start + batch_size))
-        scores.append(_forward_scores(reward_model, batch.input_ids, batch.attention_mask))
-    return torch.cat(scores)
+def _adapter_scores(model: nn.Module, batch: Rollout) -> Tensor:
+    return model(batch.input_ids, batch.attention_mask, part="reward")["scores"]
+
+
+def _model_scores(reward_model: nn.Module, batch: Rollout) -> Tensor:
+    return _forward_scores(reward_model, batch.input_ids, batch.attention_mask)
 
 
 def _scores_of_texts(

@@ -375,8 +375,7 @@ class PPOTrainer(Trainer):
             sharded = any(hasattr(parameter, "ds_tensor") for parameter in self.model.parameters())
             rank, device = self.accelerator.process_index, self.accelerator.device
             state = RunState.load(checkpoint, rank, device, rollout_options(self.args), sharded)
-            self.passes.rollout, self.passes.is_stopped = state.rollout, state.passes_stopped
-            self.passes.micro_step = state.micro_step
+            self.passes.resume(state.rollout, state.micro_step, state.passes_stopped)
             self.collector.kl_controller.coefficient = state.kl_coef
             self.collector.score_statistics = RunningStd(**state.score_statistics)
             self._resumed_state = state

@@ -9,7 +9,7 @@ from transformers import GenerationConfig, OPTConfig, OPTForCausalLM
 
 from pangu_trl.ppo.policy_value import _token_logprobs, disable_dropout, innermost
 from pangu_trl.ppo.rollout import Rollout, generate_rollout
-from pangu_trl.ppo.scoring import _model_scores
+from pangu_trl.ppo.scoring import RewardSource, score_completions
 
 
 def rollout_of(prompts: list[list[int]], answers: list[list[int]], pad_token_id: int) -> Rollout:
@@ -29,11 +29,34 @@ def rollout_of(prompts: list[list[int]], answers: list[list[int]], pad_token_id:
     )
 
 
+def _scores(reward_model, rollout: Rollout) -> torch.Tensor:
+    source = RewardSource("model", reward_model)
+    examples = [{"prompt": ""}] * len(rollout.input_ids)
+    return score_completions([source], None, None, rollout, examples, batch_size=2)[:, 0]
+
+
+def test_selected_rows_end_in_the_last_column_and_go_back_to_their_place(tokenizer):
+    pad = tokenizer.pad_token_id
+    # Prompts of 1, 3 and 2 tokens, answers of 3, 1 and 2.
+    rollout = rollout_of([[20], [21, 22, 23], [24, 25]], [[30, 31, 32], [33], [34, 35]], pad)
+    rollout.logprobs = torch.tensor([[1.0, 2.0, 3.0], [4.0, 0.0, 0.0], [5.0, 6.0, 0.0]])
+    rollout.scores = torch.tensor([7.0, 8.0, 9.0])
+    batch = rollout.select(torch.tensor([2, 1]))
+    assert batch.input_ids.tolist() == [[24, 25, 34, 35], [21, 22, 23, 33]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1]] * 2
+    assert batch.completion_mask.tolist() == [[True, True], [False, True]]
+    assert batch.logprobs.tolist() == [[5.0, 6.0], [0.0, 4.0]]
+    assert batch.scores.tolist() == [9.0, 8.0]
+    assert rollout.in_place_of(torch.tensor([2, 1]), batch.logprobs).tolist() == [[5.0, 6.0, 0.0], [4.0, 0.0, 0.0]]
+    shortest = rollout.select(torch.tensor([0, 1]))
+    assert shortest.attention_mask.tolist() == [[1, 1, 1, 1]] * 2
+
+
 def test_scores_equal_the_models_own_where_no_answer_ends_with_the_pad_token(reward_model, tokenizer):
     rollout = rollout_of([[20, 21], [22]], [[30, 31, 32], [33]], tokenizer.pad_token_id)
     with torch.no_grad():
         own = reward_model(input_ids=rollout.input_ids, attention_mask=rollout.attention_mask).logits.squeeze(-1)
-    assert torch.equal(_model_scores(reward_model, rollout, batch_size=2), own)
+    torch.testing.assert_close(_scores(reward_model, rollout), own)
 
 
 def test_an_answer_that_ends_with_the_pad_token_is_scored_at_that_token(reward_model, tokenizer):
@@ -43,7 +66,7 @@ def test_an_answer_that_ends_with_the_pad_token_is_scored_at_that_token(reward_m
     with torch.no_grad():
         expected = reward_model.score(reward_model.transformer(alone).last_hidden_state)[0, -1, 0]
         before_pad = reward_model.score(reward_model.transformer(alone).last_hidden_state)[0, -2, 0]
-    score = _model_scores(reward_model, rollout, batch_size=2)[1]
+    score = _scores(reward_model, rollout)[1]
     torch.testing.assert_close(score, expected)
     assert not torch.allclose(score, before_pad)
 
