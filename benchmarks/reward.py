@@ -8,7 +8,8 @@ K = 4 answers of 128 tokens. An optimiser step learns from `--prompts` prompts, 
 result.
 
 Every measurement is a process of its own, which knows its own peak memory; the three take turns for `--rounds` rounds,
-and the fastest step of each counts, so that a machine that stalls now and then favours nobody.
+and the fastest step of each counts, so that a machine that stalls now and then favours nobody. CPU time is given too,
+for machines that other processes use.
 """
 
 import argparse
@@ -74,12 +75,14 @@ def measure(variant: str, args: argparse.Namespace) -> dict[str, Any]:
 
     class StepTimer(TrainerCallback):
         seconds: list[float] = []
+        cpu_seconds: list[float] = []
 
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.start = time.perf_counter()
+            self.start, self.cpu_start = time.perf_counter(), time.process_time()
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             self.seconds.append(time.perf_counter() - self.start)
+            self.cpu_seconds.append(time.process_time() - self.cpu_start)
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(variant, args.prompts, args.prompts_per_pass, args.steps + 1, folder)
@@ -89,6 +92,7 @@ def measure(variant: str, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "seconds": StepTimer.seconds[1:],
+        "cpu_seconds": StepTimer.cpu_seconds[1:],
         "peak_memory": peak_memory(),
         "memory_of_training": peak_memory() - before,
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
@@ -193,6 +197,7 @@ def summarise(runs: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -
     rows = {
         variant: {
             "prompts_per_second": args.prompts / min(second for run in measured for second in run["seconds"]),
+            "cpu_seconds_per_prompt": min(second for run in measured for second in run["cpu_seconds"]) / args.prompts,
             "peak_memory": max(run["peak_memory"] for run in measured),
             "memory_of_training": max(run["memory_of_training"] for run in measured),
             "loss": losses[variant][0],
@@ -200,6 +205,7 @@ def summarise(runs: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -
         for variant, measured in runs.items()
     }
     speed = {variant: row["prompts_per_second"] for variant, row in rows.items()}
+    cpu = {variant: row["cpu_seconds_per_prompt"] for variant, row in rows.items()}
     return {
         "parameters": runs["shared"][0]["parameters"],
         "threads": args.threads,
@@ -208,18 +214,22 @@ def summarise(runs: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -
         "variants": rows,
         "shared_over_unshared": speed["shared"] / speed["unshared"],
         "shared_over_trl": speed["shared"] / speed["trl"],
+        "shared_over_unshared_by_cpu_time": cpu["unshared"] / cpu["shared"],
+        "shared_over_trl_by_cpu_time": cpu["trl"] / cpu["shared"],
         "runs": runs,
     }
 
 
 def print_report(report: dict[str, Any]) -> None:
     print(f"{report['parameters'] / 1e6:.1f}M parameters, {report['threads']} threads")
-    print(f"{'':10}{'prompts/s':>12}{'peak GB':>10}{'of training GB':>17}{'loss':>12}")
+    print(f"{'':10}{'prompts/s':>12}{'CPU s/prompt':>15}{'peak GB':>10}{'of training GB':>17}{'loss':>12}")
     for variant, row in report["variants"].items():
+        speed = f"{row['prompts_per_second']:12.3f}{row['cpu_seconds_per_prompt']:15.2f}"
         memory = f"{row['peak_memory'] / 1e9:10.2f}{row['memory_of_training'] / 1e9:17.2f}"
-        print(f"{variant:10}{row['prompts_per_second']:12.3f}{memory}{row['loss']:12.6f}")
-    print(f"shared / unshared: {report['shared_over_unshared']:.2f}x")
-    print(f"shared / TRL:      {report['shared_over_trl']:.2f}x")
+        print(f"{variant:10}{speed}{memory}{row['loss']:12.6f}")
+    for other in ("unshared", "trl"):
+        by_cpu = report[f"shared_over_{other}_by_cpu_time"]
+        print(f"shared / {other}: {report[f'shared_over_{other}']:.2f}x, by CPU time {by_cpu:.2f}x")
 
 
 if __name__ == "__main__":

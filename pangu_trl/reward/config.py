@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from trl import RewardConfig
 
+SAMPLING_STRATEGIES = ["random", "sequential", "group_by_length"]
 LOSS_TYPES = ["pairwise", "plackett_luce", "tokenwise"]
 
 
@@ -59,7 +60,7 @@ class KWiseRewardConfig(RewardConfig):
         metadata={
             "help": "Order of the training data. 'group_by_length': shuffled, batches of prompts with similar lengths. "
             "'random', 'sequential'. Unset: group_by_length, but random with prefix_sharing, which needs no padding.",
-            "choices": ["random", "sequential", "group_by_length"],
+            "choices": SAMPLING_STRATEGIES,
         },
     )
 
@@ -71,8 +72,11 @@ class KWiseRewardConfig(RewardConfig):
         super().__post_init__()
         if self.min_score_gap < 0:
             raise ValueError(f"KWiseRewardConfig: min_score_gap must be 0 or more; got {self.min_score_gap}.")
-        if self.loss_type not in LOSS_TYPES:
-            raise ValueError(f"KWiseRewardConfig: loss_type must be {', '.join(LOSS_TYPES)}; got {self.loss_type!r}.")
+        for name, choices in (("loss_type", LOSS_TYPES), ("train_sampling_strategy", SAMPLING_STRATEGIES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"KWiseRewardConfig: {name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}."
+                )
         if self.margin_coefficient < 0:
             raise ValueError(f"KWiseRewardConfig: margin_coefficient must be 0 or more; got {self.margin_coefficient}.")
         if self.margin_coefficient and self.loss_type != "pairwise":

@@ -85,6 +85,7 @@ class KWiseRewardTrainer(RewardTrainer):
             data_collator.pad_token_id = self.processing_class.pad_token_id
         if args.prefix_sharing:
             enable_prefix_sharing(self._reward_model(), args.max_length)
+        self._max_answers = max(map(len, self.train_dataset["scores"]))
         self._score_statistics: dict[str, Any] = {}
 
     def _prepare_dataset(
@@ -291,7 +292,7 @@ class KWiseRewardTrainer(RewardTrainer):
         card = RewardCard.describe(
             self.processing_class,
             loss_type=self.args.loss_type,
-            max_answers=max(map(len, self.train_dataset["scores"])),
+            max_answers=self._max_answers,
             **self._score_statistics,
         )
         card.save(output_dir or self.args.output_dir)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import AutoModelForSequenceClassification
 
-from pangu_trl import KWiseRewardConfig
+from pangu_trl import KWiseRewardConfig, KWiseRewardTrainer
 from pangu_trl.reward.card import CARD_FILE, RewardCard, check_reward_card, read_reward_card
 from pangu_trl.reward.losses import ordered_pairs, plackett_luce_loss, tokenwise_loss
 from pangu_trl.reward.sampler import LengthBucketSampler
@@ -58,10 +59,6 @@ def test_prefix_sharing_processes_each_prompt_once_and_evaluates_the_same(make_t
 def test_prefix_sharing_trains_an_adapter_with_its_head_and_the_saved_one_scores_the_same(
     make_trainer, policy, tokenizer, rankings, tmp_path
 ):
-    from transformers import AutoModelForSequenceClassification
-
-    from pangu_trl import KWiseRewardTrainer
-
     policy.save_pretrained(tmp_path / "base")
     trainer = KWiseRewardTrainer(
         model=AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1),
@@ -102,22 +99,19 @@ def test_other_losses_are_means_over_the_prompts_of_the_global_batch(make_traine
 def independent_loss(trainer, batch: dict[str, torch.Tensor], loss_type: str) -> float:
     """Answer by answer without a batch, from the hidden states."""
     labels, mask = batch["scores"], batch["answer_mask"]
-    scores = torch.zeros(batch["input_ids"].shape)
     lengths = batch["attention_mask"].sum(dim=2)
-    model = trainer.model
+    scores = torch.zeros(batch["input_ids"].shape)
+    model, pad = trainer.model, torch.tensor([trainer.processing_class.pad_token_id])
     with evaluation_mode(model):
         for row, answer in mask.nonzero().tolist():
-            # Padding sees the answer and itself, as the mask of a batch has it.
-            for width in range(int(lengths[row, answer]), scores.shape[2] + 1):
-                ids = torch.cat([batch["input_ids"][row, answer, : lengths[row, answer]], torch.tensor([6])])
-                ids = ids if width > lengths[row, answer] else ids[:-1]
-                visible = torch.ones_like(ids)
-                visible[lengths[row, answer] :] = 0
-                hidden = model.transformer(ids.unsqueeze(0), attention_mask=visible.unsqueeze(0)).last_hidden_state
-                scores[row, answer, : len(ids)] = model.score(hidden)[0, :, 0]
-                if width > lengths[row, answer]:
-                    scores[row, answer, len(ids) :] = scores[row, answer, len(ids) - 1]
-                    break
+            length = int(lengths[row, answer])
+            input_ids = torch.cat([batch["input_ids"][row, answer, :length], pad])
+            attention_mask = torch.arange(length + 1) < length
+            outputs = model.transformer(input_ids.unsqueeze(0), attention_mask=attention_mask.unsqueeze(0))
+            values = model.score(outputs.last_hidden_state)[0, :, 0]
+            scores[row, answer, :length] = values[:length]
+            # All padding behind an answer sees the same tokens from the same position.
+            scores[row, answer, length:] = values[length]
     has_pair = ordered_pairs(labels, mask).any(dim=2).any(dim=1)
     if loss_type == "tokenwise":
         return tokenwise_loss(scores, batch["input_ids"], lengths, labels, mask)[has_pair].mean().item()
@@ -134,11 +128,12 @@ def test_a_margin_changes_the_objective_of_training_only(make_trainer):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(loss_type="listwise"), "loss_type must be pairwise, plackett_luce, tokenwise; got 'listwise'"),
+        (dict(loss_type="listwise"), "loss_type must be one of pairwise, plackett_luce, tokenwise; got 'listwise'"),
         (dict(margin_coefficient=-0.1), "margin_coefficient must be 0 or more; got -0.1"),
         (dict(margin_coefficient=1.0, loss_type="plackett_luce"), "margin_coefficient needs loss_type 'pairwise'"),
         (dict(prefix_sharing=True, loss_type="tokenwise"), "Switch prefix_sharing off"),
         (dict(max_row_tokens=0), "max_row_tokens must be 1 or more; got 0"),
+        (dict(train_sampling_strategy="batch_rebalance"), "random, sequential, group_by_length; got 'batch_rebalance'"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(tmp_path, options, message):
