@@ -60,8 +60,6 @@ class KWiseRewardTrainer(RewardTrainer):
         """
         if args is None:
             args = KWiseRewardConfig()
-        if processing_class is None:
-            raise ValueError("KWiseRewardTrainer: pass the tokenizer of the model as processing_class.")
         self._extra_metrics = compute_metrics
         has_own_collator = data_collator is not None
         if not has_own_collator:

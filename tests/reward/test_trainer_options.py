@@ -119,6 +119,14 @@ def independent_loss(trainer, batch: dict[str, torch.Tensor], loss_type: str) ->
     return plackett_luce_loss(ends, labels, mask)[has_pair].mean().item()
 
 
+def test_model_and_tokenizer_load_by_name_as_in_trl(make_trainer, reward_model, tokenizer, rankings, tmp_path):
+    reward_model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    args = make_trainer(prefix_sharing=True).args
+    by_name = KWiseRewardTrainer(str(tmp_path / "model"), args=args, train_dataset=rankings, eval_dataset=rankings)
+    assert by_name.evaluate()["eval_loss"] == pytest.approx(make_trainer().evaluate()["eval_loss"], abs=1e-5)
+
+
 def test_a_margin_changes_the_objective_of_training_only(make_trainer):
     plain, with_margin = make_trainer(folder="plain"), make_trainer(folder="margin", margin_coefficient=0.5)
     assert with_margin.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"])
