@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import (
+    AttentionInterface,
     AutoModelForSequenceClassification,
     GPT2Config,
     LlamaConfig,
@@ -22,6 +23,7 @@ from pangu_trl.reward.prefix_sharing import (
     PrefixLayout,
     enable_prefix_sharing,
     score_packed_answers,
+    shared_prefix_attention,
 )
 
 COMMON = dict(vocab_size=40, pad_token_id=0, num_labels=1, max_position_embeddings=64, initializer_range=0.3)
@@ -105,7 +107,9 @@ def test_scores_and_gradients_equal_those_of_whole_sequences(architecture, max_r
 
 @pytest.mark.parametrize("use_reentrant", [False, True], ids=["not re-entrant", "re-entrant"])
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_gradients_are_the_same_with_lora_under_gradient_checkpointing(architecture, use_reentrant, examples):
+def test_gradients_are_the_same_with_lora_under_gradient_checkpointing(
+    architecture, use_reentrant, examples, monkeypatch
+):
     lora = LoraConfig(r=4, task_type="SEQ_CLS", target_modules="all-linear", init_lora_weights=False)
     torch.manual_seed(2)
     model = get_peft_model(make_model(CONFIGS[architecture]), lora)
@@ -117,7 +121,16 @@ def test_gradients_are_the_same_with_lora_under_gradient_checkpointing(architect
     model.train()
     model.enable_input_require_grads()
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    calls = []
+
+    def count_and_attend(*args, **kwargs):
+        calls.append(1)
+        return shared_prefix_attention(*args, **kwargs)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, SHARED_PREFIX_SDPA, count_and_attend)
     found = gradients(model, shared_scores(model, examples, 30))
+    # Three layers, each computed once more in the backward pass.
+    assert len(calls) == 6
     assert any("lora_A" in name for name in found) and any("score" in name for name in found)
     assert_equal_gradients(found, expected_gradients)
 
