@@ -15,7 +15,7 @@ reward adapter that was trained on it, and is not merged.
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from pangu_trl import PPOConfig, PPOTrainer
@@ -23,6 +23,7 @@ from pangu_trl.adapters import load_merged
 from pangu_trl.data.arguments import DataArguments
 from pangu_trl.data.loading import load_records
 from pangu_trl.recipe import claim_output_dir, finish, load_start, loading_options, parse_options
+from pangu_trl.reward.card import check_reward_card, read_reward_card
 from pangu_trl.reward.scoring import load_reward_model
 
 
@@ -62,6 +63,7 @@ def main() -> None:
     ptx_dataset = load_records(reward_args.ptx_data, reward_args.ptx_kind, "train") if reward_args.ptx_data else None
     reward_model, value_model = load_judges(reward_args, training_args.share_backbone, loading_options(model_args))
     start = load_start(AutoModelForCausalLM, model_args, training_args)
+    trust_reward_model(reward_args.reward_model, reward_model, start.tokenizer)
     reference = None
     if start.peft_config is None:
         reference = load_start(AutoModelForCausalLM, model_args, training_args).model
@@ -97,6 +99,23 @@ def load_judges(
     return reward_model, load_reward_model(reward_args.value_model or reward_args.reward_model, load_merged, **loading)[
         0
     ]
+
+
+def trust_reward_model(name: str, reward_model: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Reads the card that reward training left beside its model, if it did.
+
+    The policy's tokens must mean to the reward model what they meant in its training; its mean score and standard
+    deviation go where `reward_scaling: stored` looks for them.
+
+    Raises:
+        ValueError: The tokenizers differ; the message names every difference.
+    """
+    card = read_reward_card(name)
+    if card is None:
+        return
+    check_reward_card(card, tokenizer, "model_name_or_path")
+    if card.score_std is not None and isinstance(reward_model, PreTrainedModel):
+        reward_model.config.reward_mean, reward_model.config.reward_std = card.score_mean, card.score_std
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Recipes in this process: what a run starts from, adapters handed from stage to stage, wrong input."""
 
+import dataclasses
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from pangu_trl import adapters, recipe
 from pangu_trl.adapters import load_merged, load_with_adapter
 from pangu_trl.data import read_jsonl, write_jsonl
 from pangu_trl.recipe import load_start
+from pangu_trl.reward.card import RewardCard
 from pangu_trl.reward.scoring import evaluation_mode, load_reward_model, score_responses
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -211,6 +213,21 @@ def test_a_start_without_its_weights_is_refused_by_name(tmp_path, reward_model, 
 def test_ppo_refuses_a_language_model_as_reward_model(run_recipe, tmp_path, base):
     with pytest.raises(ValueError, match="a reward model has num_labels 1; this model has 2"):
         run_recipe("ppo", model_name_or_path=base, reward_model=base, output_dir=tmp_path / "run")
+
+
+def test_ppo_reads_the_card_that_reward_training_left(run_recipe, tmp_path, base, reward_model, tokenizer):
+    folder = tmp_path / "reward"
+    reward_model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    card = RewardCard.describe(tokenizer, loss_type="pairwise", max_answers=4, score_mean=1.5, score_std=0.25)
+    card.save(folder)
+    trainer = run_recipe("ppo", model_name_or_path=base, reward_model=folder, output_dir=tmp_path / "out")
+    config = trainer.collector.rewards[0].model.config
+    assert (config.reward_mean, config.reward_std) == (1.5, 0.25)
+
+    dataclasses.replace(card, vocab_digest="another", pad_token_id=5).save(folder)
+    with pytest.raises(ValueError, match=r"it differs in the vocabulary .*, the pad id \(5 there, 6 here\)"):
+        run_recipe("ppo", model_name_or_path=base, reward_model=folder, output_dir=tmp_path / "other")
 
 
 def test_a_broken_line_is_named(run_recipe, tmp_path, base, data):
