@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer import rotate_checkpoints
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
-from trl.models.utils import prepare_deepspeed
+from trl.models.utils import prepare_deepspeed, prepare_fsdp
 
 from .averaging import WeightAverage
 from .callbacks import AverageAfterStep, SaveOnSigterm
@@ -141,10 +141,12 @@ class PPOTrainer(Trainer):
         self.add_callback(SaveOnSigterm(self.accelerator))
 
     def _prepare_frozen(self, model: nn.Module) -> nn.Module:
-        """Readies a model that does not learn: its own engine under DeepSpeed, otherwise placed on the device."""
+        """Readies a model that does not learn: its own engine under DeepSpeed or FSDP, otherwise placed on the device."""
         model.eval().requires_grad_(False)
         if self.is_deepspeed_enabled:
             return prepare_deepspeed(model, self.accelerator)
+        if self.is_fsdp_enabled:
+            return prepare_fsdp(model, self.accelerator)
         return self.accelerator.prepare_model(model, evaluation_mode=True)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -321,6 +323,10 @@ class PPOTrainer(Trainer):
                 self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            # The engine's own file beside the models goes to the shards.
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
         load_policy_and_value(
             self.accelerator.unwrap_model(self.model if model is None else model), resume_from_checkpoint
         )
