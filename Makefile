@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow test-tokenizer lint install clean
+.PHONY: demo test test-distributed test-slow test-tokenizer lint install clean
 
 demo: install  ## The whole pipeline on Chinese reviews; STEPS=smoke for a quick look.
 	$(BIN)/python recipes/demo/run.py --steps $(STEPS)
@@ -34,6 +34,9 @@ $(TRANSFORMERS)/tests/__init__.py: | $(VENV)/.installed
 	$(BIN)/pip download --quiet --no-binary :all: --no-deps --dest .cache transformers==$(TRANSFORMERS_VERSION)
 	tar -xzf $(TRANSFORMERS).tar.gz -C .cache transformers-$(TRANSFORMERS_VERSION)/tests
 	touch $@
+
+test-distributed: install  ## Every stage on two CPU processes under DDP, ZeRO-1 to 3, offloading and FSDP2; faults; two nodes.
+	$(BIN)/python -m pytest tests/distributed -m ''
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,0 +1,63 @@
+"""Starts the recipes as a user does, with the repository's accelerate configurations, on two CPU processes."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parent.parent.parent
+RANK = Path(__file__).parent / "rank.py"
+
+
+def config_for_cpu(name: str, folder: Path, **changes: Any) -> Path:
+    """Writes a configuration of accelerate_configs/ for CPU processes, and changes nothing else than it must."""
+    config = yaml.safe_load((ROOT / "accelerate_configs" / f"{name}.yaml").read_text("utf-8"))
+    config |= {"use_cpu": True, "mixed_precision": "no", "num_processes": 1 if name == "cpu" else 2} | changes
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def launch_command(config: Path, recipe: str, options: dict[str, Any], launcher: Sequence[str] = ()) -> list[str]:
+    """The words of `accelerate launch`; `launcher` are further options of its own."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), *launcher]
+    if "--main_process_port" not in launcher:
+        command += ["--main_process_port", "0"]
+    command += [str(RANK), str(ROOT / "recipes" / f"{recipe}.py")]
+    for name, value in options.items():
+        command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return command
+
+
+def start(command: list[str], errors: Path, **environment: str) -> subprocess.Popen:
+    """Starts a launcher in a process group of its own; what it says goes to the file `errors`."""
+    merged = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"} | environment
+    # Ours for tests in this process; the launcher sets its own, and with this one accelerate would not start DeepSpeed.
+    merged.pop("ACCELERATE_USE_CPU", None)
+    with errors.open("w") as stream:
+        return subprocess.Popen(command, stdout=stream, stderr=stream, env=merged, start_new_session=True)
+
+
+def wait(process: subprocess.Popen, timeout: float = 400) -> int:
+    """Waits for a launcher and returns its exit code; nothing of it outlives a test that fails."""
+    try:
+        return process.wait(timeout)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+
+
+def launch(
+    config: Path, recipe: str, options: dict[str, Any], launcher: Sequence[str] = (), **environment: str
+) -> None:
+    """Runs a recipe to its end, which must be a good one."""
+    errors = Path(f"{options['output_dir']}.log")
+    errors.parent.mkdir(parents=True, exist_ok=True)
+    code = wait(start(launch_command(config, recipe, options, launcher), errors, **environment))
+    assert code == 0, errors.read_text(errors="replace")[-6000:]

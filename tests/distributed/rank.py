@@ -1,0 +1,99 @@
+"""What the launcher starts in place of a recipe: the recipe, and notes of what its ranks really were.
+
+    accelerate launch ... tests/distributed/rank.py recipes/sft.py --config ...
+
+Each rank leaves `rank-N.json` in the output folder: how it held the model, and what that gave for a fixed input before
+it was saved.
+"""
+
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import DistributedType, PartialState
+from accelerate.state import AcceleratorState
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import Trainer
+
+# Rows of one length, so that no stage pads.
+PROBE = torch.tensor([list(range(10, 22)), list(range(40, 52))])
+PROBE_COMPLETION = 4
+
+
+def shard_on_cpu() -> None:
+    """Has accelerate take FSDP on CPU, where it would leave it out without a word and run DDP."""
+    original = AcceleratorState.__init__
+
+    def init(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        is_first = AcceleratorState._shared_state == {}
+        original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if is_first and fsdp_plugin is not None:
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            self.fsdp_plugin = fsdp_plugin
+
+    AcceleratorState.__init__ = init
+
+
+def how_it_is_held(trainer: Trainer) -> dict[str, Any]:
+    """Facts that no option can claim: how many tensors this rank holds only a part of, in what dtype."""
+    parameters = list(trainer.model_wrapped.parameters())
+    state = trainer.accelerator.state
+    return {
+        "distributed_type": str(state.distributed_type),
+        "num_processes": state.num_processes,
+        "wrapper": type(trainer.model_wrapped).__name__,
+        "zero_stage": trainer.accelerator.deepspeed_plugin.zero_stage if trainer.is_deepspeed_enabled else None,
+        "parameters": len(parameters),
+        "zero3_parts": sum(hasattr(parameter, "ds_tensor") for parameter in parameters),
+        "dtensors": sum(isinstance(parameter, DTensor) for parameter in parameters),
+        "dtypes": sorted({str(parameter.dtype) for parameter in parameters}),
+        "optimizer": type(innermost_optimizer(trainer.optimizer)).__name__,
+    }
+
+
+def innermost_optimizer(optimizer: Any) -> Any:
+    """The optimiser inside those of accelerate and DeepSpeed."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+@torch.no_grad()
+def probe(model: nn.Module) -> dict[str, list]:
+    """What the model gives for the fixed input: logits, or of PPO log-probabilities and values."""
+    was_training = model.training
+    model.eval()
+    if hasattr(getattr(model, "module", model), "policy"):
+        outputs = model(PROBE, torch.ones_like(PROBE), PROBE_COMPLETION)
+        found = {"logprobs": outputs["logprobs"], "values": outputs["values"]}
+    else:
+        found = {"logits": model(input_ids=PROBE, attention_mask=torch.ones_like(PROBE)).logits}
+    model.train(was_training)
+    return {name: tensor.float().tolist() for name, tensor in found.items()}
+
+
+def main() -> None:
+    sys.argv = sys.argv[1:]
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        shard_on_cpu()
+    run = runpy.run_path(sys.argv[0], run_name="recipe")["main"]
+    finish = run.__globals__["finish"]
+
+    def finish_with_notes(trainer: Trainer) -> None:
+        notes = how_it_is_held(trainer) | {"outputs": probe(trainer.model_wrapped)}
+        path = Path(trainer.args.output_dir) / f"rank-{trainer.args.process_index}.json"
+        finish(trainer)
+        path.write_text(json.dumps(notes))
+
+    run.__globals__["finish"] = finish_with_notes
+    run()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

@@ -1,0 +1,158 @@
+"""Every stage under every way of sharing the work: two CPU processes do what one does, save it, and go on from it.
+
+The configurations are those of accelerate_configs/, put on CPU. `make test-distributed` runs all; `make test` a part.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from launching import config_for_cpu, launch
+from rank import PROBE, PROBE_COMPLETION
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+STAGES = ["sft", "reward", "ppo"]
+BACKENDS = ["ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"]
+QUICK = [("sft", "ddp"), ("ppo", "zero3_offload"), ("reward", "fsdp2")]
+CELLS = [
+    pytest.param((stage, backend), marks=[] if (stage, backend) in QUICK else pytest.mark.slow, id=f"{stage}-{backend}")
+    for backend in BACKENDS
+    for stage in STAGES
+]
+LAST_STEP, CHECKPOINT_STEP = 5, 3
+# Plain SGD elsewhere, whose step is the gradient. Offloaded states are updated by DeepSpeed's own Adam and by nothing
+# else, and PyTorch does not load the states of a sharded optimiser that has none.
+WITH_ADAM = ("zero3_offload", "fsdp2")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A cell of the matrix: the whole run, the one that was resumed, and one process with the same options."""
+
+    stage: str
+    backend: str
+    whole: Path
+    resumed: Path
+    one: Path
+
+    def logged(self, folder: Path, name: str) -> list[float]:
+        history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        return [entry[name] for entry in history if name in entry]
+
+    def notes(self, rank: int = 0) -> dict:
+        return json.loads((self.whole / f"rank-{rank}.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def one_process(workspace, stage_options):
+    """The run of a stage in one process; each is made once."""
+
+    def run(stage: str, **changes) -> Path:
+        folder = workspace / "-".join(["one", stage, *map(str, changes.values())])
+        if not (folder / "rank-0.json").exists():
+            config = config_for_cpu("cpu", workspace)
+            launch(config, stage, stage_options(stage, folder, num_processes=1, save_strategy="no") | changes)
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="module", params=CELLS)
+def run(request, workspace, stage_options, one_process) -> Run:
+    stage, backend = request.param
+    changes = {"optim": "adamw_torch", "learning_rate": 1e-3} if backend in WITH_ADAM else {}
+    one = one_process(stage, **changes)
+    config = config_for_cpu(backend, workspace)
+    whole, resumed = (workspace / f"{backend}-{stage}-{name}" for name in ("whole", "resumed"))
+    launch(config, stage, stage_options(stage, whole, **changes))
+    # A folder of its own, so that nothing but the checkpoint can help.
+    shutil.copytree(whole / f"checkpoint-{CHECKPOINT_STEP}", resumed / f"checkpoint-{CHECKPOINT_STEP}")
+    launch(config, stage, stage_options(stage, resumed, resume_from_checkpoint="true", **changes))
+    return Run(stage, backend, whole, resumed, one)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{path.parent.name if path.parent != folder else ''}.{name}": tensor
+        for path in (folder / "model.safetensors", folder / "value_model" / "model.safetensors")
+        if path.exists()
+        for name, tensor in load_file(path).items()
+    }
+
+
+def read_outputs(folder: Path) -> dict[str, torch.Tensor]:
+    """What the model gave for the fixed input before it was saved."""
+    notes = json.loads((folder / "rank-0.json").read_text())
+    return {name: torch.tensor(value) for name, value in notes["outputs"].items()}
+
+
+def test_the_model_is_held_as_the_configuration_says(run):
+    for rank in (0, 1):
+        notes = run.notes(rank)
+        assert notes["num_processes"] == 2
+        assert notes["dtypes"] == ["torch.float32"]
+        if run.backend == "ddp":
+            assert notes["distributed_type"] == "DistributedType.MULTI_CPU"
+            assert notes["wrapper"] == "DistributedDataParallel"
+        elif run.backend == "fsdp2":
+            assert notes["distributed_type"] == "DistributedType.FSDP"
+            assert notes["dtensors"] == notes["parameters"] > 0
+        else:
+            assert notes["distributed_type"] == "DistributedType.DEEPSPEED"
+            assert notes["zero_stage"] == int(run.backend[4])
+            assert notes["zero3_parts"] == (notes["parameters"] if "zero3" in run.backend else 0)
+            assert ("CPUAdam" in notes["optimizer"]) == (run.backend == "zero3_offload")
+
+
+def test_two_processes_have_the_losses_of_one(run):
+    one, two = (run.logged(folder, "loss") for folder in (run.one, run.whole))
+    assert len(one) == LAST_STEP
+    assert two == pytest.approx(one, rel=1e-5, abs=1e-5)
+    # The steps are large enough for a gradient of the wrong size to show in the losses that follow.
+    assert max(abs(loss - one[0]) for loss in one) > 1e-3
+
+
+def test_two_processes_end_with_the_model_of_one(run):
+    one, two = (read_outputs(folder) for folder in (run.one, run.whole))
+    for name, expected in one.items():
+        if run.stage == "reward":
+            # Pairs decide about differences only. What they leave open is rounding, which Adam scales up to whole steps.
+            expected, two[name] = expected - expected.mean(), two[name] - two[name].mean()
+        torch.testing.assert_close(two[name], expected, atol=1e-4, rtol=1e-4)
+    if run.backend in WITH_ADAM:
+        return
+    one, two = weights(run.one), weights(run.whole)
+    # DeepSpeed's state dict holds the tied head a second time.
+    assert {name.rpartition("lm_head")[0] for name in two.keys() - one.keys()} <= {"."}
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-5)
+
+
+def test_a_resumed_run_ends_with_the_same_bits(run):
+    assert run.logged(run.resumed, "loss") == run.logged(run.whole, "loss")
+    whole, resumed = weights(run.whole), weights(run.resumed)
+    assert whole.keys() == resumed.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(resumed[name], tensor), name
+
+
+@torch.no_grad()
+def test_the_saved_model_loads_and_gives_what_it_gave_in_training(run):
+    expected = read_outputs(run.whole)
+    auto_class = AutoModelForSequenceClassification if run.stage == "reward" else AutoModelForCausalLM
+    model, info = auto_class.from_pretrained(run.whole, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
+    logits = model.eval()(PROBE).logits
+    if run.stage != "ppo":
+        torch.testing.assert_close(logits, expected["logits"], atol=1e-5, rtol=1e-5)
+        return
+    answers = PROBE[:, -PROBE_COMPLETION:, None]
+    logprobs = logits[:, -PROBE_COMPLETION - 1 : -1].log_softmax(-1).gather(-1, answers).squeeze(-1)
+    torch.testing.assert_close(logprobs, expected["logprobs"], atol=1e-5, rtol=1e-5)
+    critic = AutoModelForSequenceClassification.from_pretrained(run.whole / "value_model").eval()
+    states = critic.transformer(PROBE).last_hidden_state[:, -PROBE_COMPLETION - 1 : -1]
+    torch.testing.assert_close(critic.score(states).squeeze(-1), expected["values"], atol=1e-5, rtol=1e-5)
