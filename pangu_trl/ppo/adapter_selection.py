@@ -30,12 +30,6 @@ def selected_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
         yield
 
 
-def rest_at_policy_adapter(model: nn.Module) -> None:
-    """Leaves the policy's adapter selected; a layer that only another adapter changes would keep that one active."""
-    layers = _adapter_layers(model)
-    _select(layers, [([POLICY_ADAPTER], False)] * len(layers))
-
-
 def pin_adapter_for_recompute(model: nn.Module) -> None:
     """Has gradient checkpoints recompute each block under the adapter of its forward pass.
 

@@ -65,7 +65,7 @@ class RolloutCollector:
             logger.info("Generation: %s.", generation_mode(model, self.args, self.accelerator))
             self._told_mode = True
         started = time.perf_counter()
-        watch = SampledLogprobs(self.args.temperature)
+        watch = SampledLogprobs(self.args.temperature, max_rows=self.args.per_device_train_batch_size)
         rollout = self.answer(model, examples, watch=watch)
         generated = time.perf_counter()
         self.score(model, rollout, examples)

@@ -102,7 +102,7 @@ def generate_rollout(
         prompts: Token ids of N prompts.
         args: Sampling options.
         accelerator: Knows the engine and the device.
-        watch: Notes the log-probabilities of the first batch as they were when it was sampled.
+        watch: Notes the log-probabilities of the last batch as they were when it was sampled.
         reference: Answers in the policy's place: a model, or the policy with its adapter off.
     """
     device = accelerator.device
@@ -125,6 +125,8 @@ def generate_rollout(
         with torch.no_grad(), _without_generation_defaults(policy):
             for start in range(0, len(prompts), batch_size):
                 rows = order[start : start + batch_size]
+                # The shortest prompts, which learning batches pad most.
+                is_watched = watch is not None and start + batch_size >= len(prompts)
                 input_ids, attention_mask = pad_sequences(
                     [prompts[row] for row in rows], tokenizer.pad_token_id, side="left"
                 )
@@ -134,10 +136,10 @@ def generate_rollout(
                     generation_config=config,
                     # With whole weights a rank that is done need not wait for the others at every token.
                     synced_gpus=False if gathered else None,
-                    logits_processor=LogitsProcessorList([watch] if watch is not None and start == 0 else []),
+                    logits_processor=LogitsProcessorList([watch] if is_watched else []),
                 )
                 new_tokens = output[:, input_ids.shape[1] :]
-                if watch is not None and start == 0:
+                if is_watched:
                     watch.finish(rows, new_tokens)
                 for row, tokens in zip(rows, new_tokens.tolist(), strict=True):
                     answers[row] = _until_stop(tokens, stop_token_ids)
@@ -159,10 +161,11 @@ class SampledLogprobs(LogitsProcessor):
 
     Args:
         temperature: Divides the logits.
+        max_rows: Answers that are watched, the first of the batch.
     """
 
-    def __init__(self, temperature: float) -> None:
-        self.temperature = temperature
+    def __init__(self, temperature: float, max_rows: int) -> None:
+        self.temperature, self.max_rows = temperature, max_rows
         self.rows: list[int] = []
         self.logprobs: Tensor | None = None  # (B, C) once generation has finished
         self._steps: list[Tensor] = []
@@ -171,17 +174,18 @@ class SampledLogprobs(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Notes the token chosen last and leaves the logits (B, V) alone."""
         self._note(input_ids[:, -1])
-        self._last = (scores.float() / self.temperature).log_softmax(dim=-1)
+        self._last = (scores[: self.max_rows].float() / self.temperature).log_softmax(dim=-1)
         return scores
 
     def finish(self, rows: list[int], new_tokens: Tensor) -> None:
         """Takes the rows of the rollout that were watched, and their tokens (B, C)."""
         self._note(new_tokens[:, -1])
-        self.rows, self.logprobs = rows, torch.stack(self._steps, dim=1)
+        self.rows, self.logprobs = rows[: self.max_rows], torch.stack(self._steps, dim=1)
 
     def _note(self, chosen: Tensor) -> None:
         if self._last is not None:
-            self._steps.append(self._last.gather(-1, chosen.unsqueeze(-1)).squeeze(-1))
+            chosen = chosen[: self.max_rows].unsqueeze(-1)
+            self._steps.append(self._last.gather(-1, chosen).squeeze(-1))
 
     def gap(self, rollout: Rollout) -> Tensor:
         """Mean absolute difference (nats) to the log-probabilities of the rollout; 0 if nothing was watched."""

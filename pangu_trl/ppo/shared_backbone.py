@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from pangu_trl.adapters import load_with_adapter
 
-from .adapter_selection import REWARD_ADAPTER, VALUE_ADAPTER, rest_at_policy_adapter
+from .adapter_selection import REWARD_ADAPTER, VALUE_ADAPTER
 
 HEAD_SUFFIX = ".score.weight"
 
@@ -100,7 +100,6 @@ def add_reward_and_value_adapters(
     for name, parameter in policy.named_parameters():
         # PEFT freezes all adapters but the active one.
         parameter.requires_grad_(name in learning or f".{VALUE_ADAPTER}." in name)
-    rest_at_policy_adapter(policy)
     heads = [nn.Linear(adapter.head.shape[1], 1, bias=False) for _ in range(2)]
     for head in heads:
         with torch.no_grad():
