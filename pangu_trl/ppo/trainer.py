@@ -141,7 +141,7 @@ class PPOTrainer(Trainer):
         self.add_callback(SaveOnSigterm(self.accelerator))
 
     def _prepare_frozen(self, model: nn.Module) -> nn.Module:
-        """Readies a model that does not learn: its own engine under DeepSpeed or FSDP, otherwise placed on the device."""
+        """Readies a model that does not learn: sharded by DeepSpeed or FSDP, otherwise placed on the device."""
         model.eval().requires_grad_(False)
         if self.is_deepspeed_enabled:
             return prepare_deepspeed(model, self.accelerator)

@@ -120,7 +120,7 @@ def test_two_processes_end_with_the_model_of_one(run):
     one, two = (read_outputs(folder) for folder in (run.one, run.whole))
     for name, expected in one.items():
         if run.stage == "reward":
-            # Pairs decide about differences only. What they leave open is rounding, which Adam scales up to whole steps.
+            # Pairs decide about differences alone; what they leave open is rounding, scaled up to whole steps by Adam.
             expected, two[name] = expected - expected.mean(), two[name] - two[name].mean()
         torch.testing.assert_close(two[name], expected, atol=1e-4, rtol=1e-4)
     if run.backend in WITH_ADAM:
