@@ -18,6 +18,7 @@ from pangu_trl.data.collators import pad_sequences
 from .adapter_selection import merged_policy_adapter, selected_adapter
 from .config import PPOConfig
 from .policy_value import completion_logprobs
+from .whole_weights import whole_weights
 
 
 @dataclass
@@ -269,6 +270,7 @@ def _generator(
         stack.enter_context(evaluation_mode(unwrapped))
         if gather:
             stack.enter_context(_gathered(engine, list(generator.parameters())))
+        stack.enter_context(whole_weights(unwrapped))
         if reference == "adapter off":
             stack.enter_context(selected_adapter(generator, None))
         elif _merges(generator, args, accelerator):
