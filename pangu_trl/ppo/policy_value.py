@@ -60,6 +60,12 @@ class PolicyAndValue(nn.Module):
         return self.policy.config
 
     @property
+    def _no_split_modules(self) -> list[str]:
+        """Classes of the blocks of all models, which FSDP shards one by one; otherwise it would fetch all at once."""
+        models = [innermost(model) for model in (self.policy, getattr(self, "value_model", None)) if model is not None]
+        return sorted({name for model in models for name in model._no_split_modules or []})
+
+    @property
     def generation_config(self) -> Any:
         """Generation settings of the policy."""
         return self.policy.generation_config

@@ -270,7 +270,7 @@ def _generator(
         stack.enter_context(evaluation_mode(unwrapped))
         if gather:
             stack.enter_context(_gathered(engine, list(generator.parameters())))
-        stack.enter_context(whole_weights(unwrapped))
+        stack.enter_context(whole_weights(unwrapped, generator))
         if reference == "adapter off":
             stack.enter_context(selected_adapter(generator, None))
         elif _merges(generator, args, accelerator):

@@ -9,17 +9,22 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 
 @contextmanager
-def whole_weights(root: nn.Module) -> Iterator[None]:
-    """Gathers the weights of an FSDP2 module once and keeps them whole until the context ends.
+def whole_weights(root: nn.Module, part: nn.Module) -> Iterator[None]:
+    """Gathers the weights of a part of an FSDP2 module once and keeps them whole until the context ends.
 
     `generate` goes past the module that holds embeddings and head, whose hooks would gather those, and would gather
     every block anew for every token. Without collectives in between, ranks may also end at different lengths.
 
     Args:
         root: The module that was sharded as a whole; every rank enters with it. Any other module stays as it is.
+        part: The module inside that is to run. What `root` holds outside of sharded blocks becomes whole too.
     """
-    modules = [module for module in root.modules() if isinstance(module, FSDPModule)]
-    if modules:
+    modules = []
+    if isinstance(root, FSDPModule):
+        modules = [
+            root,
+            *(module for module in part.modules() if isinstance(module, FSDPModule) and module is not root),
+        ]
         _initialize(root)
     for module in modules:
         module.set_reshard_after_forward(False, recurse=False)
