@@ -9,6 +9,7 @@ from pangu_trl.commands import (
     convert,
     evaluate,
     evaluate_reward,
+    plan,
     publish,
     sample,
     score,
@@ -26,6 +27,7 @@ COMMANDS = {
     "score-sft": score_sft,
     "evaluate-reward": evaluate_reward,
     "publish": publish,
+    "plan": plan,
 }
 
 

@@ -17,8 +17,11 @@ import torch
 from accelerate import DistributedType, PartialState
 from accelerate.state import AcceleratorState
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
+
+from pangu_trl.gptpangu.modeling_gptpangu import GPTPanguBlock
 
 # Rows of one length, so that no stage pads.
 PROBE = torch.tensor([list(range(10, 22)), list(range(40, 52))])
@@ -51,6 +54,10 @@ def how_it_is_held(trainer: Trainer) -> dict[str, Any]:
         "parameters": len(parameters),
         "zero3_parts": sum(hasattr(parameter, "ds_tensor") for parameter in parameters),
         "dtensors": sum(isinstance(parameter, DTensor) for parameter in parameters),
+        "fsdp_blocks": sum(
+            isinstance(module, FSDPModule) and isinstance(module, GPTPanguBlock)
+            for module in trainer.model_wrapped.modules()
+        ),
         "dtypes": sorted({str(parameter.dtype) for parameter in parameters}),
         "optimizer": type(innermost_optimizer(trainer.optimizer)).__name__,
     }

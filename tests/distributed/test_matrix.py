@@ -101,6 +101,8 @@ def test_the_model_is_held_as_the_configuration_says(run):
         elif run.backend == "fsdp2":
             assert notes["distributed_type"] == "DistributedType.FSDP"
             assert notes["dtensors"] == notes["parameters"] > 0
+            # Each by itself: two of a model, and with PPO two of the critic.
+            assert notes["fsdp_blocks"] == (4 if run.stage == "ppo" else 2)
         else:
             assert notes["distributed_type"] == "DistributedType.DEEPSPEED"
             assert notes["zero_stage"] == int(run.backend[4])

@@ -1,0 +1,36 @@
+"""`pangu-trl plan`: memory and traffic of a run before it is started."""
+
+import argparse
+
+from pangu_trl.commands.options import positive_int
+
+SUMMARY = "say what memory a recipe needs on each device, whether it fits, and what its ranks send"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="RECIPE.yaml", help="recipe of a stage")
+    parser.add_argument("--accelerate", required=True, metavar="CONFIG.yaml", help="accelerate configuration")
+    parser.add_argument("--gpus", type=positive_int, help="devices in all (default: the configuration's num_processes)")
+    parser.add_argument(
+        "--gpu-memory", type=positive_int, default=80, metavar="GIB", help="memory of a device (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--model",
+        help="folder, hub id, or one of tiny, pangu-350m, pangu-2.6b and pangu-13b (default: the recipe's, or the size "
+        "that its folder is named after)",
+    )
+    parser.add_argument(
+        "--answers", type=positive_int, default=4, help="answers to a prompt, K, in a reward model's data (default: 4)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from pangu_trl.planning.launch import read_launch
+    from pangu_trl.planning.memory import GIB, Plan
+    from pangu_trl.planning.models import load_config
+    from pangu_trl.planning.report import describe
+    from pangu_trl.planning.settings import read_settings
+
+    settings = read_settings(args.config, args.model)
+    plan = Plan(settings, read_launch(args.accelerate, args.gpus), load_config(settings.model), args.answers)
+    print(describe(plan, args.gpu_memory * GIB))

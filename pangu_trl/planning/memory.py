@@ -1,0 +1,176 @@
+"""The memory of every model and phase of a run."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from transformers import PreTrainedConfig
+
+from .activations import activation_bytes, cache_bytes, fused_head_bytes, logit_bytes
+from .launch import Launch
+from .models import ModelShape, count
+from .settings import Settings
+from .states import (
+    ALWAYS,
+    BACKWARD,
+    GENERATION,
+    SAVING,
+    STEP,
+    Item,
+    Precision,
+    fetched_weights,
+    frozen_model,
+    precision_of,
+    saved_weights,
+    trained_model,
+)
+
+GIB = 2**30
+# Before any weight: what CUDA, NCCL and cuBLAS take on a device, and what Python with its libraries takes in a process.
+DEVICE_LIBRARIES = 1 * GIB
+PROCESS_LIBRARIES = int(0.75 * GIB)
+LORA_OPTIONS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save", "use_rslora")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Memory of a run.
+
+    Attributes:
+        settings: The recipe.
+        launch: The accelerate configuration.
+        config: The configuration of the model.
+        num_answers: K of a reward model's data.
+    """
+
+    settings: Settings
+    launch: Launch
+    config: PreTrainedConfig
+    num_answers: int = 4
+
+    @cached_property
+    def precision(self) -> Precision:
+        return precision_of(self.settings, self.launch)
+
+    @cached_property
+    def trained(self) -> dict[str, ModelShape]:
+        """The models that learn, by name; adapters that share a backbone are one model."""
+        settings, lora = self.settings, self._lora
+        if settings.stage == "reward":
+            return {"reward model": count(self.config, is_scoring=True, lora=lora)}
+        policy = count(self.config, lora=lora)
+        if settings.stage != "ppo":
+            return {"policy" if settings.stage != "sft" else "model": policy}
+        layout = settings["share_backbone"]
+        if layout == "none":
+            return {"policy": policy, "critic": count(self.config, is_scoring=True)}
+        if layout == "all":
+            # Adapters of the same size for critic and reward model, of which the second is frozen.
+            adapter = policy.num_trainable
+            policy = replace(
+                policy,
+                num_parameters=policy.num_parameters + 2 * adapter,
+                num_trainable=policy.num_trainable + adapter,
+            )
+        return {"policy and critic": policy}
+
+    @cached_property
+    def frozen(self) -> dict[str, ModelShape]:
+        """The models that are only asked."""
+        settings, found = self.settings, {}
+        has_reference = settings.stage in ("ppo", "dpo") or (settings.stage == "grpo" and settings["beta"] > 0)
+        if has_reference and self._lora is None and not settings.get("precompute_ref_log_probs"):
+            found["reference"] = count(self.config, trains=False)
+        if settings.stage in ("ppo", "grpo") and settings.get("share_backbone") != "all":
+            found["reward model"] = count(self.config, is_scoring=True, trains=False)
+        return found
+
+    @cached_property
+    def items(self) -> list[Item]:
+        """Everything that takes memory, the largest first."""
+        items = [
+            *self._models(),
+            *self._learning(),
+            *self._generation(),
+            *saved_weights(list(self.trained.values()), self.launch, self.precision),
+        ]
+        return sorted((item for item in items if item.num_bytes), key=lambda item: -item.num_bytes)
+
+    def peak(self, on_host: bool = False) -> int:
+        """Most bytes at a time on one device, or of one process on the host; on CPU both are the same memory."""
+        items = [item for item in self.items if self.launch.on_cpu or item.on_host == on_host]
+        by_phase = dict.fromkeys((ALWAYS, BACKWARD, STEP, GENERATION, SAVING), 0)
+        for item in items:
+            by_phase[item.phase] += item.num_bytes
+        libraries = PROCESS_LIBRARIES if self.launch.on_cpu or on_host else DEVICE_LIBRARIES
+        return libraries + by_phase.pop(ALWAYS) + max(by_phase.values())
+
+    @property
+    def _lora(self) -> dict | None:
+        if not self.settings["use_peft"]:
+            return None
+        return {name: self.settings[name] for name in LORA_OPTIONS if name in self.settings.options}
+
+    def _models(self) -> Iterator[Item]:
+        launch, precision = self.launch, self.precision
+        for name, shape in self.trained.items():
+            yield from trained_model(name, shape, self.settings, launch, precision)
+        for name, shape in self.frozen.items():
+            yield from frozen_model(name, shape, launch, precision)
+        yield from fetched_weights([*self.trained.values(), *self.frozen.values()], launch, precision)
+
+    @property
+    def sequences_per_batch(self) -> int:
+        """Sequences of a forward pass that learns."""
+        per_example = {"reward": self.num_answers, "dpo": 2}.get(self.settings.stage, 1)
+        return self.settings["per_device_train_batch_size"] * per_example
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Tokens of a forward pass that learns, on one device, if every sequence has the longest length.
+
+        With `prefix_sharing` half of the longest length is taken to be the prompt.
+        """
+        settings, sequences = self.settings, self.sequences_per_batch
+        if settings.get("prefix_sharing"):
+            prompts = settings["per_device_train_batch_size"]
+            return prompts * settings.max_tokens // 2 + sequences * settings.max_tokens // 2
+        return sequences * settings.max_tokens
+
+    def _learning(self) -> Iterator[Item]:
+        settings, tokens = self.settings, self.tokens_per_batch
+        for name, shape in self.trained.items():
+            # Policy and critic of one backbone each make a pass of their own, except where the critic is only a head.
+            passes = 2 if settings.get("share_backbone") == "all" else 1
+            has_dropout = self._lora is not None and settings["lora_dropout"] > 0
+            size = activation_bytes(shape, self.precision, tokens, settings.checkpoints_activations, has_dropout)
+            yield Item(f"{name}: activations", passes * size, BACKWARD)
+        if settings.stage == "reward":
+            return
+        shape = next(iter(self.trained.values()))
+        predictions = tokens
+        if settings.stage in ("ppo", "grpo"):
+            predictions = self.sequences_per_batch * (settings["max_completion_length"] + 1)
+        if settings.stage == "ppo":
+            yield Item("logits and loss", logit_bytes(shape, self.precision, predictions), BACKWARD)
+        else:
+            size = fused_head_bytes(shape, self.precision, predictions, self.launch.on_cpu)
+            yield Item("tile of logits", size, BACKWARD)
+
+    def _generation(self) -> Iterator[Item]:
+        settings = self.settings
+        if settings.stage not in ("ppo", "grpo"):
+            return
+        shape = next(iter(self.trained.values()))
+        batch = settings["per_device_train_batch_size"]
+        if settings.stage == "grpo":
+            # TRL answers the prompts of all steps at once.
+            batch *= settings["steps_per_generation"] or settings["gradient_accumulation_steps"]
+        else:
+            batch = settings["generation_batch_size"] or batch
+        yield Item("key-value cache", cache_bytes(shape, self.precision, batch * settings.max_tokens), GENERATION)
+        # Logits of the last token, sorted and filtered in float32.
+        yield Item("logits of a token", batch * shape.vocab_size * 16, GENERATION)
+        if self.launch.sharding == "fsdp2" or self.launch.sharding == "zero3" and settings["ds3_gather_for_generation"]:
+            whole = shape.num_parameters * self.precision.weights
+            yield Item("policy gathered for generation", whole, GENERATION)

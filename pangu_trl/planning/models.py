@@ -1,0 +1,101 @@
+"""Numbers of a model that memory depends on, counted on the model itself without its weights."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
+from trl import ModelConfig, get_peft_config
+
+from .settings import SIZES
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of one model.
+
+    Attributes:
+        num_parameters: Weights, tied ones once, adapters included.
+        num_trainable: Those that learn.
+        num_in_blocks: Weights of all blocks.
+        largest_block: Weights of the largest block, or of the embedding if that is larger.
+        hidden_size: Width of the residual stream, H.
+        num_blocks: Blocks, L.
+        num_key_value_features: Width of the keys of a block, and of its values.
+        intermediate_size: Width of the MLP.
+        vocab_size: Rows of the embedding, V.
+        num_lora_inputs: Features that the LoRA layers of a block read, all layers together.
+    """
+
+    num_parameters: int
+    num_trainable: int
+    num_in_blocks: int
+    largest_block: int
+    hidden_size: int
+    num_blocks: int
+    num_key_value_features: int
+    intermediate_size: int
+    vocab_size: int
+    num_lora_inputs: int = 0
+
+    @property
+    def num_frozen(self) -> int:
+        return self.num_parameters - self.num_trainable
+
+
+def load_config(model: str) -> PreTrainedConfig:
+    """The configuration of a folder or Hub id, or of one of the published sizes."""
+    import pangu_trl
+
+    if model not in SIZES:
+        return AutoConfig.from_pretrained(model)
+    hidden_size, num_layers, num_heads = SIZES[model]
+    return pangu_trl.GPTPanguConfig(hidden_size=hidden_size, num_layers=num_layers, num_heads=num_heads)
+
+
+def count(
+    config: PreTrainedConfig, is_scoring: bool = False, lora: dict[str, Any] | None = None, trains: bool = True
+) -> ModelShape:
+    """Builds the model on the meta device and counts.
+
+    Args:
+        config: Configuration of the language model.
+        is_scoring: A sequence classification model with one label in place of a language model.
+        lora: The options of LoRA as TRL's ModelConfig has them; None trains all weights.
+        trains: False for a model that is only asked.
+    """
+    auto_class = AutoModelForSequenceClassification if is_scoring else AutoModelForCausalLM
+    if is_scoring:
+        config = copy.deepcopy(config)
+        config.num_labels = 1
+    with torch.device("meta"):
+        model: nn.Module = auto_class.from_config(config)
+    if not trains:
+        model.requires_grad_(False)
+    elif lora is not None:
+        from peft import get_peft_model
+
+        options = lora | {"lora_task_type": "SEQ_CLS"} if is_scoring else lora
+        with torch.device("meta"):
+            model = get_peft_model(model, get_peft_config(ModelConfig(use_peft=True, **options)))
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    blocks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    block_sizes = [sum(p.numel() for p in block.parameters()) for group in blocks for block in group]
+    own = [sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()]
+    return ModelShape(
+        num_parameters=sum(p.numel() for p in model.parameters()),
+        num_trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        num_in_blocks=sum(block_sizes),
+        largest_block=max(block_sizes + own),
+        hidden_size=text.hidden_size,
+        num_blocks=text.num_hidden_layers,
+        num_key_value_features=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
+        intermediate_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        vocab_size=text.vocab_size,
+        num_lora_inputs=sum(module.in_features for module in model.modules() if hasattr(module, "lora_A"))
+        // text.num_hidden_layers,
+    )

@@ -1,0 +1,96 @@
+"""The options of a recipe that decide about memory, without starting anything."""
+
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+STAGES = ("sft", "reward", "ppo", "dpo", "grpo")
+# Published sizes, as (hidden size, blocks, heads); the recipes of a size are in a folder of its name.
+SIZES = {
+    "tiny": (256, 4, 4),
+    "pangu-350m": (1024, 24, 16),
+    "pangu-2.6b": (2560, 32, 32),
+    "pangu-13b": (5120, 40, 40),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A recipe's options with the defaults of its dataclasses.
+
+    Attributes:
+        stage: sft, reward, ppo, dpo or grpo.
+        model: Folder or Hub id of the model, or one of `SIZES`.
+        options: Every option of the stage's dataclasses by name.
+    """
+
+    stage: str
+    model: str
+    options: dict[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.options[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An option that only some stages have."""
+        return self.options.get(name, default)
+
+    @property
+    def checkpoints_activations(self) -> bool:
+        return bool(self.get("activation_checkpointing") or self.get("gradient_checkpointing"))
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of a sequence, T."""
+        if self.stage == "ppo":
+            return self["max_prompt_length"] + self["max_completion_length"]
+        if self.stage == "grpo":
+            # TRL sets no limit to prompts; ours are those of the PPO recipes.
+            return self.get("max_prompt_length", 512) + self["max_completion_length"]
+        return self["max_length"] or 1024
+
+
+def read_settings(path: str | Path, model: str | None = None, **changes: Any) -> Settings:
+    """Reads a recipe.
+
+    Args:
+        path: `<model>/<stage>.yaml` or `<model>/<stage>/<method>.yaml`.
+        model: Folder, Hub id or size in place of the recipe's `model_name_or_path`, or of the recipe's folder.
+        **changes: Options that win over the recipe's.
+
+    Raises:
+        ValueError: The stage cannot be told from the path, an option is none, or no model is named.
+    """
+    path = Path(path)
+    given = (yaml.safe_load(path.read_text("utf-8")) or {}) | changes
+    stage = next((name for name in (path.stem, path.parent.name) if name in STAGES), None)
+    if stage is None:
+        raise ValueError(f"{path}: name the file or its folder after its stage, one of {', '.join(STAGES)}")
+    options = _defaults(stage)
+    unknown = sorted(given.keys() - options.keys())
+    if unknown:
+        raise ValueError(f"{path}: {', '.join(unknown)}: no options of the stage {stage}")
+    folder = next((part for part in reversed(path.parts) if part in SIZES), None)
+    model = model or given.get("model_name_or_path") or folder
+    if model is None:
+        raise ValueError(f"{path}: names no model; pass --model with a folder, a Hub id, or one of {', '.join(SIZES)}")
+    return Settings(stage, model, options | given)
+
+
+def _defaults(stage: str) -> dict[str, Any]:
+    from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig
+
+    from pangu_trl import KWiseRewardConfig, PPOConfig
+
+    config = {"sft": SFTConfig, "reward": KWiseRewardConfig, "ppo": PPOConfig, "dpo": DPOConfig, "grpo": GRPOConfig}
+    options: dict[str, Any] = {"train_data": None, "eval_data": None, "reward_model": None, "value_model": None}
+    options |= {"ptx_data": None, "ptx_kind": "text", "reward_functions": None}
+    for dataclass_type in (config[stage], ModelConfig):
+        for option in fields(dataclass_type):
+            if option.default is not MISSING:
+                options[option.name] = option.default
+            elif option.default_factory is not MISSING:
+                options[option.name] = option.default_factory()
+    return options

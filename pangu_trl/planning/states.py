@@ -1,0 +1,136 @@
+"""Bytes of weights, gradients and optimiser states on one device, by how they are shared."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .launch import Launch
+from .models import ModelShape
+from .settings import Settings
+
+# DeepSpeed's defaults, in elements: the bucket that gradients are collected in, and what ZeRO-3 keeps of the weights
+# that it has fetched (stage3_max_live_parameters).
+REDUCE_BUCKET = 500_000_000
+LIVE_PARAMETERS = 1_000_000_000
+
+# When an item is there: `backward` is the start of the backward pass, when all activations are there, and `step` its
+# end, when all gradients are.
+ALWAYS, BACKWARD, STEP, GENERATION, SAVING = "always", "backward", "step", "generation", "saving"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line of a plan.
+
+    Attributes:
+        name: What takes the memory.
+        num_bytes: How much, on one device or for one process on the host.
+        phase: When: always, backward, step, generation or saving.
+        on_host: Whether in the memory of the host rather than of the device.
+    """
+
+    name: str
+    num_bytes: int
+    phase: str = ALWAYS
+    on_host: bool = False
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bytes of an element.
+
+    Attributes:
+        weights: Of the weights as the device holds them, and of their gradients.
+        compute: Of activations.
+        residual: Of the residual stream, which autocast leaves in float32.
+        has_masters: Whether the optimiser keeps weights of its own, in float32.
+        autocasts: Whether weights are cast at every use.
+    """
+
+    weights: int
+    compute: int
+    residual: int
+    has_masters: bool
+    autocasts: bool
+
+
+def precision_of(settings: Settings, launch: Launch) -> Precision:
+    """Which precision the options of recipe and launcher come to."""
+    in_options = settings.get("bf16")
+    # TRL trains in bfloat16 where its recipe says nothing, except on CPU.
+    by_default = in_options is None and not launch.on_cpu
+    bf16 = launch.bf16 or bool(in_options) or by_default
+    stored = 2 if settings.get("dtype") in ("bfloat16", "float16") else 4
+    if launch.uses_deepspeed:
+        size = 2 if bf16 else 4
+        return Precision(size, size, size, has_masters=True, autocasts=False)
+    if bf16 and stored == 4:
+        return Precision(4, 2, 4, has_masters=False, autocasts=True)
+    return Precision(stored, stored, stored, has_masters=False, autocasts=False)
+
+
+def optimizer_bytes(settings: Settings, launch: Launch, weights: int) -> int:
+    """Bytes of the optimiser's states for each weight."""
+    name = str(settings.get("optim"))
+    if "8bit" in name:
+        return 2
+    moments = {"sgd": 0, "adafactor": 0}.get(name, 2)
+    return moments * (4 if launch.uses_deepspeed else weights)
+
+
+def trained_model(
+    name: str, shape: ModelShape, settings: Settings, launch: Launch, precision: Precision
+) -> Iterator[Item]:
+    """States of a model that learns; frozen weights of a LoRA model included."""
+    shards = launch.num_devices
+    weight, trainable = precision.weights, shape.num_trainable
+    weights_shared_by = shards if launch.shards_weights else 1
+    yield Item(f"{name}: weights", shape.num_parameters * weight // weights_shared_by, on_host=launch.offload_weights)
+    if precision.autocasts and not launch.shards_weights:
+        # Only weights that learn are kept after their cast.
+        yield Item(f"{name}: bfloat16 copies", trainable * 2, BACKWARD)
+    states_shared_by = shards if launch.uses_deepspeed or launch.sharding == "fsdp2" else 1
+    states = trainable * optimizer_bytes(settings, launch, weight) // states_shared_by
+    yield Item(f"{name}: optimiser states", states, on_host=launch.offload_optimizer)
+    if precision.has_masters:
+        masters = trainable * 4 // shards
+        yield Item(f"{name}: master weights", masters, on_host=launch.offload_optimizer)
+        # The step needs the gradients of the part in float32.
+        yield Item(f"{name}: float32 gradients", masters, STEP, on_host=launch.offload_optimizer)
+    yield from _gradients(name, trainable, launch, weight, settings["gradient_accumulation_steps"])
+
+
+def _gradients(name: str, trainable: int, launch: Launch, size: int, accumulation: int) -> Iterator[Item]:
+    shared_by = launch.num_devices if launch.sharding in ("zero2", "zero3", "fsdp2") else 1
+    # Where they accumulate, those of the batches before are there from the start.
+    yield Item(f"{name}: gradients", trainable * size // shared_by, STEP if accumulation == 1 else ALWAYS)
+    if launch.sharding == "ddp" and launch.num_devices > 1:
+        yield Item(f"{name}: buckets of DDP", trainable * size)
+    if launch.uses_deepspeed:
+        bucket = min(REDUCE_BUCKET, trainable) if launch.on_cpu else REDUCE_BUCKET
+        yield Item(f"{name}: bucket of DeepSpeed", bucket * size)
+
+
+def frozen_model(name: str, shape: ModelShape, launch: Launch, precision: Precision) -> Iterator[Item]:
+    """States of a model that is only asked."""
+    shared_by = launch.num_devices if launch.shards_weights else 1
+    yield Item(
+        f"{name}: weights", shape.num_parameters * precision.weights // shared_by, on_host=launch.offload_weights
+    )
+
+
+def fetched_weights(shapes: list[ModelShape], launch: Launch, precision: Precision) -> Iterator[Item]:
+    """What a sharded model holds of the others' parts while it computes."""
+    if launch.sharding == "zero3":
+        size = max(min(shape.num_parameters, LIVE_PARAMETERS) for shape in shapes) * precision.weights
+        yield Item("weights fetched by ZeRO-3", size)
+    elif launch.sharding == "fsdp2":
+        # The block in use and the next one, whole, and the gradients of one.
+        block = max(shape.largest_block for shape in shapes)
+        yield Item("blocks fetched by FSDP2", block * (2 * precision.compute + precision.weights))
+
+
+def saved_weights(shapes: list[ModelShape], launch: Launch, precision: Precision) -> Iterator[Item]:
+    """Copies of the weights that saving makes in the memory of the host."""
+    if launch.uses_deepspeed or launch.sharding == "fsdp2":
+        total = sum(shape.num_parameters for shape in shapes)
+        yield Item("weights on their way to disk", total * precision.weights, SAVING, on_host=True)

@@ -1,0 +1,83 @@
+"""Bytes that each rank sends, by what is shared.
+
+A ring sends (N - 1) / N of a tensor in an all-gather or a reduce-scatter of N ranks, twice that in an all-reduce.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .memory import Plan
+from .models import ModelShape
+from .states import LIVE_PARAMETERS
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One kind of collective of an optimiser step.
+
+    Attributes:
+        name: What is sent.
+        collective: all-reduce, all-gather or reduce-scatter.
+        num_bytes: Size of the whole tensors, which does not depend on the number of ranks.
+    """
+
+    name: str
+    collective: str
+    num_bytes: int
+
+    def sent_by_each(self, num_ranks: int) -> int:
+        """Bytes that leave each rank."""
+        rounds = 2 if self.collective == "all-reduce" else 1
+        return rounds * self.num_bytes * (num_ranks - 1) // num_ranks
+
+
+def step_transfers(plan: Plan) -> list[Transfer]:
+    """What the ranks send in one optimiser step, everything of a rollout divided by the steps that learn from it."""
+    if plan.launch.num_devices == 1:
+        return []
+    accumulation = plan.settings["gradient_accumulation_steps"]
+    transfers = [
+        transfer for name, shape in plan.trained.items() for transfer in _learning(name, shape, plan, accumulation)
+    ]
+    return [*transfers, *_rollout(plan)]
+
+
+def _learning(name: str, shape: ModelShape, plan: Plan, accumulation: int) -> Iterator[Transfer]:
+    size, sharding = plan.precision.weights, plan.launch.sharding
+    gradients = shape.num_trainable * size
+    if sharding == "ddp":
+        yield Transfer(f"{name}: gradients", "all-reduce", gradients)
+        return
+    if sharding in ("zero1", "zero2"):
+        # DeepSpeed sums whole buckets on every rank and keeps its part; ZeRO-1 does so once per step.
+        times = accumulation if sharding == "zero2" else 1
+        yield Transfer(f"{name}: gradients", "all-reduce", times * gradients)
+        yield Transfer(f"{name}: updated weights", "all-gather", gradients)
+        return
+    yield Transfer(f"{name}: weights", "all-gather", accumulation * _fetched(shape, plan))
+    yield Transfer(f"{name}: gradients", "reduce-scatter", accumulation * gradients)
+
+
+def _fetched(shape: ModelShape, plan: Plan) -> int:
+    """Bytes that a forward and a backward pass fetch: the blocks twice, unless ZeRO-3 keeps them in between."""
+    if plan.launch.sharding == "fsdp2":
+        return (shape.num_parameters + shape.num_in_blocks) * plan.precision.compute
+    kept = min(shape.num_parameters, LIVE_PARAMETERS)
+    return (2 * shape.num_parameters - kept) * plan.precision.weights
+
+
+def _rollout(plan: Plan) -> Iterator[Transfer]:
+    """Weights that sampling and scoring fetch, where they are sharded."""
+    settings = plan.settings
+    if settings.stage != "ppo" or not plan.launch.shards_weights:
+        return
+    size, batches = plan.precision.weights, settings["num_rollout_batches"]
+    steps = batches * settings["num_ppo_epochs"] / settings["gradient_accumulation_steps"]
+    policy = next(iter(plan.trained.values())).num_parameters
+    answered = settings["generation_batch_size"] or settings["per_device_train_batch_size"]
+    generations = -(-batches * settings["per_device_train_batch_size"] // answered)
+    every_token = plan.launch.sharding == "zero3" and not settings["ds3_gather_for_generation"]
+    fetches = generations * settings["max_completion_length"] if every_token else 1
+    yield Transfer("sampling: weights of the policy", "all-gather", int(fetches * policy * size / steps))
+    scored = sum(shape.num_parameters for shape in (*plan.trained.values(), *plan.frozen.values()))
+    yield Transfer("scoring: weights of all models", "all-gather", int(batches * scored * size / steps))

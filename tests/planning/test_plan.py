@@ -1,0 +1,186 @@
+"""`pangu-trl plan`: against numbers worked out by hand, DeepSpeed's estimators, and what autograd really saves."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+import pangu_trl
+from pangu_trl.cli import main
+from pangu_trl.planning.activations import activation_bytes, cache_bytes
+from pangu_trl.planning.advice import changes_to_fit, fits
+from pangu_trl.planning.launch import Launch, read_launch
+from pangu_trl.planning.memory import GIB, Plan
+from pangu_trl.planning.models import count, load_config
+from pangu_trl.planning.settings import read_settings
+from pangu_trl.planning.states import Precision, precision_of, trained_model
+from pangu_trl.planning.traffic import step_transfers
+
+ROOT = Path(__file__).parent.parent.parent
+FLOAT32 = Precision(4, 4, 4, has_masters=False, autocasts=False)
+# Of PanGu-alpha 2.6B: word and two position tables, blocks of 12 H^2 weights and 13 H biases and norms, the last norm.
+H, V, POSITIONS, BLOCKS = 2560, 40000, 1024, 32
+PARAMETERS = V * H + 2 * POSITIONS * H + BLOCKS * (12 * H * H + 13 * H) + 2 * H
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Writes a recipe of a stage and reads it."""
+
+    def write(stage: str, text: str = "", model: str = "pangu-2.6b"):
+        path = tmp_path / f"{stage}.yaml"
+        path.write_text("max_length: 512\n" * (stage != "ppo") + text)
+        return read_settings(path, model)
+
+    return write
+
+
+@pytest.fixture
+def plan(recipe):
+    def make(stage: str, launch: Launch, text: str = "", model: str = "pangu-2.6b") -> Plan:
+        return Plan(recipe(stage, text, model), launch, load_config(model))
+
+    return make
+
+
+def test_weights_are_counted_as_by_hand():
+    shape = count(load_config("pangu-2.6b"))
+    assert shape.num_parameters == shape.num_trainable == PARAMETERS
+    assert shape.num_in_blocks == BLOCKS * (12 * H * H + 13 * H)
+    assert count(load_config("pangu-2.6b"), is_scoring=True).num_parameters == PARAMETERS + H
+    # LoRA of rank 8 on two projections of a block: two matrices of 8 H each.
+    lora = {"lora_r": 8, "lora_target_modules": ["q_proj", "k_proj"]}
+    shape = count(load_config("pangu-2.6b"), lora=lora)
+    assert (shape.num_trainable, shape.num_lora_inputs) == (BLOCKS * 2 * 2 * 8 * H, 2 * H)
+
+
+@pytest.mark.parametrize("num_devices", [1, 8, 64])
+def test_states_under_zero_are_those_of_deepspeeds_estimators(recipe, num_devices):
+    shape, settings = count(load_config("pangu-2.6b")), recipe("sft")
+
+    def states(sharding: str) -> int:
+        launch = Launch(num_devices, sharding, bf16=True)
+        items = trained_model("model", shape, settings, launch, precision_of(settings, launch))
+        return sum(item.num_bytes for item in items if "bucket" not in item.name)
+
+    _, expected = estimate_zero2_model_states_mem_needs(PARAMETERS, num_devices, 1, cpu_offload=False)
+    assert states("zero2") == pytest.approx(expected, rel=1e-6)
+    _, expected, layer = estimate_zero3_model_states_mem_needs(PARAMETERS, 0, num_devices, 1, cpu_offload=False)
+    # The estimator for ZeRO-3 leaves out the 16-bit weights that a device holds besides their masters.
+    assert states("zero3") == pytest.approx(expected + 2 * PARAMETERS / num_devices, rel=1e-6)
+
+
+@pytest.mark.parametrize("lora", [None, {"lora_r": 4, "lora_dropout": 0.0}])
+def test_activations_are_what_autograd_saves(tiny_config, lora):
+    for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
+        setattr(tiny_config, name, 0.0)
+    model = pangu_trl.GPTPanguForCausalLM(tiny_config)
+    if lora is not None:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(r=4, lora_dropout=0.0, task_type="CAUSAL_LM"))
+        model.enable_input_require_grads()
+    ids = torch.randint(10, 200, (2, 64))
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        outputs = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    expected = activation_bytes(count(tiny_config, lora=lora), FLOAT32, ids.numel(), checkpoints=False)
+    assert outputs.logits.requires_grad
+    # Beyond the blocks there are the ends of the model, and small statistics of norms and attention.
+    assert expected <= sum(saved.values()) <= expected * 1.15
+
+
+def test_a_cache_has_keys_and_values_of_every_block_and_token():
+    assert cache_bytes(count(load_config("pangu-2.6b")), FLOAT32, 100) == 2 * BLOCKS * H * 100 * 4
+
+
+def test_ddp_keeps_buckets_as_large_as_the_gradients(plan):
+    sizes = {item.name: item.num_bytes for item in plan("sft", Launch(8, "ddp", bf16=True)).items}
+    assert sizes["model: buckets of DDP"] == sizes["model: gradients"] == 4 * PARAMETERS
+    assert sizes["model: optimiser states"] == 8 * PARAMETERS
+
+
+@pytest.mark.parametrize(
+    ("layout", "models"),
+    [
+        ("share_backbone: none", {"policy", "critic", "reference", "reward model"}),
+        ("share_backbone: value", {"policy and critic", "reference", "reward model"}),
+        ("share_backbone: none\nuse_peft: true", {"policy", "critic", "reward model"}),
+        ("share_backbone: all\nuse_peft: true", {"policy and critic"}),
+    ],
+)
+def test_ppo_holds_the_models_of_its_layout(plan, layout, models):
+    found = plan("ppo", Launch(1, "none"), layout, "tiny")
+    assert {*found.trained, *found.frozen} == models
+
+
+def test_offloaded_states_are_in_the_memory_of_the_host(plan):
+    on_device, offloaded = (
+        plan("sft", Launch(8, "zero3", True, offload_optimizer=off, offload_weights=off)) for off in (False, True)
+    )
+    assert offloaded.peak() < on_device.peak()
+    # Masters, moments, float32 gradients and 16-bit weights, a part each.
+    assert offloaded.peak(on_host=True) - on_device.peak(on_host=True) >= 18 * PARAMETERS // 8 - 2 * PARAMETERS
+
+
+def test_traffic_follows_the_ring(plan):
+    ddp = step_transfers(plan("sft", Launch(8, "ddp", bf16=True)))
+    assert [transfer.sent_by_each(8) for transfer in ddp] == [2 * 4 * PARAMETERS * 7 // 8]
+    accumulating = step_transfers(plan("sft", Launch(8, "zero2", bf16=True), "gradient_accumulation_steps: 4"))
+    assert [transfer.num_bytes for transfer in accumulating] == [4 * 2 * PARAMETERS, 2 * PARAMETERS]
+    assert step_transfers(plan("sft", Launch(1, "none"))) == []
+
+
+def test_advice_ends_with_a_run_that_fits(plan):
+    found = plan("sft", Launch(1, "none", bf16=True))
+    assert not fits(found, 24 * GIB)
+    changes, better = changes_to_fit(found, 24 * GIB)
+    assert changes and fits(better, 24 * GIB)
+    assert better.settings["gradient_accumulation_steps"] * better.settings["per_device_train_batch_size"] == 8
+    assert changes_to_fit(replace(found, launch=Launch(64, "zero3", bf16=True)), 80 * GIB)[0] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_can_be_planned(path):
+    launch = read_launch(path)
+    assert launch.num_devices >= 1
+    assert launch.offload_weights is (path.stem == "zero3_offload")
+    assert read_launch(path, 64 if launch.sharding != "none" else 1).num_devices in (1, 64)
+
+
+def test_the_command_prints_a_plan(capsys):
+    options = ["--accelerate", str(ROOT / "accelerate_configs" / "zero3.yaml"), "--gpus", "8", "--gpu-memory", "80"]
+    recipe = ROOT / "recipes" / "pangu-2.6b" / "reward" / "full.yaml"
+    assert main(["plan", "--config", str(recipe), *options]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("reward of pangu-2.6b, 8 GPUs, zero3, all weights; computed, not measured")
+    assert "\nfits: " in text and "(reduce-scatter)" in text
+
+
+@pytest.mark.parametrize(
+    ("recipe_text", "config_text", "message"),
+    [
+        ("no_such_option: 1", "distributed_type: 'NO'", "sft.yaml: no_such_option: no options of the stage sft"),
+        ("", "distributed_type: 'NO'", "names no model; pass --model"),
+        ("model_name_or_path: tiny", "zero_stage: 3", "must be an accelerate configuration"),
+        ("model_name_or_path: tiny", "distributed_type: 'NO'\nnum_processes: 4", "starts one process, and 4 devices"),
+        ("model_name_or_path: tiny", "distributed_type: MEGATRON_LM", "the plan knows none, ddp, zero1"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(tmp_path, capsys, recipe_text, config_text, message):
+    (tmp_path / "sft.yaml").write_text(recipe_text)
+    (tmp_path / "accelerate.yaml").write_text(config_text)
+    paths = ["--config", str(tmp_path / "sft.yaml"), "--accelerate", str(tmp_path / "accelerate.yaml")]
+    assert main(["plan", *paths]) == 2
+    assert message in capsys.readouterr().err
