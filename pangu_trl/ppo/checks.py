@@ -231,3 +231,21 @@ def require_reentrant_checkpoints(args: PPOConfig) -> None:
                 "of activation_checkpointing_kwargs to silence this."
             )
         args.activation_checkpointing_kwargs = options | {"use_reentrant": True}
+
+
+def check_texts(args: PPOConfig) -> None:
+    """Refuses a ptx loss together with re-entrant gradient checkpoints on several ranks.
+
+    A weight of the policy then takes part in two passes, of which each hands over its gradient apart, and DeepSpeed and
+    DDP take one a step.
+
+    Raises:
+        ValueError: The message says which of them to leave out.
+    """
+    is_reentrant = (args.activation_checkpointing_kwargs or {}).get("use_reentrant", False)
+    if args.activation_checkpointing and is_reentrant and args.world_size > 1:
+        raise ValueError(
+            "PPOTrainer: ptx_dataset cannot be learnt with re-entrant gradient checkpoints on several ranks. Set "
+            "use_reentrant to false in activation_checkpointing_kwargs; with PEFT under ZeRO-3, which needs re-entrant "
+            "ones, leave out ptx_dataset or activation_checkpointing."
+        )

@@ -15,7 +15,8 @@ from .config import PPOConfig
 from .control import KLController, RunningStd
 from .figures import RunningMeans, kl_per_answer, rollout_figures
 from .policy_value import innermost
-from .rollout import Rollout, SampledLogprobs, evaluation_mode, generate_rollout, generation_mode, score_tokens
+from .rollout import Rollout, evaluation_mode, generate_rollout, generation_mode, score_tokens
+from .sampled_logprobs import SampledLogprobs
 from .sampler import batches_by_length
 from .scoring import RewardSource, completion_texts, score_completions, weighted_sum
 
@@ -69,7 +70,7 @@ class RolloutCollector:
         rollout = self.answer(model, examples, watch=watch)
         generated = time.perf_counter()
         self.score(model, rollout, examples)
-        self._check_sampling(watch.gap(rollout))
+        self._check_sampling(watch.gap(rollout.logprobs, rollout.completion_mask))
         self._estimate_advantages(rollout)
         scored = time.perf_counter()
         self.figures.record(rollout_figures(rollout) | {"kl/coef": self.kl_controller.coefficient})

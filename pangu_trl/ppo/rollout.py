@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 from trl.models.utils import add_hooks, remove_hooks
 
 from pangu_trl.data.collators import pad_sequences
@@ -18,6 +18,8 @@ from pangu_trl.data.collators import pad_sequences
 from .adapter_selection import merged_policy_adapter, selected_adapter
 from .config import PPOConfig
 from .policy_value import completion_logprobs
+from .sampled_logprobs import SampledLogprobs
+from .segments import generate_in_segments
 from .whole_weights import whole_weights
 
 
@@ -92,7 +94,7 @@ def generate_rollout(
     prompts: list[list[int]],
     args: PPOConfig,
     accelerator: Accelerator,
-    watch: "SampledLogprobs | None" = None,
+    watch: SampledLogprobs | None = None,
     reference: nn.Module | Literal["adapter off"] | None = None,
 ) -> Rollout:
     """Samples one answer to each prompt.
@@ -128,22 +130,22 @@ def generate_rollout(
                 rows = order[start : start + batch_size]
                 # The shortest prompts, which learning batches pad most.
                 is_watched = watch is not None and start + batch_size >= len(prompts)
+                if is_watched:
+                    watch.rows = rows
                 input_ids, attention_mask = pad_sequences(
                     [prompts[row] for row in rows], tokenizer.pad_token_id, side="left"
                 )
-                output = policy.generate(
-                    input_ids=input_ids.to(device),
-                    attention_mask=attention_mask.to(device),
-                    generation_config=config,
+                found = generate_in_segments(
+                    policy,
+                    input_ids.to(device),
+                    attention_mask.to(device),
+                    config,
                     # With whole weights a rank that is done need not wait for the others at every token.
-                    synced_gpus=False if gathered else None,
-                    logits_processor=LogitsProcessorList([watch] if is_watched else []),
+                    synced=_is_zero3(accelerator) and not gathered,
+                    watch=watch if is_watched else None,
                 )
-                new_tokens = output[:, input_ids.shape[1] :]
-                if is_watched:
-                    watch.finish(rows, new_tokens)
-                for row, tokens in zip(rows, new_tokens.tolist(), strict=True):
-                    answers[row] = _until_stop(tokens, stop_token_ids)
+                for row, answer in zip(rows, found, strict=True):
+                    answers[row] = answer
 
     prompt_ids, prompt_mask = pad_sequences(prompts, tokenizer.pad_token_id, side="left")
     answer_ids, answer_mask = pad_sequences(answers, tokenizer.pad_token_id, side="right")
@@ -153,49 +155,6 @@ def generate_rollout(
         completion_mask=answer_mask.bool().to(device),
         ended=torch.tensor([answer[-1] in stop_token_ids for answer in answers], device=device),
     )
-
-
-class SampledLogprobs(LogitsProcessor):
-    """Log-probabilities of tokens as they were sampled, to compare with those that are learnt from.
-
-    A processor sees the logits before temperature, top-p and top-k; it keeps those of one step, (B, V), at a time.
-
-    Args:
-        temperature: Divides the logits.
-        max_rows: Answers that are watched, the first of the batch.
-    """
-
-    def __init__(self, temperature: float, max_rows: int) -> None:
-        self.temperature, self.max_rows = temperature, max_rows
-        self.rows: list[int] = []
-        self.logprobs: Tensor | None = None  # (B, C) once generation has finished
-        self._steps: list[Tensor] = []
-        self._last: Tensor | None = None
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Notes the token chosen last and leaves the logits (B, V) alone."""
-        self._note(input_ids[:, -1])
-        self._last = (scores[: self.max_rows].float() / self.temperature).log_softmax(dim=-1)
-        return scores
-
-    def finish(self, rows: list[int], new_tokens: Tensor) -> None:
-        """Takes the rows of the rollout that were watched, and their tokens (B, C)."""
-        self._note(new_tokens[:, -1])
-        self.rows, self.logprobs = rows[: self.max_rows], torch.stack(self._steps, dim=1)
-
-    def _note(self, chosen: Tensor) -> None:
-        if self._last is not None:
-            chosen = chosen[: self.max_rows].unsqueeze(-1)
-            self._steps.append(self._last.gather(-1, chosen).squeeze(-1))
-
-    def gap(self, rollout: Rollout) -> Tensor:
-        """Mean absolute difference (nats) to the log-probabilities of the rollout; 0 if nothing was watched."""
-        if self.logprobs is None:
-            return torch.zeros((), device=rollout.logprobs.device)
-        width = self.logprobs.shape[1]
-        scored = rollout.logprobs[self.rows, :width]
-        mask = rollout.completion_mask[self.rows, :width]
-        return (self.logprobs[:, : scored.shape[1]] - scored)[mask].abs().mean()
 
 
 def generation_mode(model: nn.Module, args: PPOConfig, accelerator: Accelerator) -> str:
@@ -220,14 +179,6 @@ def stop_tokens(policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[i
     configured = policy.generation_config.eos_token_id
     configured = [] if configured is None else [configured] if isinstance(configured, int) else list(configured)
     return sorted({*configured, tokenizer.eos_token_id})
-
-
-def _until_stop(tokens: list[int], stop_token_ids: list[int]) -> list[int]:
-    """Cuts what `generate` pads with after the stop token; a pad token that the policy chose itself stays."""
-    for index, token in enumerate(tokens):
-        if token in stop_token_ids:
-            return tokens[: index + 1]
-    return tokens
 
 
 @contextmanager

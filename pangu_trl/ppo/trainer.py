@@ -27,7 +27,7 @@ from .checkpoint import (
     save_policy,
     save_policy_and_value,
 )
-from .checks import check_constructor, check_launch, check_models, check_passed_models, check_tokenizer
+from .checks import check_constructor, check_launch, check_models, check_passed_models, check_texts, check_tokenizer
 from .collector import RolloutCollector
 from .config import PPOConfig
 from .control import RunningStd
@@ -119,6 +119,8 @@ class PPOTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if ptx_dataset is not None:
+            check_texts(args)
         check_launch(args, len(self.train_dataset), self.is_deepspeed_enabled)
         # Every rank samples its own answers.
         set_seed(args.seed, device_specific=True)

@@ -7,7 +7,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from pangu_trl import PPOConfig
-from pangu_trl.ppo.checks import require_reentrant_checkpoints
+from pangu_trl.ppo.checks import check_texts, require_reentrant_checkpoints
 
 
 @pytest.fixture
@@ -120,3 +120,17 @@ def test_ddp_does_not_look_for_unused_parameters_unless_told(tmp_path):
     assert PPOConfig(output_dir=str(tmp_path), use_cpu=True).ddp_find_unused_parameters is False
     asked = PPOConfig(output_dir=str(tmp_path), use_cpu=True, ddp_find_unused_parameters=True)
     assert asked.ddp_find_unused_parameters is True
+
+
+def test_texts_with_reentrant_checkpoints_on_several_ranks_are_refused(tmp_path, monkeypatch):
+    reentrant = PPOConfig(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        activation_checkpointing=True,
+        activation_checkpointing_kwargs={"use_reentrant": True},
+    )
+    check_texts(reentrant)
+    monkeypatch.setattr(PPOConfig, "world_size", property(lambda self: 2))
+    with pytest.raises(ValueError, match="ptx_dataset cannot be learnt with re-entrant gradient checkpoints"):
+        check_texts(reentrant)
+    check_texts(PPOConfig(output_dir=str(tmp_path), use_cpu=True, activation_checkpointing=True))

@@ -88,6 +88,36 @@ def test_the_policys_own_generation_settings_do_not_reach_the_rollouts(make_trai
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize("segment_tokens", [1, 3, 8])
+def test_answers_in_segments_are_those_of_one_generation(make_trainer, layout, monkeypatch, segment_tokens):
+    monkeypatch.setattr("pangu_trl.ppo.segments.SEGMENT_TOKENS", segment_tokens)
+    trainer = make_trainer(layout, top_k=1, generation_batch_size=5)
+    policy = trainer.model.policy
+    # Large weights, so that the best token is no matter of rounding, and another one at every place.
+    for name, parameter in policy.named_parameters():
+        if "lora_" not in name and parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.5)
+    prompts = [row["prompt_input_ids"] for row in trainer.train_dataset]
+    stops = {trainer.processing_class.eos_token_id, *range(0, 250, 6)}
+    policy.generation_config.eos_token_id = sorted(stops)
+    rollout = generate_rollout(trainer.model, trainer.processing_class, prompts, trainer.args, trainer.accelerator)
+    lengths = {len(answer) for answer in rollout.completions()}
+    assert len(lengths) > 2, "answers of one length test nothing"
+    for prompt, answer in zip(prompts, rollout.completions(), strict=True):
+        tokens = greedy(policy, prompt, 8)
+        expected = next((tokens[: place + 1] for place, token in enumerate(tokens) if token in stops), tokens)
+        assert answer == expected
+
+
+def greedy(policy, prompt: list[int], count: int) -> list[int]:
+    """The best tokens one after the other, without cache or padding."""
+    ids = list(prompt)
+    with torch.no_grad():
+        for _ in range(count):
+            ids.append(int(policy.eval()(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
 def test_dropout_that_models_call_as_a_function_is_switched_off():
     torch.manual_seed(0)
     config = OPTConfig(

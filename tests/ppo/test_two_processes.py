@@ -52,13 +52,16 @@ def two_ranks(models_dir, run) -> Path:
 
 def test_two_ranks_take_the_same_steps_as_one_process(two_ranks, run):
     script = runpy.run_path(str(SCRIPT))
-    single = script["make_trainer"](two_ranks.parent, f"{two_ranks.name}-single", layout=run[0], **script["SAME_STEP"])
-    start = {name: tensor.detach().clone() for name, tensor in single.model.named_parameters()}
-    single.train()
-    double = load_file(two_ranks / "same_step.safetensors")
-    for name, tensor in single.model.named_parameters():
-        torch.testing.assert_close(double[name], tensor.detach(), atol=1e-5, rtol=1e-5, msg=name)
-    assert max((double[name] - start[name]).abs().max() for name in start) > 1e-3
+    for texts, run_name in ((True, "same_step"), (False, "same_step_recomputed")):
+        single = script["make_trainer"](
+            two_ranks.parent, f"{two_ranks.name}-single", layout=run[0], texts=texts, **script["SAME_STEP"]
+        )
+        start = {name: tensor.detach().clone() for name, tensor in single.model.named_parameters()}
+        single.train()
+        double = load_file(two_ranks / f"{run_name}.safetensors")
+        for name, tensor in single.model.named_parameters():
+            torch.testing.assert_close(double[name], tensor.detach(), atol=1e-5, rtol=1e-5, msg=f"{run_name} {name}")
+        assert max((double[name] - start[name]).abs().max() for name in start) > 1e-3
 
 
 def test_two_ranks_resumed_across_the_end_of_an_epoch_end_bit_identical(two_ranks):

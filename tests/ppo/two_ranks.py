@@ -44,11 +44,14 @@ RESUMED = dict(
     adaptive_kl_target=0.1,
     reward_scaling="running",
     ema_decay=0.9,
+    critic_warmup_steps=2,
 )
 CHECKPOINT_STEP = 9
 
 
-def make_trainer(folder: Path, name: str, layout: str = "full", zero_stage: int = 0, **options) -> PPOTrainer:
+def make_trainer(
+    folder: Path, name: str, layout: str = "full", zero_stage: int = 0, texts: bool = True, **options
+) -> PPOTrainer:
     """A trainer with a batch of 4 prompts over all ranks, from the models in the folder."""
     if zero_stage:
         import deepspeed
@@ -80,9 +83,11 @@ def make_trainer(folder: Path, name: str, layout: str = "full", zero_stage: int 
         models["reward_model"] = GPTPanguForSequenceClassification.from_pretrained(folder / "reward_model")
         if layout != "value_head":
             models["value_model"] = GPTPanguForSequenceClassification.from_pretrained(folder / "reward_model")
+    prompts = Dataset.from_list(json.loads((folder / "prompts.json").read_text("utf-8")))
     return PPOTrainer(
         args=args,
-        train_dataset=Dataset.from_list(json.loads((folder / "prompts.json").read_text("utf-8"))),
+        train_dataset=prompts,
+        ptx_dataset=prompts.rename_column("prompt", "text") if texts else None,
         processing_class=GPTPanguTokenizer.from_pretrained(folder / "tokenizer"),
         **models,
     )
@@ -122,6 +127,9 @@ def main() -> None:
     trainer = make_trainer(folder, out.name, **setup, **SAME_STEP)
     trainer.train()
     found["same_step"] = weights(trainer)
+    trainer = make_trainer(folder, out.name, texts=False, activation_checkpointing=True, **setup, **SAME_STEP)
+    trainer.train()
+    found["same_step_recomputed"] = weights(trainer)
     trainer = make_trainer(folder, out.name, save_strategy="steps", save_steps=CHECKPOINT_STEP, **setup, **RESUMED)
     trainer.train()
     found["whole"] = weights(trainer) | average(trainer)

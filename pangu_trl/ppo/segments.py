@@ -1,0 +1,77 @@
+"""Sampling in segments, between which answers that have ended leave the batch."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessorList
+
+from .sampled_logprobs import SampledLogprobs
+
+# Short enough that answers of other lengths than the longest save much, long enough that moving the cache costs little.
+SEGMENT_TOKENS = 16
+
+
+def generate_in_segments(
+    policy: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    config: GenerationConfig,
+    synced: bool,
+    watch: SampledLogprobs | None = None,
+) -> list[list[int]]:
+    """Samples an answer to each prompt.
+
+    `generate` carries every row on until the last one has ended. Here it is called again and again for a few tokens,
+    with the cache of the rows that go on.
+
+    Args:
+        policy: Has `generate`.
+        input_ids: Prompts, padded on the left, (B, P).
+        attention_mask: 1 for real tokens, (B, P).
+        config: Sampling options, stop tokens, and most tokens of an answer.
+        synced: Whether all ranks must call the model as often as the one with the longest answer; then the whole
+            answer is one segment.
+        watch: Sees the logits of the first segment.
+
+    Returns:
+        Token ids of each answer up to and including its stop token.
+    """
+    answers: list[list[int]] = [[] for _ in input_ids]
+    active = torch.arange(len(input_ids), device=input_ids.device)
+    cache, remaining = None, config.max_new_tokens
+    segment = copy.deepcopy(config)
+    while len(active) and remaining > 0:
+        segment.max_new_tokens = remaining if synced else min(SEGMENT_TOKENS, remaining)
+        output = policy.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            generation_config=segment,
+            # None: where weights are sharded, ranks that are done go on until all are.
+            synced_gpus=None if synced else False,
+            logits_processor=LogitsProcessorList([watch] if watch is not None and cache is None else []),
+            return_dict_in_generate=True,
+        )
+        new_tokens = output.sequences[:, input_ids.shape[1] :]
+        if watch is not None and cache is None:
+            watch.finish(new_tokens)
+        goes_on = []
+        for row, tokens in zip(active.tolist(), new_tokens.tolist(), strict=True):
+            tokens = _until_stop(tokens, config.eos_token_id)
+            answers[row] += tokens
+            goes_on.append(tokens[-1] not in config.eos_token_id)
+        kept = torch.tensor(goes_on, device=active.device).nonzero().flatten()
+        active, input_ids = active[kept], output.sequences[kept]
+        attention_mask = torch.cat([attention_mask[kept], torch.ones_like(new_tokens[kept])], dim=1)
+        cache, remaining = output.past_key_values, remaining - new_tokens.shape[1]
+        cache.batch_select_indices(kept)
+    return answers
+
+
+def _until_stop(tokens: list[int], stop_token_ids: list[int]) -> list[int]:
+    """Cuts what `generate` pads with after the stop token; a pad token that the policy chose itself stays."""
+    for index, token in enumerate(tokens):
+        if token in stop_token_ids:
+            return tokens[: index + 1]
+    return tokens
