@@ -11,11 +11,12 @@ import torch
 from accelerate import PartialState
 from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import is_bitsandbytes_available
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from pangu_trl.adapters import find_base_model, load_merged
+from pangu_trl.checkpoints import WholeCheckpoints, last_whole_checkpoint
+from pangu_trl.hang_guard import watch_for_hangs
 
 MERGED_BASE_FOLDER = "base"
 
@@ -47,7 +48,8 @@ def claim_output_dir(output_dir: str, resume_from_checkpoint: str | None) -> str
 
     Args:
         output_dir: Where the run will write.
-        resume_from_checkpoint: None for a new run; `true` for the last checkpoint in `output_dir`; or a checkpoint.
+        resume_from_checkpoint: None for a new run; `true` for the last whole checkpoint in `output_dir`; or
+            a checkpoint.
 
     Returns:
         The checkpoint to resume from, None for a new run.
@@ -67,10 +69,11 @@ def claim_output_dir(output_dir: str, resume_from_checkpoint: str | None) -> str
         PartialState().wait_for_everyone()
         return None
     if resume_from_checkpoint.lower() in ("true", "last"):
-        checkpoint = get_last_checkpoint(output_dir) if folder.is_dir() else None
+        checkpoint = last_whole_checkpoint(output_dir)
         if checkpoint is None:
             raise FileNotFoundError(
-                f"output_dir {output_dir} has no checkpoint to resume from. Start without --resume_from_checkpoint."
+                f"output_dir {output_dir} has no whole checkpoint to resume from. Name one to take it all the same, or "
+                "start without --resume_from_checkpoint."
             )
         return checkpoint
     if not Path(resume_from_checkpoint).is_dir():
@@ -152,6 +155,12 @@ def sequence_limit(model: PreTrainedModel, max_length: int | None) -> int:
 def loading_options(model_args: ModelConfig) -> dict[str, Any]:
     """Those options of `from_pretrained` that hold for every model of a run."""
     return {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
+
+
+def guard(trainer: Trainer) -> None:
+    """Marks checkpoints that are whole, and has ranks that wait too long say so."""
+    trainer.add_callback(WholeCheckpoints())
+    watch_for_hangs(trainer)
 
 
 def finish(trainer: Trainer) -> None:

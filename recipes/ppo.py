@@ -22,7 +22,7 @@ from pangu_trl import PPOConfig, PPOTrainer
 from pangu_trl.adapters import load_merged
 from pangu_trl.data.arguments import DataArguments
 from pangu_trl.data.loading import load_records
-from pangu_trl.recipe import claim_output_dir, finish, load_start, loading_options, parse_options
+from pangu_trl.recipe import claim_output_dir, finish, guard, load_start, loading_options, parse_options
 from pangu_trl.reward.card import check_reward_card, read_reward_card
 from pangu_trl.reward.scoring import load_reward_model
 
@@ -79,9 +79,8 @@ def main() -> None:
         processing_class=start.tokenizer,
         peft_config=start.peft_config,
     )
-    # Of checkpoints that nobody named, the trainer takes the last whole one.
-    named = (training_args.resume_from_checkpoint or "").lower() not in ("true", "last")
-    trainer.train(resume_from_checkpoint=checkpoint if named else True)
+    guard(trainer)
+    trainer.train(resume_from_checkpoint=checkpoint)
     finish(trainer)
 
 

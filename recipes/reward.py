@@ -15,7 +15,7 @@ from trl import ModelConfig
 
 from pangu_trl import KWiseRewardConfig, KWiseRewardTrainer
 from pangu_trl.data.arguments import DataArguments
-from pangu_trl.recipe import claim_output_dir, finish, load_start, parse_options, sequence_limit
+from pangu_trl.recipe import claim_output_dir, finish, guard, load_start, parse_options, sequence_limit
 
 
 def main() -> None:
@@ -35,6 +35,7 @@ def main() -> None:
         processing_class=start.tokenizer,
         peft_config=start.peft_config,
     )
+    guard(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     finish(trainer)
 

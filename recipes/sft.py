@@ -18,7 +18,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer
 import pangu_trl  # noqa: F401  (registers GPTPangu)
 from pangu_trl.data import tokenize_demonstrations
 from pangu_trl.data.arguments import DataArguments
-from pangu_trl.recipe import claim_output_dir, finish, load_start, parse_options, sequence_limit
+from pangu_trl.recipe import claim_output_dir, finish, guard, load_start, parse_options, sequence_limit
 
 
 def main() -> None:
@@ -46,6 +46,7 @@ def main() -> None:
         processing_class=start.tokenizer,
         peft_config=start.peft_config,
     )
+    guard(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     finish(trainer)
 

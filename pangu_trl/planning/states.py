@@ -107,7 +107,9 @@ def _gradients(name: str, trainable: int, launch: Launch, size: int, accumulatio
         yield Item(f"{name}: buckets of DDP", trainable * size)
     if launch.uses_deepspeed:
         bucket = min(REDUCE_BUCKET, trainable) if launch.on_cpu else REDUCE_BUCKET
-        yield Item(f"{name}: bucket of DeepSpeed", bucket * size)
+        # ZeRO-3 keeps it, the others free it when the backward pass has ended.
+        phase = ALWAYS if launch.sharding == "zero3" else BACKWARD
+        yield Item(f"{name}: bucket of DeepSpeed", bucket * size, phase)
 
 
 def frozen_model(name: str, shape: ModelShape, launch: Launch, precision: Precision) -> Iterator[Item]:

@@ -12,6 +12,8 @@ from pangu_trl.data import write_jsonl
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from launching import config_for_cpu, launch
+
 # Random dropout masks and samples differ between one process and two, gradients and greedy answers do not.
 SIZES = dict(
     hidden_size=32,
@@ -85,3 +87,17 @@ def stage_options(workspace):
         return found | changes
 
     return options
+
+
+@pytest.fixture(scope="session")
+def one_process(workspace, stage_options):
+    """The run of a stage in one process; each is made once."""
+
+    def run(stage: str, **changes) -> Path:
+        folder = workspace / "-".join(["one", stage, *map(str, changes.values())])
+        if not (folder / "rank-0.json").exists():
+            config = config_for_cpu("cpu", workspace)
+            launch(config, stage, stage_options(stage, folder, num_processes=1, save_strategy="no") | changes)
+        return folder
+
+    return run

@@ -8,8 +8,11 @@ it was saved.
 
 import json
 import os
+import resource
 import runpy
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,7 @@ def how_it_is_held(trainer: Trainer) -> dict[str, Any]:
     return {
         "distributed_type": str(state.distributed_type),
         "num_processes": state.num_processes,
+        "local_process_index": state.local_process_index,
         "wrapper": type(trainer.model_wrapped).__name__,
         "zero_stage": trainer.accelerator.deepspeed_plugin.zero_stage if trainer.is_deepspeed_enabled else None,
         "parameters": len(parameters),
@@ -84,8 +88,37 @@ def probe(model: nn.Module) -> dict[str, list]:
     return {name: tensor.float().tolist() for name, tensor in found.items()}
 
 
+def plan_fault(fault: str, step: int, rank: int) -> None:
+    """Has something go wrong in the step after `step`: kill or hang the rank, or refuse what the first one writes."""
+
+    def fail(owner: Any, name: str, happen: Any) -> None:
+        original = getattr(owner, name)
+
+        def failing(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+            if self.state.global_step == step and self.args.process_index == rank:
+                happen()
+            return original(self, *args, **kwargs)
+
+        # Under its own name on the stack, where the guard against hangs looks for it.
+        failing.__code__ = failing.__code__.replace(co_name=name)
+        setattr(owner, name, failing)
+
+    if fault == "kill":
+        fail(Trainer, "training_step", lambda: os.kill(os.getpid(), signal.SIGKILL))
+    elif fault == "hang":
+        fail(Trainer, "training_step", lambda: time.sleep(600))
+    elif fault == "disk":
+        # No file may grow beyond this many bytes, as on a disk that is full.
+        fail(Trainer, "_save_checkpoint", lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)))
+    else:
+        raise ValueError(fault)
+
+
 def main() -> None:
     sys.argv = sys.argv[1:]
+    if "FAULT" in os.environ:
+        fault, step, rank = os.environ["FAULT"].split(":")
+        plan_fault(fault, int(step), int(rank))
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         shard_on_cpu()
     run = runpy.run_path(sys.argv[0], run_name="recipe")["main"]

@@ -47,20 +47,6 @@ class Run:
         return json.loads((self.whole / f"rank-{rank}.json").read_text())
 
 
-@pytest.fixture(scope="session")
-def one_process(workspace, stage_options):
-    """The run of a stage in one process; each is made once."""
-
-    def run(stage: str, **changes) -> Path:
-        folder = workspace / "-".join(["one", stage, *map(str, changes.values())])
-        if not (folder / "rank-0.json").exists():
-            config = config_for_cpu("cpu", workspace)
-            launch(config, stage, stage_options(stage, folder, num_processes=1, save_strategy="no") | changes)
-        return folder
-
-    return run
-
-
 @pytest.fixture(scope="module", params=CELLS)
 def run(request, workspace, stage_options, one_process) -> Run:
     stage, backend = request.param

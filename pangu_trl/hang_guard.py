@@ -1,0 +1,113 @@
+"""Says which rank waits, and where, when a run makes no progress."""
+
+import logging
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+logger = logging.getLogger(__name__)
+
+# The innermost of these functions that the main thread is in is the phase; with a module's name only that module's.
+PHASES = {
+    ("pangu_trl.ppo.collector", "answer"): "rollout",
+    ("pangu_trl.ppo.collector", "score"): "scoring",
+    ("pangu_trl.ppo.collector", "score_answers"): "scoring",
+    (None, "training_step"): "learning",
+    (None, "_save_checkpoint"): "saving",
+    (None, "save_model"): "saving",
+    (None, "evaluate"): "evaluation",
+}
+
+
+class HangGuard(TrainerCallback):
+    """Reports when no model has computed anything and no step has ended for a time; the run itself goes on.
+
+    A rank that waits for another one looks from outside like one that works. Every rank reports for itself, so the log
+    shows who waits in a collective, and who keeps the others waiting with something else.
+
+    Args:
+        model: What trains; the calls of the transformers models in it count as progress.
+        seconds: Time without progress after which it reports, and reports again.
+        rank: Of this process.
+        num_ranks: All processes.
+    """
+
+    def __init__(self, model: nn.Module, seconds: float, rank: int, num_ranks: int) -> None:
+        self.seconds, self.rank, self.num_ranks = seconds, rank, num_ranks
+        self._step = 0
+        self._is_closed = threading.Event()
+        self._last_progress = time.monotonic()
+        self._main_thread = threading.main_thread().ident
+        self._hooks = [
+            module.register_forward_pre_hook(lambda *_: self._note_progress())
+            for module in model.modules()
+            if isinstance(module, PreTrainedModel)
+        ]
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Starts to watch, also beyond the last step: saving the model can hang too."""
+        self._note_progress()
+        threading.Thread(target=self._watch, name="hang guard", daemon=True).start()
+
+    def close(self) -> None:
+        """Ends the watch."""
+        self._is_closed.set()
+        for hook in self._hooks:
+            hook.remove()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A step begins."""
+        self._step = state.global_step + 1
+        self._note_progress()
+
+    def on_event(self, *_: Any, **__: Any) -> None:
+        """Something came to its end."""
+        self._note_progress()
+
+    on_substep_end = on_step_end = on_save = on_evaluate = on_prediction_step = on_train_end = on_event
+
+    def _note_progress(self) -> None:
+        self._last_progress = time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._is_closed.wait(min(self.seconds / 4, 10.0)):
+            waited = time.monotonic() - self._last_progress
+            if waited > self.seconds:
+                logger.warning("%s", self.report(waited))
+                self._note_progress()
+
+    def report(self, waited: float) -> str:
+        """What this rank has been doing for so many seconds."""
+        phase, place = phase_of(sys._current_frames().get(self._main_thread))
+        return (
+            f"rank {self.rank} of {self.num_ranks}: no progress for {waited:.0f} s in phase {phase} of step "
+            f"{self._step}; it is in {place}. If other ranks report another phase or place, they are what this one "
+            "waits for; a rank that reports nothing is dead or busy. (Reported after half of ddp_timeout.)"
+        )
+
+
+def watch_for_hangs(trainer: Trainer) -> None:
+    """Has every rank of a run report after half of `ddp_timeout`, before communication gives up."""
+    args = trainer.args
+    trainer.add_callback(HangGuard(trainer.model, args.ddp_timeout / 2, args.process_index, args.world_size))
+
+
+def phase_of(frame: FrameType | None) -> tuple[str, str]:
+    """The phase that a thread is in, and the function that it runs, with file and line."""
+    place = "no Python code" if frame is None else _place(frame)
+    while frame is not None:
+        module, function = frame.f_globals.get("__name__"), frame.f_code.co_name
+        phase = PHASES.get((module, function)) or PHASES.get((None, function))
+        if phase is not None:
+            return phase, place
+        frame = frame.f_back
+    return "between steps", place
+
+
+def _place(frame: FrameType) -> str:
+    return f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
