@@ -87,6 +87,12 @@ def test_imports_point_one_way():
                     assert not (node.module or "").startswith("pangu_trl"), path
 
 
+def test_test_modules_have_names_of_their_own():
+    """pytest imports them by name alone, and refuses the second of one name."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert not {name for name in names if names.count(name) > 1}
+
+
 def test_no_private_paths_or_unsafe_loading():
     files = [path for folder in ("pangu_trl", "recipes") for path in (ROOT / folder).rglob("*.py")]
     for path in files:
