@@ -27,7 +27,7 @@ def test_every_setting_of_a_recipe_is_an_option_of_its_script(path, tmp_path, mo
 
     def stop_after_parsing(*dataclass_types):
         argv = ["--config", str(path), "--output_dir", str(tmp_path), "--train_data", "x.jsonl"]
-        argv += ["--reward_model", "x"] if stage == "ppo" else []
+        argv += ["--reward_model", "x"] if stage in ("ppo", "grpo") else []
         seen.append(parse_options(*dataclass_types, argv=argv))
         raise InterruptedError
 

@@ -116,7 +116,11 @@ class Plan:
         for name, shape in self.trained.items():
             yield from trained_model(name, shape, self.settings, launch, precision)
         for name, shape in self.frozen.items():
-            yield from frozen_model(name, shape, launch, precision)
+            if self.settings.stage == "grpo" and name == "reward model":
+                # The judge is no part of the training, and every process holds it whole.
+                yield Item(f"{name}: weights", shape.num_parameters * precision.weights)
+            else:
+                yield from frozen_model(name, shape, launch, precision)
         yield from fetched_weights([*self.trained.values(), *self.frozen.values()], launch, precision)
 
     @property

@@ -1,5 +1,6 @@
 """`pangu-trl plan`: against numbers worked out by hand, DeepSpeed's estimators, and what autograd really saves."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,3 +185,15 @@ def test_what_cannot_be_planned_is_refused(tmp_path, capsys, recipe_text, config
     paths = ["--config", str(tmp_path / "sft.yaml"), "--accelerate", str(tmp_path / "accelerate.yaml")]
     assert main(["plan", *paths]) == 2
     assert message in capsys.readouterr().err
+
+
+HEADER = re.compile(r"# On (\d+) GPUs? of (\d+) GiB with (accelerate_configs/\w+\.yaml): ([\d.]+) GiB each")
+RECIPES = [path for path in sorted((ROOT / "recipes").glob("*/*/*.yaml")) if HEADER.search(path.read_text("utf-8"))]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
+def test_the_memory_in_a_recipes_header_is_the_plans(path):
+    num_gpus, memory, config, peak = HEADER.search(path.read_text("utf-8")).groups()
+    settings = read_settings(path)
+    found = Plan(settings, read_launch(ROOT / config, int(num_gpus)), load_config(settings.model)).peak() / GIB
+    assert f"{found:.1f}" == peak and found <= int(memory)

@@ -1,0 +1,104 @@
+"""Group relative policy optimisation of a language model with TRL's GRPOTrainer, full or LoRA.
+
+    accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py --config recipes/tiny/grpo/full.yaml
+
+The reward is a trained reward model or a Python function `f(prompts, completions, **columns) -> list[float]`, as for
+`pangu-trl score`. A reward model encodes prompt and answer as it was trained, with the end token; TRL's own use of a
+model as reward would leave that out. Every process holds the whole reward model, under ZeRO-3 too.
+
+`model_name_or_path` may be the folder of an adapter: it is merged into its base model first.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import AutoModelForCausalLM, TrainingArguments
+from transformers.integrations.deepspeed import (
+    HfDeepSpeedConfig,
+    deepspeed_config,
+    is_deepspeed_zero3_enabled,
+    unset_hf_deepspeed_config,
+)
+from trl import GRPOConfig, GRPOTrainer, ModelConfig
+
+import pangu_trl  # noqa: F401  (registers GPTPangu)
+from pangu_trl.adapters import find_base_model
+from pangu_trl.data.arguments import DataArguments
+from pangu_trl.judging import load_judge
+from pangu_trl.recipe import claim_output_dir, finish, guard, load_start, parse_options
+
+
+@dataclass
+class RewardArguments:
+    """The judge of the run."""
+
+    reward_model: str = field(
+        default="",
+        metadata={
+            "help": "Trained reward model, a folder or a Hub id; or path/to/file.py:function, or module:function."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not self.reward_model:
+            raise ValueError("reward_model is required: a trained reward model, or a function as file.py:function.")
+
+
+def main() -> None:
+    data_args, reward_args, training_args, model_args = parse_options(
+        DataArguments, RewardArguments, GRPOConfig, ModelConfig
+    )
+    checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
+    if training_args.beta > 0 and not model_args.use_peft and find_base_model(model_args.model_name_or_path):
+        raise ValueError(
+            "beta needs a reference, which TRL loads from the model's folder; "
+            f"{model_args.model_name_or_path} is an adapter, whose merged weights are in no folder. Merge and save it "
+            "first, set use_peft, or leave beta at 0."
+        )
+    train_dataset, eval_dataset = data_args.load("prompt")
+    with loading_whole(training_args):
+        judge = load_judge(reward_args.reward_model, training_args.per_device_train_batch_size)
+    start = load_start(AutoModelForCausalLM, model_args, training_args)
+    trainer = GRPOTrainer(
+        model=start.model,
+        reward_funcs=reward_function(judge, train_dataset.column_names),
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=start.tokenizer,
+        peft_config=start.peft_config,
+    )
+    guard(trainer)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    finish(trainer)
+
+
+def reward_function(judge: Callable[..., list[float]], column_names: list[str]) -> Callable[..., list[float]]:
+    """The judge as TRL calls a reward: it gets the columns of the data, and nothing of the trainer."""
+
+    def reward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+        own = {name: values for name, values in columns.items() if name in column_names}
+        return judge(prompts, completions, **own)
+
+    return reward
+
+
+@contextmanager
+def loading_whole(training_args: TrainingArguments) -> Iterator[None]:
+    """Loads models whole where ZeRO-3 would shard them: what computes outside of its engine finds no weights."""
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    config = deepspeed_config()
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        # transformers knows only as long as this object lives, which accelerate's plugin sees to.
+        training_args.deepspeed_plugin.dschf = HfDeepSpeedConfig(config)
+
+
+if __name__ == "__main__":
+    main()
