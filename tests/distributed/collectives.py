@@ -3,10 +3,10 @@
 from collections import Counter
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import TrainerCallback
 
 # Which argument of an operation holds the whole tensors, whose size does not depend on the number of ranks.
 WHOLE_TENSORS = {
@@ -41,13 +41,25 @@ class CollectiveCounter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def steps_only(counter: CollectiveCounter, trainer_class: Any, optimizer_class: Any = torch.optim.Optimizer) -> None:
-    """Switches the counter on for training steps and optimiser steps alone."""
-    for owner, name in ((trainer_class, "training_step"),):
-        original = getattr(owner, name)
+class CountSteps(TrainerCallback):
+    """Counts from the second optimiser step to the last but one: the first fills caches, and the end saves.
 
-        def counted(*args: Any, _original: Any = original, **kwargs: Any) -> Any:
-            with counter:
-                return _original(*args, **kwargs)
+    Attributes:
+        per_step: Bytes of an optimiser step, by kind of collective, once training has ended.
+    """
 
-        setattr(owner, name, counted)
+    def __init__(self) -> None:
+        self.counter = CollectiveCounter()
+        self.per_step: dict[str, float] = {}
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Starts to count."""
+        if state.global_step == 1:
+            self.counter.__enter__()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stops."""
+        if state.global_step == state.max_steps - 1:
+            self.counter.__exit__(None, None, None)
+            steps = state.max_steps - 2
+            self.per_step = {kind: size / steps for kind, size in self.counter.num_bytes.items()}

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from accelerate import DistributedType, PartialState
 from accelerate.state import AcceleratorState
+from collectives import CountSteps
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -122,15 +123,22 @@ def main() -> None:
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         shard_on_cpu()
     run = runpy.run_path(sys.argv[0], run_name="recipe")["main"]
-    finish = run.__globals__["finish"]
+    guard, finish = run.__globals__["guard"], run.__globals__["finish"]
+    counted = CountSteps()
+
+    def guard_and_count(trainer: Trainer) -> None:
+        guard(trainer)
+        if "COUNT_COLLECTIVES" in os.environ:
+            trainer.add_callback(counted)
 
     def finish_with_notes(trainer: Trainer) -> None:
-        notes = how_it_is_held(trainer) | {"outputs": probe(trainer.model_wrapped)}
+        notes = how_it_is_held(trainer) | {"collectives": counted.per_step}
+        notes["outputs"] = probe(trainer.model_wrapped)
         path = Path(trainer.args.output_dir) / f"rank-{trainer.args.process_index}.json"
         finish(trainer)
         path.write_text(json.dumps(notes))
 
-    run.__globals__["finish"] = finish_with_notes
+    run.__globals__["guard"], run.__globals__["finish"] = guard_and_count, finish_with_notes
     run()
 
 

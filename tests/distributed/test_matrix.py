@@ -144,3 +144,20 @@ def test_the_saved_model_loads_and_gives_what_it_gave_in_training(run):
     critic = AutoModelForSequenceClassification.from_pretrained(run.whole / "value_model").eval()
     states = critic.transformer(PROBE).last_hidden_state[:, -PROBE_COMPLETION - 1 : -1]
     torch.testing.assert_close(critic.score(states).squeeze(-1), expected["values"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_zero3_in_bfloat16_learns_what_float32_learns(workspace, stage_options, one_process):
+    folder = workspace / "zero3-bfloat16"
+    config = config_for_cpu("zero3", workspace, mixed_precision="bf16")
+    launch(config, "sft", stage_options("sft", folder, bf16=True))
+    notes = json.loads((folder / "rank-0.json").read_text())
+    assert notes["dtypes"] == ["torch.bfloat16"] and notes["zero3_parts"] == notes["parameters"]
+    assert {str(tensor.dtype) for tensor in load_file(folder / "model.safetensors").values()} == {"torch.bfloat16"}
+    read = [
+        json.loads((path / "trainer_state.json").read_text())["log_history"] for path in (one_process("sft"), folder)
+    ]
+    one, two = ([entry["loss"] for entry in history if "loss" in entry] for history in read)
+    # Eight bits of mantissa: the losses agree to two or three digits.
+    assert two == pytest.approx(one, rel=1e-2)
+    assert two != pytest.approx(one, rel=1e-5)
