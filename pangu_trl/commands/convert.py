@@ -46,7 +46,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "megatron)",
     )
     parser.add_argument(
-        "--tokenizer", type=Path, metavar="DIR", help="tokenizer to put beside the weights (default: the one in SRC)"
+        "--tokenizer",
+        type=Path,
+        metavar="DIR",
+        help="tokenizer to put beside weights in HF format (default: the one in SRC)",
     )
     parser.add_argument(
         "--lora-scaling",
@@ -70,9 +73,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-shard-size",
-        default="2GB",
         metavar="SIZE",
-        help="largest file to write; about as much memory is needed (default: %(default)s)",
+        help="largest file to write in HF format; about as much memory is needed (default: 2GB)",
     )
 
 

@@ -4,9 +4,9 @@ A source (`sources.py`) shows a checkpoint's tensors under the names of our clas
 checks names and shapes; a target (`targets.py`) reads and writes them one file after the other.
 """
 
+from .configurations import Unsaid
 from .convert import FORMATS, TARGETS, ConversionOptions, convert
 from .sizes import SIZES, named_config
-from .sources import Unsaid
 from .stored import ConversionError
 
 __all__ = [

@@ -1,5 +1,7 @@
 """One conversion: open, check, write."""
 
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,11 +10,11 @@ from transformers import PreTrainedModel
 
 from ..modeling_gptpangu import GPTPanguForCausalLM, GPTPanguForSequenceClassification
 from ..tokenization_gptpangu import GPTPanguTokenizer
+from .configurations import Unsaid
 from .lora import check_base, merged, split_lora
 from .sources import (
     LM_HEAD,
     Source,
-    Unsaid,
     open_dschat_reward,
     open_hf,
     open_megatron,
@@ -21,7 +23,7 @@ from .sources import (
     refuse_unknown,
 )
 from .stored import ConversionError
-from .targets import write_adapter, write_hf, write_megatron, write_mindspore
+from .targets import unfinished_path, write_adapter, write_hf, write_megatron, write_mindspore
 
 FORMATS = {
     "hf": open_hf,
@@ -31,6 +33,7 @@ FORMATS = {
     "dschat-lora": open_hf,
 }
 TARGETS = ("hf", "megatron", "mindspore-numpy")
+MAX_SHARD_SIZE = "2GB"
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,9 @@ class ConversionOptions:
         unsaid: What the source format does not say.
         lora_scaling: DeepSpeed-Chat's launch argument `lora_scaling`; for dschat-lora only, and needed there.
         adapter_base: Folder of the base model if the LoRA is to stay an adapter; None merges it.
-        tokenizer: Folder of the tokenizer to put beside the weights; None takes the source's, if it has one.
+        tokenizer: Folder of the tokenizer to put beside weights in HF format; None takes the source's, if it has one.
         tensor_parallel_size: Ranks that a Megatron checkpoint is written for.
-        max_shard_size: Largest file of a folder in HF format.
+        max_shard_size: Largest file of a folder in HF format, such as "500MB"; None is `MAX_SHARD_SIZE`.
     """
 
     source_format: str
@@ -55,7 +58,7 @@ class ConversionOptions:
     adapter_base: str | None = None
     tokenizer: Path | None = None
     tensor_parallel_size: int = 1
-    max_shard_size: str = "2GB"
+    max_shard_size: str | None = None
 
 
 def convert(source_folder: Path, destination: Path, options: ConversionOptions) -> list[str]:
@@ -92,7 +95,7 @@ def convert(source_folder: Path, destination: Path, options: ConversionOptions) 
         write_mindspore(source, destination)
     else:
         tokenizer = _load_tokenizer(source, options.tokenizer)
-        write_hf(source, model_class, destination, options.max_shard_size, tokenizer)
+        write_hf(source, model_class, destination, options.max_shard_size or MAX_SHARD_SIZE, tokenizer)
     return source.notes
 
 
@@ -120,29 +123,67 @@ def check_tensors(source: Source, where: object) -> type[PreTrainedModel]:
                 f"{source.tensors[name].place}: expected shape {shape} by the configuration; got "
                 f"{source.tensors[name].shape}."
             )
+        if not source.tensors[name].dtype.is_floating_point:
+            raise ConversionError(
+                f"{source.tensors[name].place}: expected floating-point numbers; got {source.tensors[name].dtype}."
+            )
     return model_class
 
 
 def _check_options(source_folder: Path, destination: Path, options: ConversionOptions) -> None:
-    if not source_folder.is_dir():
-        raise ConversionError(
-            f"{source_folder}: no such folder. A model of the Hub has to be downloaded first: "
-            "`hf download user/name --local-dir FOLDER`."
-        )
-    if destination.exists():
-        raise ConversionError(f"{destination}: exists already; choose another name or remove it.")
+    _check_folders(source_folder, destination, options)
     is_lora = options.source_format == "dschat-lora"
     if is_lora and options.lora_scaling is None:
         raise ConversionError(
             "the file does not say how its LoRA was scaled; give the launch argument with --lora-scaling X (it is "
             "divided by the rank)."
         )
+    if is_lora and not 0 < options.lora_scaling < math.inf:
+        raise ConversionError(f"--lora-scaling must be a number above 0; got {options.lora_scaling}.")
     if not is_lora and (options.lora_scaling is not None or options.adapter_base is not None):
         raise ConversionError("--lora-scaling, --merge, --adapter and --base-model belong to --from dschat-lora.")
     if options.adapter_base is not None and options.target_format != "hf":
         raise ConversionError("an adapter is written in HF format only; leave --to out.")
     if options.tensor_parallel_size != 1 and options.target_format != "megatron":
         raise ConversionError("--tensor-parallel-size belongs to --to megatron.")
+    writes_model = options.target_format == "hf" and options.adapter_base is None
+    if not writes_model and (options.tokenizer is not None or options.max_shard_size is not None):
+        raise ConversionError(
+            "--tokenizer and --max-shard-size belong to models in HF format, which is not written here."
+        )
+    size = options.max_shard_size
+    if size is not None and not re.fullmatch(r"(?=.*[1-9])\d+(\.\d+)?[KMGT]B", size, re.IGNORECASE):
+        raise ConversionError(
+            f"--max-shard-size must be a number above 0 with KB, MB, GB or TB, such as 500MB; got {size!r}."
+        )
+
+
+def _check_folders(source_folder: Path, destination: Path, options: ConversionOptions) -> None:
+    if source_folder.is_file():
+        raise ConversionError(f"{source_folder}: must be the folder of the checkpoint; got a file. Name its folder.")
+    read = [source_folder] + ([] if options.adapter_base is None else [Path(options.adapter_base)])
+    for folder in read:
+        if not folder.is_dir():
+            raise ConversionError(
+                f"{folder}: no such folder. A model of the Hub has to be downloaded first: "
+                "`hf download user/name --local-dir FOLDER`."
+            )
+    if options.tokenizer is not None:
+        if not options.tokenizer.exists():
+            raise ConversionError(
+                f"{options.tokenizer}: no such folder; --tokenizer takes one that holds a vocab.model."
+            )
+        read.append(options.tokenizer)
+    if destination.exists():
+        raise ConversionError(f"{destination}: exists already; choose another name or remove it.")
+    # What an interrupted run left there is removed, which must never be what is to be read.
+    written = {destination.resolve(), unfinished_path(destination).resolve()}
+    for path in read:
+        if written & {path.resolve(), *path.resolve().parents} or path.resolve() in destination.resolve().parents:
+            raise ConversionError(
+                f"{destination}: is written as {unfinished_path(destination)} first, and must lie apart from {path}, "
+                "which is read; choose another name."
+            )
 
 
 def _load_tokenizer(source: Source, folder: Path | None) -> GPTPanguTokenizer | None:

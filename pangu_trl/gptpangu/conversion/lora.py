@@ -48,6 +48,10 @@ def split_lora(source: Source) -> tuple[Source, dict[str, LoraPair]]:
         for name in (module + _RIGHT, module + _LEFT, f"{module}.weight"):
             if name not in source.tensors:
                 raise ConversionError(f"lacks {name}, though it has other LoRA tensors of {module}.")
+            if len(source.tensors[name].shape) != 2:
+                raise ConversionError(
+                    f"{source.tensors[name].place}: expected a matrix; got shape {source.tensors[name].shape}."
+                )
         pair = LoraPair(source.tensors[module + _RIGHT], source.tensors[module + _LEFT])
         out_features, in_features = source.tensors[f"{module}.weight"].shape
         expected = (in_features, pair.rank), (pair.rank, out_features)

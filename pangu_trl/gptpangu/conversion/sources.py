@@ -1,16 +1,15 @@
 """Reading each checkpoint format as tensors under the names of our classes, with the configuration they belong to."""
 
 import argparse
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..configuration_gptpangu import GPTPanguConfig
+from .configurations import Unsaid, checked_config, compare_with_user, other_format, read_config
 from .names import WORD_EMBEDDING, TensorName, tensor_names
 from .sizes import SIZES, named_config
 from .stored import ConversionError, NumpyFile, StoredTensor, TensorFile, TorchFile, collect, find_model_files
@@ -18,21 +17,6 @@ from .stored import ConversionError, NumpyFile, StoredTensor, TensorFile, TorchF
 LM_HEAD = "lm_head.weight"
 # Causal masks that the published code kept as buffers; the model computes its own.
 _MASK_BUFFER = re.compile(r"\.attn\.(masked_)?bias$")
-
-
-@dataclass(frozen=True)
-class Unsaid:
-    """What a format may not say, so that the user has to.
-
-    Attributes:
-        size: Name of a published configuration, a key of `SIZES`.
-        num_heads: Attention heads.
-        vocab_size: Rows of the word embedding that are tokens; the others are padding.
-    """
-
-    size: str | None = None
-    num_heads: int | None = None
-    vocab_size: int | None = None
 
 
 @dataclass
@@ -66,9 +50,14 @@ def open_hf(folder: Path, unsaid: Unsaid) -> Source:
         ConversionError: See `read_config`, `find_model_files`.
     """
     config, said = read_config(folder, unsaid)
-    files = find_model_files(folder)
+    files, others = find_model_files(folder)
     tensors = collect(files)
     source = Source(config, tensors, files, tokenizer=folder if (folder / "vocab.model").exists() else None)
+    if others:
+        source.notes.append(
+            f"read {files[0].path.name}, as transformers does, and not {' or '.join(path.name for path in others)} "
+            "beside it"
+        )
     _leave_out_mask_buffers(source)
     if LM_HEAD in tensors and "transformer.wte.weight" in tensors:
         _decide_tying(source, said_tied=said.get("tie_word_embeddings", True))
@@ -105,7 +94,10 @@ def open_mindspore(folder: Path, unsaid: Unsaid) -> Source:
     """
     files: list[TensorFile] = [NumpyFile(path) for path in sorted(folder.glob("*.npy"))]
     if not files:
-        raise ConversionError(f"{folder}: expected one .npy file a tensor, such as {WORD_EMBEDDING.mindspore}.npy.")
+        raise ConversionError(
+            f"{folder}: expected one .npy file a tensor, such as {WORD_EMBEDDING.mindspore}.npy."
+            f"{other_format(folder, 'mindspore-numpy')}"
+        )
     stored = collect(files)
     num_layers = 1 + _count_blocks(stored, r"^backbone\.blocks\.(\d+)\.", folder)
     names = tensor_names(num_layers)
@@ -142,33 +134,13 @@ def open_megatron(folder: Path, unsaid: Unsaid) -> Source:
     return _from_shapes(tensors, files, folder, _with_arguments(unsaid, files[0]))
 
 
-def read_config(folder: Path, unsaid: Unsaid) -> tuple[GPTPanguConfig, dict[str, Any]]:
-    """The configuration of a folder in HF format, and its keys as they stand in the file.
-
-    Raises:
-        ConversionError: There is no config.json and no size was named, it says something else than the user, or it
-            belongs to another kind of model.
-    """
-    path = folder / "config.json"
-    if not path.exists():
-        if unsaid.size is None:
-            raise ConversionError(f"{folder}: no config.json; name the size with --size {'|'.join(SIZES)}.")
-        return named_config(unsaid.size), {}
-    said = json.loads(path.read_text("utf-8"))
-    if said.get("model_type") not in ("gpt_pangu", "pangu"):
-        raise ConversionError(f"{path}: 'model_type' must be gpt_pangu or pangu; got {said.get('model_type')!r}.")
-    # What belongs to the code that wrote the file, not to the model.
-    foreign = ("model_type", "auto_map", "architectures", "transformers_version", "torch_dtype", "dtype")
-    config = GPTPanguConfig(**{key: value for key, value in said.items() if key not in foreign})
-    _compare_with_user(vars(config), unsaid, path)
-    return config, said
-
-
 def refuse_unknown(found: Iterable[str], known: Iterable[str], where: object) -> None:
     """Raises ConversionError if something was found that is not known."""
     unknown = sorted(set(found) - set(known))
     if unknown:
-        raise ConversionError(f"{where}: holds tensors that no GPTPangu of this size has: {_some(unknown)}.")
+        raise ConversionError(
+            f"{where}: holds tensors that no GPTPangu of this size has: {_some(unknown)}.{_dschat_format(unknown)}"
+        )
 
 
 def refuse_missing(found: Iterable[str], needed: dict[str, str], where: object) -> None:
@@ -176,6 +148,14 @@ def refuse_missing(found: Iterable[str], needed: dict[str, str], where: object) 
     missing = [label for name, label in needed.items() if name not in set(found)]
     if missing:
         raise ConversionError(f"{where}: lacks {_some(missing)}.")
+
+
+def _dschat_format(names: list[str]) -> str:
+    if any(name.startswith("rwtransformer.") for name in names):
+        return " They are those of DeepSpeed-Chat's reward model: --from dschat-reward."
+    if any(name.endswith(".lora_right_weight") for name in names):
+        return " They are DeepSpeed-Chat's LoRA: --from dschat-lora."
+    return ""
 
 
 def _some(names: Iterable[str]) -> str:
@@ -215,6 +195,9 @@ def _count_blocks(names: Iterable[str], pattern: str, where: object) -> int:
 
 def _from_shapes(tensors: dict[str, StoredTensor], files: list[TensorFile], folder: Path, unsaid: Unsaid) -> Source:
     """Reads the sizes off the tensors of an official checkpoint and takes from the user what they do not show."""
+    for name in (WORD_EMBEDDING.hf, "transformer.wpe.weight", "transformer.h.0.mlp.c_fc.weight"):
+        if len(tensors[name].shape) != 2:
+            raise ConversionError(f"{tensors[name].place}: expected a matrix; got shape {tensors[name].shape}.")
     rows, hidden_size = tensors[WORD_EMBEDDING.hf].shape
     width = tensors["transformer.h.0.mlp.c_fc.weight"].shape[0]
     named = None if unsaid.size is None else named_config(unsaid.size)
@@ -242,13 +225,13 @@ def _from_shapes(tensors: dict[str, StoredTensor], files: list[TensorFile], fold
         "num_heads": num_heads,
         "max_position_embeddings": tensors["transformer.wpe.weight"].shape[0],
     }
-    _compare_with_user(found, unsaid, folder)
-    config = GPTPanguConfig(
-        **found,
-        intermediate_size=None if width == 4 * hidden_size else width,
+    compare_with_user(found, unsaid, folder)
+    other = {
+        "intermediate_size": None if width == 4 * hidden_size else width,
         # The official weights were trained with the tanh form of GELU.
-        activation_function="gelu_pytorch_tanh",
-    )
+        "activation_function": "gelu_pytorch_tanh",
+    }
+    config = checked_config(found | other, folder)
     source = Source(config, tensors, files)
     if vocab_size < rows:
         tensors[WORD_EMBEDDING.hf] = tensors[WORD_EMBEDDING.hf].first_rows(vocab_size)
@@ -256,30 +239,19 @@ def _from_shapes(tensors: dict[str, StoredTensor], files: list[TensorFile], fold
     return source
 
 
-def _compare_with_user(found: dict[str, Any], unsaid: Unsaid, where: object) -> None:
-    """Raises ConversionError where the checkpoint says something else than the user."""
-    said = {}
-    if unsaid.size is not None:
-        named = vars(named_config(unsaid.size))
-        sizes = ("num_layers", "hidden_size", "num_heads", "vocab_size", "max_position_embeddings")
-        said = {name: (named[name], f"--size {unsaid.size}") for name in sizes}
-    if unsaid.num_heads is not None:
-        said["num_heads"] = unsaid.num_heads, "--num-heads"
-    if unsaid.vocab_size is not None:
-        said["vocab_size"] = unsaid.vocab_size, "--vocab-size"
-    for name, (value, option) in said.items():
-        if value != found[name]:
-            raise ConversionError(f"{where}: {name} is {found[name]} in the checkpoint, {value} by {option}.")
-
-
 def _rank_files(folder: Path) -> list[Path]:
     tracker = folder / "latest_checkpointed_iteration.txt"
     if tracker.exists():
-        iteration = tracker.read_text().strip()
+        iteration = tracker.read_text("utf-8", errors="replace").strip()
+        if iteration != "release" and not iteration.isdecimal():
+            raise ConversionError(f"{tracker}: must hold the number of an iteration, or 'release'; got {iteration!r}.")
         folder = folder / (iteration if iteration == "release" else f"iter_{int(iteration):07d}")
     found = {path.name: path / "model_optim_rng.pt" for path in sorted(folder.glob("mp_rank_*"))}
     if not found:
-        raise ConversionError(f"{folder}: expected mp_rank_00/model_optim_rng.pt (and further ranks) in it.")
+        raise ConversionError(
+            f"{folder}: expected mp_rank_00/model_optim_rng.pt (and further ranks) in it."
+            f"{other_format(folder, 'megatron')}"
+        )
     expected = [f"mp_rank_{rank:02d}" for rank in range(len(found))]
     if list(found) != expected:
         raise ConversionError(
@@ -320,7 +292,7 @@ def _read_replicated(parts: list[StoredTensor]) -> torch.Tensor:
 def _check_all_parts(tensors: dict[str, StoredTensor], ranks: list[dict], folder: Path) -> None:
     """A split bias together has as many entries as the hidden size, unless ranks are missing."""
     bias, norm = tensors["transformer.h.0.attn.q_proj.bias"], tensors["transformer.ln_f.weight"]
-    if bias.shape != norm.shape:
+    if bias.shape != norm.shape and len(bias.shape) == len(norm.shape) == 1:
         needed = norm.shape[0] * len(ranks) / bias.shape[0]
         raise ConversionError(
             f"{folder}: {len(ranks)} tensor-parallel ranks hold {bias.shape[0]} of {norm.shape[0]} rows of "

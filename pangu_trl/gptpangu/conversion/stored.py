@@ -3,6 +3,7 @@
 import argparse
 import json
 import pickle
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,12 +95,16 @@ class TorchFile:
             node = node[key]
         if not isinstance(node, dict):
             raise ConversionError(f"{self.path}: expected a dictionary of tensors; got {type(node).__name__}.")
-        return {" / ".join(keys): self._stored(keys, leaf) for keys, leaf in _leaves(node)}
+        return {" / ".join(map(str, keys)): self._stored(keys, leaf) for keys, leaf in _leaves(node)}
 
     def _stored(self, keys: tuple[str, ...], leaf: Any) -> StoredTensor:
-        place = f"{self.path}: {' / '.join(keys)}"
+        place = f"{self.path}: {' / '.join(map(str, keys))}"
         if not isinstance(leaf, Tensor):
             raise ConversionError(f"{place}: expected a tensor; got {type(leaf).__name__}.")
+        if leaf.layout != torch.strided or leaf.device.type != "cpu" or leaf.is_quantized:
+            raise ConversionError(
+                f"{place}: expected a dense tensor with its data; got {leaf.layout} on the device {leaf.device}."
+            )
 
         def read() -> Tensor:
             node = self.content()
@@ -122,6 +127,7 @@ class SafetensorsFile:
 
     def _open(self) -> Any:
         if self._handle is None:
+            _refuse_no_weights(self.path)
             try:
                 self._handle = safe_open(self.path, framework="pt")
             except SafetensorError as error:
@@ -161,7 +167,13 @@ class NumpyFile:
 
     def tensors(self) -> dict[str, StoredTensor]:
         array = self._array()
-        dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+        try:
+            dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+        except (TypeError, ValueError) as error:
+            raise ConversionError(
+                f"{self.path}: expected numbers in this machine's byte order; got numpy's {array.dtype.str!r}. Save it "
+                "again with array.astype('float32')."
+            ) from error
         # A copy, as torch has no read-only tensors.
         read = lambda: torch.from_numpy(np.array(self._array()))  # noqa: E731
         return {self.path.stem: StoredTensor(array.shape, dtype, str(self.path), read)}
@@ -170,26 +182,57 @@ class NumpyFile:
         """Nothing is kept open."""
 
 
-def find_model_files(folder: Path) -> list[TensorFile]:
-    """The weight files of a folder in HF format, one or several, safetensors before `.bin` as transformers prefers.
+def find_model_files(folder: Path) -> tuple[list[TensorFile], list[Path]]:
+    """The weight files of a folder in HF format, one or several, in the order that transformers prefers.
+
+    Returns:
+        The files, and what else in the folder holds weights under a name that transformers knows.
 
     Raises:
-        ConversionError: There are none, or one that the index names is missing.
+        ConversionError: There are none, the index is damaged, or a file that it names is missing.
     """
-    for stem, suffix, opener in (("model", "safetensors", SafetensorsFile), ("pytorch_model", "bin", TorchFile)):
-        single, index = folder / f"{stem}.{suffix}", folder / f"{stem}.{suffix}.index.json"
-        if single.exists():
-            return [opener(single)]
-        if index.exists():
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-            missing = [name for name in names if not (folder / name).exists()]
-            if missing:
-                raise ConversionError(f"{index}: names {', '.join(missing)}, which the folder does not hold.")
-            return [opener(folder / name) for name in names]
-    raise ConversionError(
-        f"{folder}: expected model.safetensors or pytorch_model.bin, or an index of either; found "
-        f"{', '.join(sorted(path.name for path in folder.iterdir())) or 'an empty folder'}."
-    )
+    openers = {
+        "model.safetensors": SafetensorsFile,
+        "model.safetensors.index.json": SafetensorsFile,
+        "pytorch_model.bin": TorchFile,
+        "pytorch_model.bin.index.json": TorchFile,
+    }
+    found = [folder / name for name in openers if (folder / name).is_file()]
+    if not found:
+        raise ConversionError(
+            f"{folder}: expected model.safetensors or pytorch_model.bin, or an index of either; found "
+            f"{', '.join(sorted(path.name for path in folder.iterdir())) or 'an empty folder'}."
+        )
+    taken, *others = found
+    opener = openers[taken.name]
+    paths = _indexed_files(taken) if taken.suffix == ".json" else [taken]
+    return [opener(path) for path in paths], others
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ConversionError(f"{index}: 'weight_map' must give the file of each tensor; got {str(weight_map)[:60]}.")
+    names = sorted(set(weight_map.values()))
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise ConversionError(f"{index}: names {', '.join(missing)}, which the folder does not hold.")
+    return [index.parent / name for name in names]
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ConversionError: It is damaged, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{path}: must be a JSON file in UTF-8; {error}. Copy it again.") from error
+    if not isinstance(content, dict):
+        raise ConversionError(f"{path}: must hold one JSON object; got {type(content).__name__}.")
+    return content
 
 
 def collect(files: Iterable[TensorFile]) -> dict[str, StoredTensor]:
@@ -216,6 +259,7 @@ def _leaves(node: dict, keys: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str,
 
 
 def _load_pickle(path: Path) -> Any:
+    _refuse_no_weights(path)
     try:
         try:
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -225,12 +269,25 @@ def _load_pickle(path: Path) -> Any:
                 raise
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # torch's own message advises to switch the protection off.
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = f"it names {named.group(1)}" if named else "or is damaged"
         raise ConversionError(
-            f"{path}: not loaded, because it holds more than tensors and plain containers and could run code, or is "
-            f"damaged ({_first_line(error)}). Save only the tensors in it, on a machine where you trust it."
+            f"{path}: not loaded, because it holds more than tensors and plain containers and could run code "
+            f"({found}). Save only the tensors in it, on a machine where you trust it."
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ConversionError(f"{path}: truncated or damaged ({_first_line(error)}). Copy it again.") from error
+
+
+def _refuse_no_weights(path: Path) -> None:
+    """Names the two files that a download most often leaves in the place of weights."""
+    with path.open("rb") as file:
+        start = file.read(40)
+    if not start:
+        raise ConversionError(f"{path}: the file is empty. Copy it again.")
+    if start.startswith(b"version https://git-lfs"):
+        raise ConversionError(f"{path}: a pointer of Git LFS, not the weights; fetch them with `git lfs pull`.")
 
 
 def _first_line(error: Exception) -> str:

@@ -29,6 +29,11 @@ MEGATRON_VOCABULARY_DIVISOR = 128
 RELEASE_AFTER_BYTES = 200_000_000
 
 
+def unfinished_path(destination: Path) -> Path:
+    """Where a folder stands while it is being written."""
+    return destination.with_name(destination.name + ".unfinished")
+
+
 @contextmanager
 def unfinished_folder(destination: Path, num_bytes: int) -> Iterator[Path]:
     """A folder to write into that gets its name when everything is written, so that no half of a model looks whole.
@@ -42,11 +47,11 @@ def unfinished_folder(destination: Path, num_bytes: int) -> Iterator[Path]:
     """
     if destination.exists():
         raise ConversionError(f"{destination}: exists already; choose another name or remove it.")
-    unfinished = destination.with_name(destination.name + ".unfinished")
+    unfinished = unfinished_path(destination)
     # A run that was killed leaves it behind; the next one starts over.
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
     try:
+        unfinished.mkdir(parents=True)
         free = shutil.disk_usage(unfinished).free
         if free < num_bytes:
             raise ConversionError(
