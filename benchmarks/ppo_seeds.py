@@ -74,7 +74,7 @@ def judged(model: Path, folder: Path) -> float:
     """Mean judgement of four answers of a model to each held-out opening."""
     prompts = folder.parent / "data" / "prompts.judge.jsonl"
     answers, scored = folder / f"answers-{model.name}.jsonl", folder / f"judged-{model.name}.jsonl"
-    command = [sys.executable, "-m", "pangu_trl.cli"]
+    command = [sys.executable, "-c", "import sys; from pangu_trl.cli import main; sys.exit(main())"]
     sampling = ["--num-answers", "4", "--max-new-tokens", "16", "--batch-size", "256", "--seed", "1"]
     execute(*command, "sample", "--model", str(model), "--prompts", str(prompts), "--output", str(answers), *sampling)
     scoring = ["--judge", JUDGE, "--score-column", "judge", "--batch-size", "64"]

@@ -7,8 +7,12 @@ from datasets import Dataset
 
 @pytest.mark.parametrize(
     "save_steps, max_steps",
-    [(4, 12), (3, 12), (12, 20), (14, 26)],
-    ids=["between rollouts", "in the middle of a rollout", "between epochs", "in the second epoch, into the third"],
+    [
+        pytest.param(4, 12, id="between rollouts", marks=pytest.mark.slow),
+        pytest.param(3, 12, id="in the middle of a rollout"),
+        pytest.param(12, 20, id="between epochs", marks=pytest.mark.slow),
+        pytest.param(14, 26, id="in the second epoch, into the third"),
+    ],
 )
 def test_a_resumed_run_ends_bit_identical(make_trainer, tmp_path, layout, save_steps, max_steps):
     # 12 prompts, 4 a rollout, 4 steps a rollout: 12 steps an epoch.

@@ -117,6 +117,11 @@ def average(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
     return {f"average.{name}": tensor.contiguous() for name, tensor in trainer.average.whole_weights().items()}
 
 
+def evaluate(trainer: PPOTrainer) -> dict[str, float]:
+    """Evaluation on eleven prompts, which two ranks cannot share evenly."""
+    return trainer.evaluate(trainer.train_dataset.select(range(11)))
+
+
 def main() -> None:
     torch.set_num_threads(1)
     folder, layout, zero_stage = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -127,6 +132,7 @@ def main() -> None:
     trainer = make_trainer(folder, out.name, **setup, **SAME_STEP)
     trainer.train()
     found["same_step"] = weights(trainer)
+    metrics = evaluate(trainer)
     trainer = make_trainer(folder, out.name, texts=False, activation_checkpointing=True, **setup, **SAME_STEP)
     trainer.train()
     found["same_step_recomputed"] = weights(trainer)
@@ -140,6 +146,7 @@ def main() -> None:
     if PartialState().is_main_process:
         for name, tensors in found.items():
             save_file(tensors, out / f"{name}.safetensors")
+        (out / "metrics.json").write_text(json.dumps(metrics), "utf-8")
     assert PartialState().num_processes == 2
     PartialState().wait_for_everyone()
     PartialState().destroy_process_group()
