@@ -8,8 +8,10 @@ import importlib.util
 import inspect
 import json
 import sys
+import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +32,9 @@ from pangu_trl.sampling import (
     is_finite_number,
     per_answer_columns,
 )
+
+# Files that call a judge's code, or import it.
+_PASSED_FILES = (__file__, importlib.__file__)
 
 
 @dataclass(frozen=True)
@@ -82,12 +87,18 @@ def load_judge(spec: str, batch_size: int) -> Judge:
     """Loads a judge from `path/to/file.py:function`, `package.module:function`, or a reward model's folder or hub id.
 
     Raises:
-        ValueError: If there is no such function, it does not take `(prompts, completions, **columns)`, or the model is
-            no trained reward model.
+        ValueError: If there is no such function, its file cannot be run, it does not take `(prompts, completions,
+            **columns)`, or the model is no trained reward model.
     """
     if ":" in spec and not Path(spec).is_dir():
         module_spec, _, function_name = spec.rpartition(":")
-        return Judge(spec, _load_function(module_spec, function_name), batch_size)
+        function = _load_function(module_spec, function_name)
+
+        def judge(prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> Sequence[float]:
+            with _users_code(spec):
+                return function(prompts, completions, **columns)
+
+        return Judge(spec, judge, batch_size)
     if spec.endswith(".py"):
         raise ValueError(f"judge {spec}: name the function that judges, as in {spec}:FUNCTION")
     model, tokenizer = load_reward_model(spec)
@@ -254,17 +265,40 @@ def _import_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     # Dataclasses and pickle look a class's module up here.
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        with _users_code(str(path)):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
 
 
 def _import_module(name: str) -> ModuleType:
+    if not name:
+        raise ValueError("judge: name the module before the colon, as in path/to/file.py:FUNCTION")
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"judge {name}: {error}; install the package it is in, or give a file as path/to/file.py:FUNCTION"
-        ) from error
+        with _users_code(name):
+            return importlib.import_module(name)
+    except ValueError as error:
+        if isinstance(error.__cause__, ModuleNotFoundError):
+            raise ValueError(
+                f"{error}; install the package it is in, or give a file as path/to/file.py:FUNCTION"
+            ) from error
+        raise
+
+
+@contextmanager
+def _users_code(name: str) -> Iterator[None]:
+    """Says in one line what went wrong in a judge, and at which line of its file."""
+    try:
+        yield
+    except Exception as error:
+        # Behind our own frames and the importing ones comes the user's; the last may lie deep in a library.
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if frame.filename[0] != "<" and frame.filename not in _PASSED_FILES]
+        place = f" at {own[0].filename}:{own[0].lineno}" if own else ""
+        raise ValueError(f"judge {name}: {type(error).__name__}: {error}{place}") from error
 
 
 def _value_for(record: Record, name: str, index: int) -> Any:

@@ -65,6 +65,29 @@ def test_a_judge_that_is_not_there_is_refused(tmp_path):
         load_judge("judge.py", batch_size=1)
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def f(: pass", r"SyntaxError: .*\(judge\.py, line 1\)$"),
+        ("\nimport no_such_module", r"ModuleNotFoundError: No module named 'no_such_module' at .*/judge\.py:2$"),
+        ("\n\ndef f(p, c, **columns): return columns['x']", r"judge\.py:f: KeyError: 'x' at .*/judge\.py:3$"),
+    ],
+)
+def test_an_error_in_a_judge_is_a_message_with_its_line(tmp_path, code, message):
+    (tmp_path / "judge.py").write_text(code)
+    with pytest.raises(ValueError, match=message):
+        load_judge(f"{tmp_path}/judge.py:f", batch_size=1)(["p"], ["c"])
+
+
+def test_a_judge_that_was_mended_is_loaded_again(tmp_path):
+    (tmp_path / "mended.py").write_text("1 / 0")
+    with pytest.raises(ValueError, match="ZeroDivisionError"):
+        load_judge(f"{tmp_path}/mended.py:f", batch_size=1)
+    # Another length, as Python tells versions of a file apart by time and size.
+    (tmp_path / "mended.py").write_text("def f(prompts, completions, **columns): return [1.0]")
+    assert load_judge(f"{tmp_path}/mended.py:f", batch_size=1)(["p"], ["c"]) == [1.0]
+
+
 def test_a_judge_gets_batches_of_prompts_completions_and_columns():
     calls = []
 
