@@ -6,11 +6,14 @@ frozen, which looks like a model to train and learns nothing; everything here go
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any
 
 from accelerate import PartialState
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftConfig, PeftModel
 from peft.utils import load_peft_weights, set_peft_model_state_dict
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file, find_adapter_config_file
@@ -164,7 +167,8 @@ def _loading(model_id: str) -> Iterator[None]:
     """Names the model in errors of the libraries that load it; some leave it out."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    # Damaged weights, an adapter of another size, and a config.json with wrong types.
+    except (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError, StrictDataclassError) as error:
         raise ValueError(f"{model_id}: not a folder or hub id that can be loaded; {error}") from error
 
 

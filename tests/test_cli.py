@@ -1,6 +1,7 @@
 """The `pangu-trl` command from prompts to figures, with a tiny model, and what it says about wrong input."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -233,6 +234,22 @@ def test_a_model_without_the_weights_of_its_head_is_refused(models_folder, tmp_p
     PreTrainedTokenizerFast.from_pretrained(models_folder / "policy").save_pretrained(tmp_path / "headless")
     assert main(["sample", "--model", "headless", "--prompts", "prompts.jsonl", "--output", "o.jsonl"]) == 2
     assert "headless: no language model, its files hold no weights for lm_head.weight" in capsys.readouterr().err
+
+
+def test_answers_are_not_sampled_from_a_reward_model(models_folder, capsys):
+    model = str(models_folder / "reward")
+    assert main(["sample", "--model", model, "--prompts", "prompts.jsonl", "--output", "o.jsonl"]) == 2
+    assert "a reward model, which scores answers and writes none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("file", "content"), [("model.safetensors", "half"), ("config.json", '{"n_layer": "x"}')])
+def test_a_damaged_model_is_a_user_error(models_folder, tmp_path, capsys, file, content):
+    shutil.copytree(models_folder / "policy", tmp_path / "damaged")
+    if file == "config.json":
+        content = json.dumps(json.loads((tmp_path / "damaged" / file).read_text()) | json.loads(content))
+    (tmp_path / "damaged" / file).write_text(content)
+    assert main(["sample", "--model", "damaged", "--prompts", "prompts.jsonl", "--output", "o.jsonl"]) == 2
+    assert "error: damaged: not a folder or hub id that can be loaded" in capsys.readouterr().err
 
 
 def test_debug_shows_the_traceback(models_folder):

@@ -10,6 +10,7 @@ from pangu_trl.commands.options import (
     add_overwrite,
     note,
     refuse_existing,
+    score_gap,
 )
 
 if TYPE_CHECKING:
@@ -17,20 +18,22 @@ if TYPE_CHECKING:
 
 SUMMARY = "sum up sampled answers, their scores and their judge"
 
+_SCORE_COLUMN = "scores"
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_answers_and_batch_size(parser)
     add_judge_option(parser, required=False)
     parser.add_argument(
         "--score-column",
-        default="scores",
+        default=_SCORE_COLUMN,
         metavar="NAME",
         help="column of the files that holds scores. They are summed up if there is no --judge; if there is, the judge "
         "is compared with them (default: %(default)s)",
     )
     parser.add_argument(
         "--min-score-gap",
-        type=float,
+        type=score_gap,
         default=0.0,
         metavar="GAP",
         help="smallest difference of the file's scores at which a pair of answers counts in the judge's pair accuracy "
@@ -57,6 +60,8 @@ def run(args: argparse.Namespace) -> None:
     answers = Answers.load(args.answers)
     others = None if args.against is None else Answers.load(args.against)
     written_scores = answers.scores(args.score_column)
+    if written_scores is None and args.score_column != _SCORE_COLUMN:
+        raise ValueError(f"{args.answers}: no record has the column '{args.score_column}'; name one that is there")
     judge = None if args.judge is None else load_judge(args.judge, args.batch_size)
     scores = written_scores if judge is None else score_answers(judge, answers)
     metrics: dict[str, float | None] = dict(summarise_answers(answers, scores))

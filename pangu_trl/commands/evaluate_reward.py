@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pangu_trl.commands.options import add_overwrite, positive_int, refuse_existing
+from pangu_trl.commands.options import add_overwrite, positive_int, refuse_existing, score_gap
 
 SUMMARY = "measure a saved reward model against rankings: figures, probes, pictures"
 
@@ -18,7 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="split of the data (default: %(default)s)")
     parser.add_argument(
         "--min-score-gap",
-        type=float,
+        type=score_gap,
         default=0.0,
         metavar="GAP",
         help="smallest difference of annotated scores at which a pair of answers counts (default: %(default)s)",
@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    refuse_existing(args)
+    refuse_existing(args, is_folder=True)
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -54,8 +54,14 @@ def run(args: argparse.Namespace) -> None:
         places = [(row, index) for row, ranking in enumerate(rankings) for index in range(len(ranking["responses"]))]
         row, index = places[error.index]
         raise ValueError(f"{args.data}[{args.split}] row {row}: 'responses[{index}]': {error}") from error
-    write_report(args.output, evaluation, {"model": args.model, "data": f"{args.data}[{args.split}]"})
+    if evaluation.metrics["num_pairs"] == 0:
+        raise ValueError(
+            f"{args.data}[{args.split}]: no two answers to a prompt have scores that differ by --min-score-gap "
+            f"{args.min_score_gap:g}, so there is nothing to measure; lower it"
+        )
+    source = {"model": args.model, "data": f"{args.data}[{args.split}]", "min_score_gap": args.min_score_gap}
+    write_report(args.output, evaluation, source)
     for name, value in evaluation.metrics.items():
         print(f"{name:42}  {value:.4g}")
     for name, probe in evaluation.probes.items():
-        print(f"{f'best answer beats {name}':42}  {probe['best_answer_wins']:.4g} of {probe['prompts']} prompts")
+        print(f"{f'best answer beats {name}':42}  {probe['best_answer_wins']:.4g}  ({probe['prompts']} prompts)")

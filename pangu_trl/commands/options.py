@@ -1,6 +1,8 @@
 """Options that several commands share, and the checks behind them."""
 
 import argparse
+import math
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,10 +14,23 @@ ANSWER_COLUMNS = ("responses", "scores", "finished", "ranked", "chosen", "reject
 
 
 def positive_int(text: str) -> int:
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or greater; got {text}")
+        raise argparse.ArgumentTypeError(f"must be a whole number, 1 or greater; got {text!r}")
     return number
+
+
+def score_gap(text: str) -> float:
+    try:
+        gap = float(text)
+    except ValueError:
+        gap = math.nan
+    if not 0 <= gap < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number, 0 or greater; got {text!r}")
+    return gap
 
 
 def add_answers_and_batch_size(parser: argparse.ArgumentParser) -> None:
@@ -42,10 +57,21 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
 
 
-def refuse_existing(args: argparse.Namespace) -> None:
-    """Refuses an output file that exists, before hours of work rather than after."""
-    if args.output.exists() and not args.overwrite:
-        raise FileExistsError(f"{args.output}: exists already; choose another name, or replace it with --overwrite")
+def refuse_existing(args: argparse.Namespace, is_folder: bool = False) -> None:
+    """Refuses an output that exists or cannot be written, before hours of work rather than after."""
+    output = args.output
+    if output.exists() and not args.overwrite:
+        raise FileExistsError(f"{output}: exists already; choose another name, or replace it with --overwrite")
+    if output.exists() and output.is_dir() != is_folder:
+        kinds = ("a folder", "a file") if is_folder else ("a file", "a folder")
+        raise FileExistsError(f"{output}: must be {kinds[0]}; got {kinds[1]}. Choose another name")
+    parent = next(path for path in output.absolute().parents if path.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(f"{output}: cannot be written, as {parent} is a file; choose another name")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{output}: cannot be written, as nothing may be written in {parent}; choose another place"
+        )
 
 
 def note(args: argparse.Namespace, message: str) -> None:

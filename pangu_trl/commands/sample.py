@@ -82,6 +82,9 @@ def run(args: argparse.Namespace) -> None:
     model, tokenizer, missing = load_with_adapter(AutoModelForCausalLM, args.model, args.adapter)
     if missing:
         raise ValueError(f"{args.model}: no language model, its files hold no weights for {', '.join(missing)}")
+    if any(name.endswith("ForSequenceClassification") for name in model.config.architectures or []):
+        # Where the output head is the word embedding, its files lack nothing.
+        raise ValueError(f"{args.model}: a reward model, which scores answers and writes none; give a language model")
     sampled = sample_answers(
         model,
         tokenizer,

@@ -68,8 +68,23 @@ def _read_texts(source: str, split: str) -> Iterator[str]:
         for line, record in read_numbered_jsonl(source):
             yield from _texts_of_record(record, f"{source}:{line}")
     else:
-        # At "\n" only: a form feed or U+2028 belongs to the text.
-        yield from (line for line in Path(source).read_text("utf-8").split("\n") if line)
+        yield from _lines(Path(source))
+
+
+def _lines(path: Path) -> Iterator[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file (looked for {path.absolute()}).")
+    # At "\n" only: a form feed or U+2028 belongs to the text.
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path}:{number}: must be UTF-8; got the byte 0x{line[error.start]:02x} at position "
+                f"{error.start + 1} of the line. Convert the file, e.g. `iconv -f GB18030 -t UTF-8`."
+            ) from error
+        if text:
+            yield text
 
 
 def _texts_of_record(record: Mapping[str, Any], where: str) -> Iterator[str]:

@@ -93,6 +93,17 @@ def test_evaluate_reward_writes_figures_pictures_and_a_page(saved_model, reward_
     assert main([*arguments, "--output", str(tmp_path / "report")]) == 2
 
 
+def test_evaluate_reward_without_a_pair_that_counts_writes_nothing(saved_model, tmp_path, capsys):
+    write_jsonl(tmp_path / "rankings.jsonl", RANKINGS)
+    data, output = str(tmp_path / "rankings.jsonl"), tmp_path / "report"
+    words = ["evaluate-reward", saved_model, "--data", data, "--output", str(output)]
+    assert main([*words, "--min-score-gap", "1e9"]) == 2
+    assert "no two answers to a prompt have scores that differ by --min-score-gap 1e+09" in capsys.readouterr().err
+    assert not output.exists()
+    assert main([*words, "--min-score-gap", "0.5"]) == 0
+    assert "- min_score_gap: 0.5" in (output / "report.md").read_text("utf-8")
+
+
 def test_figures_that_do_not_exist_are_null_in_json(tmp_path):
     rewards, labels = torch.tensor([[2.0, 1.0]]).double(), torch.tensor([[1.0, 0.0]]).double()
     evaluation = Evaluation(rewards, labels, torch.ones(1, 2, dtype=torch.bool), 0.0, {"tau": float("nan")}, {})
