@@ -57,6 +57,6 @@ def fused_head_bytes(shape: ModelShape, precision: Precision, num_predictions: i
     return tokens * (TILE_COLUMNS * precision.compute + copies) + head
 
 
-def cache_bytes(shape: ModelShape, precision: Precision, num_tokens: int) -> int:
+def cache_bytes(shape: ModelShape, element_size: int, num_tokens: int) -> int:
     """Bytes of the key-value cache of a batch with so many tokens at its longest."""
-    return 2 * shape.num_blocks * shape.num_key_value_features * num_tokens * precision.weights
+    return 2 * shape.num_blocks * shape.num_key_value_features * num_tokens * element_size

@@ -172,9 +172,11 @@ class Plan:
             batch *= settings["steps_per_generation"] or settings["gradient_accumulation_steps"]
         else:
             batch = settings["generation_batch_size"] or batch
-        yield Item("key-value cache", cache_bytes(shape, self.precision, batch * settings.max_tokens), GENERATION)
+        # Sampling does not autocast, so the cache has the weights' precision; FSDP2 casts what it fetches.
+        is_fsdp = self.launch.sharding == "fsdp2"
+        size = self.precision.compute if is_fsdp else self.precision.weights
+        yield Item("key-value cache", cache_bytes(shape, size, batch * settings.max_tokens), GENERATION)
         # Logits of the last token, sorted and filtered in float32.
         yield Item("logits of a token", batch * shape.vocab_size * 16, GENERATION)
-        if self.launch.sharding == "fsdp2" or self.launch.sharding == "zero3" and settings["ds3_gather_for_generation"]:
-            whole = shape.num_parameters * self.precision.weights
-            yield Item("policy gathered for generation", whole, GENERATION)
+        if is_fsdp or self.launch.sharding == "zero3" and settings["ds3_gather_for_generation"]:
+            yield Item("policy gathered for generation", shape.num_parameters * size, GENERATION)

@@ -107,8 +107,8 @@ def _gradients(name: str, trainable: int, launch: Launch, size: int, accumulatio
         yield Item(f"{name}: buckets of DDP", trainable * size)
     if launch.uses_deepspeed:
         bucket = min(REDUCE_BUCKET, trainable) if launch.on_cpu else REDUCE_BUCKET
-        # ZeRO-3 keeps it, the others free it when the backward pass has ended.
-        phase = ALWAYS if launch.sharding == "zero3" else BACKWARD
+        # ZeRO-3 keeps it; the others take it for the backward pass, and a CPU gives memory only for what is written.
+        phase = ALWAYS if launch.sharding == "zero3" else STEP if launch.on_cpu else BACKWARD
         yield Item(f"{name}: bucket of DeepSpeed", bucket * size, phase)
 
 

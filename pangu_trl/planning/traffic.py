@@ -55,6 +55,8 @@ def _learning(name: str, shape: ModelShape, plan: Plan, accumulation: int) -> It
         yield Transfer(f"{name}: updated weights", "all-gather", gradients)
         return
     yield Transfer(f"{name}: weights", "all-gather", accumulation * _fetched(shape, plan))
+    # FSDP2 sums gradients in the precision that it computes in; under DeepSpeed the weights have the same.
+    gradients = shape.num_trainable * plan.precision.compute
     yield Transfer(f"{name}: gradients", "reduce-scatter", accumulation * gradients)
 
 
@@ -71,7 +73,8 @@ def _rollout(plan: Plan) -> Iterator[Transfer]:
     settings = plan.settings
     if settings.stage != "ppo" or not plan.launch.shards_weights:
         return
-    size, batches = plan.precision.weights, settings["num_rollout_batches"]
+    size = plan.precision.compute if plan.launch.sharding == "fsdp2" else plan.precision.weights
+    batches = settings["num_rollout_batches"]
     steps = batches * settings["num_ppo_epochs"] / settings["gradient_accumulation_steps"]
     policy = next(iter(plan.trained.values())).num_parameters
     answered = settings["generation_batch_size"] or settings["per_device_train_batch_size"]

@@ -103,7 +103,7 @@ def test_activations_are_what_autograd_saves(tiny_config, lora):
 
 
 def test_a_cache_has_keys_and_values_of_every_block_and_token():
-    assert cache_bytes(count(load_config("pangu-2.6b")), FLOAT32, 100) == 2 * BLOCKS * H * 100 * 4
+    assert cache_bytes(count(load_config("pangu-2.6b")), 4, 100) == 2 * BLOCKS * H * 100 * 4
 
 
 def test_ddp_keeps_buckets_as_large_as_the_gradients(plan):

@@ -1,0 +1,86 @@
+"""Prints the tables of docs/scaling.md, computed by `pangu-trl plan`; nothing in them was measured on GPUs.
+
+python benchmarks/scaling.py
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from pangu_trl.planning.launch import read_launch
+from pangu_trl.planning.memory import GIB, Plan
+from pangu_trl.planning.models import load_config
+from pangu_trl.planning.settings import Settings, read_settings
+from pangu_trl.planning.traffic import step_transfers
+
+ROOT = Path(__file__).parent.parent
+MODELS = ("pangu-2.6b", "pangu-13b")
+STAGES = ("sft", "reward", "ppo", "dpo", "grpo")
+# Configuration and devices of each column.
+COLUMNS = [("single_gpu", 1), ("zero3_offload", 1), ("zero2", 8), ("zero3", 8), ("fsdp2", 8), ("zero3_offload", 8)]
+SHARDINGS = ("ddp", "zero2", "zero3", "fsdp2")
+# Assumptions of the scaling on paper: an A100 at 40 % of its bfloat16 peak; NVLink within 8 GPUs, 200 Gb/s each beyond.
+FLOPS, NVLINK, NETWORK = 0.4 * 312e12, 300e9, 25e9
+GPUS_OF_A_NODE, SEQUENCES = 8, 512
+NUM_GPUS = (8, 16, 32, 64)
+
+
+def main() -> None:
+    print("\n\n".join("\n".join(table) for table in (memory_table(), traffic_table(), scaling_table())))
+
+
+def memory_table() -> list[str]:
+    """Peak GiB of a GPU for every recipe."""
+    lines = ["| recipe | " + " | ".join(f"{name}, {count} GPU{'s' * (count > 1)}" for name, count in COLUMNS) + " |"]
+    lines.append("|---" * (len(COLUMNS) + 1) + "|")
+    for model in MODELS:
+        for path in [path for stage in STAGES for path in sorted((ROOT / "recipes" / model / stage).glob("*.yaml"))]:
+            peaks = [f"{_plan(path, name, count).peak() / GIB:.1f}" for name, count in COLUMNS]
+            lines.append(f"| {path.relative_to(ROOT / 'recipes')} | " + " | ".join(peaks) + " |")
+    return lines
+
+
+def traffic_table() -> list[str]:
+    """Bytes that each of 8 GPUs sends for each token that it learns from."""
+    lines = ["| kB per token, 2.6B | " + " | ".join(SHARDINGS) + " |", "|---" * (len(SHARDINGS) + 1) + "|"]
+    for stage in ("sft", "reward", "ppo"):
+        cells = []
+        for name in SHARDINGS:
+            plan = _plan(ROOT / "recipes" / "pangu-2.6b" / stage / "full.yaml", name, 8)
+            tokens = plan.tokens_per_batch * plan.settings["gradient_accumulation_steps"]
+            cells.append(f"{_sent(plan) / tokens / 1e3:.0f}")
+        lines.append(f"| {stage} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def scaling_table() -> list[str]:
+    """Seconds of an SFT step of a fixed number of sequences: computing, and sending if nothing overlaps."""
+    lines = ["| GPUs | " + " | ".join(f"{name}: compute + send" for name in SHARDINGS) + " |"]
+    lines.append("|---" * (len(SHARDINGS) + 1) + "|")
+    for count in NUM_GPUS:
+        cells = []
+        for name in SHARDINGS:
+            plan = _plan(ROOT / "recipes" / "pangu-2.6b" / "sft" / "full.yaml", name, count)
+            accumulation = SEQUENCES // (count * plan.settings["per_device_train_batch_size"])
+            options = plan.settings.options | {"gradient_accumulation_steps": accumulation}
+            plan = replace(plan, settings=Settings(plan.settings.stage, plan.settings.model, options))
+            tokens = plan.tokens_per_batch * accumulation
+            # Forward, backward twice that, and the forward again for the checkpoints.
+            compute = 8 * plan.trained["model"].num_parameters * tokens / FLOPS
+            send = _sent(plan) / (NVLINK if count <= GPUS_OF_A_NODE else NETWORK)
+            cells.append(f"{compute:.2f} + {send:.2f}")
+        lines.append(f"| {count} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _plan(recipe: Path, config: str, count: int) -> Plan:
+    settings = read_settings(recipe)
+    launch = read_launch(ROOT / "accelerate_configs" / f"{config}.yaml", count)
+    return Plan(settings, launch, load_config(settings.model))
+
+
+def _sent(plan: Plan) -> int:
+    return sum(transfer.sent_by_each(plan.launch.num_devices) for transfer in step_transfers(plan))
+
+
+if __name__ == "__main__":
+    main()
