@@ -9,7 +9,7 @@ from datasets import Dataset
     "save_steps, max_steps",
     [
         pytest.param(4, 12, id="between rollouts", marks=pytest.mark.slow),
-        pytest.param(3, 12, id="in the middle of a rollout"),
+        pytest.param(3, 12, id="in the middle of a rollout", marks=pytest.mark.slow),
         pytest.param(12, 20, id="between epochs", marks=pytest.mark.slow),
         pytest.param(14, 26, id="in the second epoch, into the third"),
     ],
