@@ -6,7 +6,7 @@ python benchmarks/scaling.py
 from dataclasses import replace
 from pathlib import Path
 
-from pangu_trl.planning.launch import read_launch
+from pangu_trl.planning.launch import Launch, read_launch
 from pangu_trl.planning.memory import GIB, Plan
 from pangu_trl.planning.models import load_config
 from pangu_trl.planning.settings import Settings, read_settings
@@ -34,7 +34,8 @@ def memory_table() -> list[str]:
     lines.append("|---" * (len(COLUMNS) + 1) + "|")
     for model in MODELS:
         for path in [path for stage in STAGES for path in sorted((ROOT / "recipes" / model / stage).glob("*.yaml"))]:
-            peaks = [f"{_plan(path, name, count).peak() / GIB:.1f}" for name, count in COLUMNS]
+            plan = _plan(path, *COLUMNS[0])
+            peaks = [f"{plan.under(_launch(*column)).peak() / GIB:.1f}" for column in COLUMNS]
             lines.append(f"| {path.relative_to(ROOT / 'recipes')} | " + " | ".join(peaks) + " |")
     return lines
 
@@ -74,8 +75,11 @@ def scaling_table() -> list[str]:
 
 def _plan(recipe: Path, config: str, count: int) -> Plan:
     settings = read_settings(recipe)
-    launch = read_launch(ROOT / "accelerate_configs" / f"{config}.yaml", count)
-    return Plan(settings, launch, load_config(settings.model))
+    return Plan(settings, _launch(config, count), load_config(settings.model))
+
+
+def _launch(config: str, count: int) -> Launch:
+    return read_launch(ROOT / "accelerate_configs" / f"{config}.yaml", count)
 
 
 def _sent(plan: Plan) -> int:

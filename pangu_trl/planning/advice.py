@@ -42,7 +42,7 @@ def _candidates(plan: Plan) -> Iterator[tuple[str, Plan]]:
         return replace(plan, settings=Settings(settings.stage, settings.model, settings.options | options))
 
     def with_launch(**changes: object) -> Plan:
-        return replace(plan, launch=replace(launch, **changes))
+        return plan.under(replace(launch, **changes))
 
     if not settings.checkpoints_activations:
         yield "gradient_checkpointing: true", with_options(gradient_checkpointing=True)

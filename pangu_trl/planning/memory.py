@@ -48,6 +48,12 @@ class Plan:
     config: PreTrainedConfig
     num_answers: int = 4
 
+    def under(self, launch: Launch) -> "Plan":
+        """The same run, launched in another way; its models are not counted again."""
+        plan = replace(self, launch=launch)
+        vars(plan).update(trained=self.trained, frozen=self.frozen)
+        return plan
+
     @cached_property
     def precision(self) -> Precision:
         return precision_of(self.settings, self.launch)

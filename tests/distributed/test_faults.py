@@ -57,6 +57,7 @@ def test_a_killed_rank_ends_the_run_which_resumes_to_the_same_weights(workspace,
     assert_resumes_to(uninterrupted, workspace, stage, options)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_checkpoint_before(workspace, stage_options, stage, uninterrupted):
     options = stage_options(stage, workspace / f"full-{stage}", **STEPS)
     fail(workspace, stage, options, "disk:4:0")
