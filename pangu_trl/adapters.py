@@ -6,6 +6,7 @@ frozen, which looks like a model to train and learns nothing; everything here go
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -17,6 +18,8 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file, find_adapter_config_file
+
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.model", "vocab.json")
 
 
 def load_with_adapter(
@@ -125,6 +128,8 @@ def _load(
         missing = [name for name in missing if not any(key.endswith(f".{name}") for key in loaded)]
     brings_tokenizer = adapter is not None and _has_tokenizer(adapter, adapter_revision)
     tokenizer_id, tokenizer_revision = (adapter, adapter_revision) if brings_tokenizer else (base_id, base_revision)
+    if Path(tokenizer_id).is_dir() and not any((Path(tokenizer_id) / name).exists() for name in TOKENIZER_FILES):
+        raise ValueError(f"{tokenizer_id}: holds no tokenizer; save the model's tokenizer into this folder")
     with _loading(tokenizer_id):
         tokenizer = AutoTokenizer.from_pretrained(
             tokenizer_id,

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `pangu-trl`; those of the process if None.
 
     Returns:
-        0, or 2 after an error that the user can mend, which is printed in one line.
+        0; 2 after an error that the user can mend, which is printed in one line; 130 after Ctrl-C.
     """
     args = _build_parser().parse_args(argv)
     try:
@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Some libraries explain themselves over several lines.
         print(f"pangu-trl {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"pangu-trl {args.command}: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -37,6 +37,28 @@ def test_evaluation_refuses_a_column_that_is_not_there_and_a_gap_that_is_no_numb
         assert f"--min-score-gap: must be a number, 0 or greater; got '{gap}'" in capsys.readouterr().err
 
 
+def test_interrupting_a_command_is_no_traceback(monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pangu_trl.commands.evaluate.run", interrupted)
+    assert main(["evaluate", "answers.jsonl"]) == 130
+    assert capsys.readouterr().err == "pangu-trl evaluate: interrupted\n"
+
+
+def test_a_file_of_another_kind_is_not_looked_up_on_the_hub(capsys):
+    Path("prompts.txt").write_text("p")
+    assert main(["sample", "--model", "absent", "--prompts", "prompts.txt", "--output", "o.jsonl"]) == 2
+    assert "prompts.txt: a file of records must be .jsonl, or a data card .md; got '.txt'" in capsys.readouterr().err
+
+
+def test_a_model_without_a_tokenizer_is_refused_by_its_folder(policy, capsys):
+    policy.save_pretrained("model")
+    Path("prompts.jsonl").write_text('{"prompt": "p"}\n')
+    assert main(["sample", "--model", "model", "--prompts", "prompts.jsonl", "--output", "o.jsonl"]) == 2
+    assert "model: holds no tokenizer; save the model's tokenizer into this folder" in capsys.readouterr().err
+
+
 def test_texts_for_a_vocabulary_are_utf8_or_refused_by_line(capsys):
     Path("texts.txt").write_bytes("你好\n".encode() + "世界".encode("gb18030"))
     for source, message in (("texts.txt", "texts.txt:2: must be UTF-8"), ("absent.txt", "absent.txt: no such file")):

@@ -53,6 +53,10 @@ def load_records(source: str | Path, kind: str, split: str = "train") -> dataset
         rows = _rows_of_jsonl(Path(source), split)
     elif suffix == ".md":
         rows = _rows_of_card(DataCard.load(source), kind, split)
+    elif Path(source).is_file():
+        raise RecordError(
+            f"{source}: a file of records must be .jsonl, or a data card .md; got {suffix or 'no suffix'!r}."
+        )
     else:
         rows = _rows_of_dataset(source, split)
     dataset = _to_dataset(_validated(rows, kind), f"{source}[{split}]")

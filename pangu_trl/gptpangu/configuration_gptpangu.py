@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 
 @strict
@@ -71,6 +72,16 @@ class GPTPanguConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         # Saving with custom code writes into this dictionary: each instance needs its own.
         self.auto_map = dict(self.auto_map)
+        if self.num_heads < 1 or self.num_layers < 1:
+            raise ValueError(
+                f"GPTPanguConfig: num_heads and num_layers must be 1 or more; got num_heads={self.num_heads}, "
+                f"num_layers={self.num_layers}."
+            )
+        if self.activation_function not in ACT2FN:
+            raise ValueError(
+                "GPTPanguConfig: activation_function must be one that transformers knows, such as gelu or "
+                f"gelu_pytorch_tanh; got {self.activation_function!r}."
+            )
         if self.hidden_size % self.num_heads != 0:
             raise ValueError(
                 f"GPTPanguConfig: hidden_size must be divisible by num_heads; "

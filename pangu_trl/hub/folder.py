@@ -17,6 +17,7 @@ PUBLIC_FILES = (
     "LICENSE*",
     "config.json",
     "generation_config.json",
+    "reward_card.json",
     "model*.safetensors",
     "model.safetensors.index.json",
     "adapter_config.json",

@@ -255,3 +255,15 @@ def test_token_scores_are_the_head_at_every_token(fixtures, tmp_path):
     model.save_pretrained(tmp_path)
     again = AutoModelForTokenClassification.from_pretrained(tmp_path).eval()
     assert torch.equal(again(IDS).logits, output.logits)
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ({"num_heads": 0}, "num_heads and num_layers must be 1 or more; got num_heads=0"),
+        ({"activation_function": "golu"}, "activation_function must be one that transformers knows.*got 'golu'"),
+    ],
+)
+def test_a_config_that_no_model_can_have_is_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        pangu_trl.GPTPanguConfig(**setting)

@@ -52,7 +52,7 @@ def test_a_damaged_config(published, destination, refuse, content, message):
         ("num_heads", 0, "'num_heads' must be a whole number from 1; got 0"),
         ("num_heads", 7, "hidden_size must be divisible by num_heads"),
         ("attn_pdrop", "x", "'attn_pdrop' expected float"),
-        ("activation_function", "foo", "'activation_function' must be one that transformers knows"),
+        ("activation_function", "foo", "activation_function must be one that transformers knows"),
     ],
 )
 def test_a_config_with_a_wrong_value(published, destination, refuse, name, value, message):
