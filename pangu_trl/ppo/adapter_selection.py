@@ -62,7 +62,7 @@ def merged_policy_adapter(model: nn.Module) -> Iterator[None]:
     kept instead. Layers that cannot be merged in place (quantised, tied to the embedding, DoRA) stay as they are.
     """
     embedding = model.get_input_embeddings().weight
-    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer) and _can_merge(layer, embedding)]
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer) and can_merge(layer, embedding)]
     saved = [layer.get_base_layer().weight.data.clone() for layer in layers]
     try:
         with torch.no_grad():
@@ -75,7 +75,13 @@ def merged_policy_adapter(model: nn.Module) -> Iterator[None]:
             layer.merged_adapters.clear()
 
 
-def _can_merge(layer: LoraLayer, embedding: Tensor) -> bool:
+def can_merge(layer: LoraLayer, embedding: Tensor) -> bool:
+    """Whether the policy's adapter of a layer is a plain sum onto a weight that nothing else uses.
+
+    Args:
+        layer: Any layer with LoRA.
+        embedding: Weight of the model's input embedding, which a head may share.
+    """
     base = layer.get_base_layer()
     if not isinstance(base, nn.Linear | Conv1D) or POLICY_ADAPTER not in layer.lora_A or layer.lora_variant:
         return False

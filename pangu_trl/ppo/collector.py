@@ -19,6 +19,7 @@ from .rollout import Rollout, evaluation_mode, generate_rollout, generation_mode
 from .sampled_logprobs import SampledLogprobs
 from .sampler import batches_by_length
 from .scoring import RewardSource, completion_texts, score_completions, weighted_sum
+from .vllm_server import VLLMServer
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class RolloutCollector:
         rewards: Parts of the reward.
         ref_model: The reference; None takes the policy with its adapter off.
         figures: Where figures of rollouts are recorded.
+        server: Samples the policy's answers in its place.
     """
 
     def __init__(
@@ -46,9 +48,10 @@ class RolloutCollector:
         rewards: list[RewardSource],
         ref_model: nn.Module | None,
         figures: RunningMeans,
+        server: VLLMServer | None = None,
     ) -> None:
         self.args, self.accelerator, self.tokenizer = args, accelerator, tokenizer
-        self.rewards, self.ref_model, self.figures = rewards, ref_model, figures
+        self.rewards, self.ref_model, self.figures, self.server = rewards, ref_model, figures, server
         self.kl_controller = KLController(args.kl_coef, args.adaptive_kl_target, args.kl_horizon)
         self.score_statistics = RunningStd()
         self._told_mode = False
@@ -70,7 +73,8 @@ class RolloutCollector:
         rollout = self.answer(model, examples, watch=watch)
         generated = time.perf_counter()
         self.score(model, rollout, examples)
-        self._check_sampling(watch.gap(rollout.logprobs, rollout.completion_mask))
+        if watch.logprobs is not None:
+            self._check_sampling(watch.gap(rollout.logprobs, rollout.completion_mask))
         self._estimate_advantages(rollout)
         scored = time.perf_counter()
         self.figures.record(rollout_figures(rollout) | {"kl/coef": self.kl_controller.coefficient})
@@ -95,6 +99,8 @@ class RolloutCollector:
         """Samples one answer to each prompt, by the policy or by the reference."""
         reference = (self.ref_model or "adapter off") if by_reference else None
         prompts = [example["prompt_input_ids"] for example in examples]
+        if self.server is not None and reference is None:
+            return self.server.answer(model, prompts, watch)
         return generate_rollout(model, self.tokenizer, prompts, self.args, self.accelerator, watch, reference)
 
     def score(self, model: nn.Module, rollout: Rollout, examples: list[dict[str, Any]]) -> None:
@@ -171,7 +177,8 @@ class RolloutCollector:
                 "The log-probabilities of sampled tokens differ by %.3f nats on average between generation and "
                 "scoring. PPO then learns from ratios that are off. Likely causes: a model that handles left padding "
                 "or its cache differently in the two (compare attn_implementation='eager'), a merged adapter in "
-                "bfloat16 or float16 (merge_lora_for_generation=False), or a generation hook that changes logits.",
+                "bfloat16 or float16 (merge_lora_for_generation=False), a generation hook that changes logits, or a "
+                "vLLM server in another dtype.",
                 gap.item(),
             )
 

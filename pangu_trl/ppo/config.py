@@ -78,6 +78,23 @@ class PPOConfig(TrainingArguments):
         },
     )
 
+    use_vllm: bool = field(
+        default=False,
+        metadata={
+            "help": "Have a vLLM server sample the answers of the policy, whose weights it gets before each rollout. "
+            "docs/ppo.md says how to start one. Not run against a real server yet: no GPU at hand."
+        },
+    )
+    vllm_server_base_url: str = field(
+        default="http://localhost:8000", metadata={"help": "Where the vLLM server listens."}
+    )
+    vllm_server_timeout: float = field(
+        default=240.0, metadata={"help": "Seconds to wait at the start for the vLLM server to be up."}
+    )
+    vllm_group_port: int = field(
+        default=51216, metadata={"help": "Port on this machine through which the weights go to the vLLM server."}
+    )
+
     num_rollout_batches: int = field(default=1, metadata={"help": "Batches of prompts answered before learning."})
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
     target_kl: float | None = field(
@@ -244,7 +261,13 @@ def _check_ranges(config: PPOConfig) -> None:
         check(getattr(config, name) is None or getattr(config, name) > 0, name, "greater than 0")
     for name in ("gamma", "lam", "top_p"):
         check(0 <= getattr(config, name) <= 1, name, "between 0 and 1")
-    for name in ("critic_warmup_steps", "min_completion_length", "ptx_coef", "short_completion_penalty"):
+    for name in (
+        "critic_warmup_steps",
+        "min_completion_length",
+        "ptx_coef",
+        "short_completion_penalty",
+        "vllm_server_timeout",
+    ):
         check(getattr(config, name) >= 0, name, "0 or more")
     check(config.ema_decay is None or 0 < config.ema_decay < 1, "ema_decay", "between 0 and 1")
     check(config.kl_estimator in ("k1", "k2", "k3"), "kl_estimator", "one of k1, k2, k3")

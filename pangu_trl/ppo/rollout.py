@@ -43,6 +43,25 @@ class Rollout:
     advantages: Tensor | None = None  # (N, C)
     returns: Tensor | None = None  # (N, C) targets of the critic
 
+    @classmethod
+    def from_answers(
+        cls,
+        prompts: list[list[int]],
+        answers: list[list[int]],
+        stop_token_ids: list[int],
+        pad_token_id: int,
+        device: torch.device,
+    ) -> "Rollout":
+        """N prompts and their answers, token ids each; an answer has ended if its last token is a stop token."""
+        prompt_ids, prompt_mask = pad_sequences(prompts, pad_token_id, side="left")
+        answer_ids, answer_mask = pad_sequences(answers, pad_token_id, side="right")
+        return cls(
+            input_ids=torch.cat([prompt_ids, answer_ids], dim=1).to(device),
+            attention_mask=torch.cat([prompt_mask, answer_mask], dim=1).to(device),
+            completion_mask=answer_mask.bool().to(device),
+            ended=torch.tensor([answer[-1] in stop_token_ids for answer in answers], device=device),
+        )
+
     def select(self, rows: Tensor) -> "Rollout":
         """The given rows, each moved to end in the last column, without the columns that are padding in all of them.
 
@@ -146,19 +165,14 @@ def generate_rollout(
                 )
                 for row, answer in zip(rows, found, strict=True):
                     answers[row] = answer
-
-    prompt_ids, prompt_mask = pad_sequences(prompts, tokenizer.pad_token_id, side="left")
-    answer_ids, answer_mask = pad_sequences(answers, tokenizer.pad_token_id, side="right")
-    return Rollout(
-        input_ids=torch.cat([prompt_ids, answer_ids], dim=1).to(device),
-        attention_mask=torch.cat([prompt_mask, answer_mask], dim=1).to(device),
-        completion_mask=answer_mask.bool().to(device),
-        ended=torch.tensor([answer[-1] in stop_token_ids for answer in answers], device=device),
-    )
+    return Rollout.from_answers(prompts, answers, stop_token_ids, tokenizer.pad_token_id, device)
 
 
 def generation_mode(model: nn.Module, args: PPOConfig, accelerator: Accelerator) -> str:
     """How answers are sampled, in words for the log."""
+    if args.use_vllm:
+        lora = ", LoRA added" if isinstance(accelerator.unwrap_model(model).policy, PeftModel) else ""
+        return f"vLLM server at {args.vllm_server_base_url}, which gets the policy's weights before each rollout{lora}"
     if not _is_zero3(accelerator):
         weights = "whole weights on every device"
     elif args.ds3_gather_for_generation:

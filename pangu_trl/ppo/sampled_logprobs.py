@@ -16,12 +16,13 @@ class SampledLogprobs(LogitsProcessor):
 
     Attributes:
         rows: Rows of the rollout that the batch holds; whoever samples sets them.
+        logprobs: Of the first of these rows, (R, C), once they were sampled; a server that samples sets them itself.
     """
 
     def __init__(self, temperature: float, max_rows: int) -> None:
         self.temperature, self.max_rows = temperature, max_rows
         self.rows: list[int] = []
-        self.logprobs: Tensor | None = None  # (max_rows, C) once they were sampled
+        self.logprobs: Tensor | None = None
         self._steps: list[Tensor] = []
         self._last: Tensor | None = None
 
@@ -48,7 +49,7 @@ class SampledLogprobs(LogitsProcessor):
             logprobs: Those that are learnt from, (N, C).
             completion_mask: True for answer tokens, (N, C).
         """
-        rows = self.rows[: self.max_rows]
+        rows = self.rows[: len(self.logprobs)]
         width = min(self.logprobs.shape[1], logprobs.shape[1])
         difference = self.logprobs[:, :width] - logprobs[rows, :width]
         return difference[completion_mask[rows, :width]].abs().mean()

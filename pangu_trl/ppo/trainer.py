@@ -41,6 +41,7 @@ from .rollout import Rollout
 from .sampler import RolloutSampler
 from .scoring import Reward, RewardFunction, reward_sources
 from .texts import TextBatches, prepare_prompts
+from .vllm_server import VLLMServer
 
 
 class PPOTrainer(Trainer):
@@ -129,8 +130,11 @@ class PPOTrainer(Trainer):
             if isinstance(reward.model, nn.Module):
                 reward.model = self._prepare_frozen(reward.model)
         self._figures = RunningMeans()
+        server = VLLMServer(args, self.accelerator, processing_class, models) if args.use_vllm else None
+        if server is not None:
+            self.add_callback(server)
         self.collector = RolloutCollector(
-            args, self.accelerator, processing_class, rewards, self.ref_model, self._figures
+            args, self.accelerator, processing_class, rewards, self.ref_model, self._figures, server
         )
         self.evaluation = Evaluation(self.collector, judge)
         self.texts = None if ptx_dataset is None else TextBatches(ptx_dataset, processing_class, args)
