@@ -8,8 +8,7 @@ over the whole row, and no work on pairs of tokens that do not see each other. U
 is a block mask.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +19,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from .token_scores import token_scores
 
 SHARED_PREFIX_SDPA = "sdpa_shared_prefix"
 
@@ -236,18 +237,3 @@ def score_packed_answers(model: nn.Module, reward_model: PreTrainedModel, batch:
     with token_scores(reward_model) as scores:
         model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, **structure)
     return scores[0].flatten()[layout.answer_ends]
-
-
-@contextmanager
-def token_scores(reward_model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Collects what the score head gives at every token, (rows, T, 1) for each forward pass within the block.
-
-    The model itself returns one score a row. A hook leaves the call to whatever is wrapped around the model, which
-    DDP, FSDP and DeepSpeed need.
-    """
-    collected: list[Tensor] = []
-    handle = reward_model.score.register_forward_hook(lambda module, inputs, output: collected.append(output))
-    try:
-        yield collected
-    finally:
-        handle.remove()

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from tqdm import tqdm
 from transformers import (
@@ -15,7 +16,10 @@ from transformers import (
 )
 
 from pangu_trl.adapters import find_base_model, load_with_adapter
+from pangu_trl.data.collators import pad_sequences
 from pangu_trl.data.tokenizing import encode_completion, encode_prompt
+
+from .token_scores import last_token_scores
 
 
 class ScoringError(ValueError):
@@ -32,7 +36,7 @@ class ScoringError(ValueError):
 
 
 def score_responses(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Any],
     responses: Sequence[Any],
@@ -41,11 +45,11 @@ def score_responses(
 ) -> list[float]:
     """Scores each response as an answer to the prompt at the same place.
 
-    The score is the classification head's output at the last token that is not padding, as transformers' sequence
-    classification defines it. It does not depend on which other responses share the batch.
+    The score is the classification head's output at the end of sequence, see `last_token_scores`. It does not depend on
+    which other responses share the batch.
 
     Args:
-        model: Sequence classification model with one label and `pad_token_id` in its config. May be a PEFT model.
+        model: Sequence classification model with one label and `pad_token_id` in its config.
         tokenizer: Tokenizer the model was trained with.
         prompts: N prompts, each a text or a list of messages.
         responses: N responses, each a text or a list of messages. A prompt with K responses stands K times.
@@ -152,16 +156,11 @@ def _encode_response(tokenizer: PreTrainedTokenizerBase, prompt: Any, response: 
     return encode_completion(tokenizer, prompt, response)
 
 
-def _score_batch(model: PreTrainedModel, sequences: list[list[int]]) -> list[float]:
-    # The head looks for the last token other than the config's pad id, so that very id has to fill the rows.
-    pad_token_id = model.config.get_text_config().pad_token_id
-    rows = [torch.tensor(sequence) for sequence in sequences]
-    input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
-    attention_mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    logits = model(
-        input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device), use_cache=False
-    ).logits
-    return logits[:, 0].float().tolist()
+def _score_batch(model: PreTrainedModel | PeftModel, sequences: list[list[int]]) -> list[float]:
+    reward_model = model.get_base_model() if isinstance(model, PeftModel) else model
+    input_ids, attention_mask = pad_sequences(sequences, model.config.get_text_config().pad_token_id, side="right")
+    scores = last_token_scores(model, reward_model, input_ids.to(model.device), attention_mask.to(model.device))
+    return scores.float().tolist()
 
 
 def _check_reward_model(model: PreTrainedModel) -> None:

@@ -1,5 +1,6 @@
 """Training of a reward model on K ranked answers."""
 
+import logging
 import math
 import sys
 from collections.abc import Iterator
@@ -24,8 +25,11 @@ from .card import RewardCard, read_reward_card
 from .config import KWiseRewardConfig
 from .evaluation import ranking_metrics
 from .losses import centring_loss, ordered_pairs, pairwise_loss, plackett_luce_loss, tokenwise_loss
-from .prefix_sharing import enable_prefix_sharing, score_packed_answers, token_scores
+from .prefix_sharing import enable_prefix_sharing, score_packed_answers
 from .sampler import LengthBucketSampler
+from .token_scores import last_token_scores, token_scores
+
+logger = logging.getLogger(__name__)
 
 
 class KWiseRewardTrainer(RewardTrainer):
@@ -79,8 +83,14 @@ class KWiseRewardTrainer(RewardTrainer):
             **kwargs,
         )
         if not has_own_collator:
-            # The head looks for the last token other than the config's pad id, so that very id has to fill the rows.
             data_collator.pad_token_id = self.processing_class.pad_token_id
+        if self.processing_class.pad_token_id == self.processing_class.eos_token_id:
+            logger.warning(
+                "The tokenizer pads with its end of sequence, %s. pangu_trl reads scores there all the same, by the "
+                "mask; transformers alone takes the token before. Set tokenizer.pad_token to another one to silence "
+                "this.",
+                self.processing_class.eos_token,
+            )
         if args.prefix_sharing:
             enable_prefix_sharing(self._reward_model(), args.max_length)
         self._max_answers = max(map(len, self.train_dataset["scores"]))
@@ -167,11 +177,8 @@ class KWiseRewardTrainer(RewardTrainer):
         if "row" in inputs:
             rewards = score_packed_answers(model, self._reward_model(), inputs)
         else:
-            rewards = model(
-                input_ids=inputs["input_ids"][answer_mask],
-                attention_mask=inputs["attention_mask"][answer_mask],
-                use_cache=False,
-            ).logits.squeeze(-1)
+            texts = (inputs["input_ids"][answer_mask], inputs["attention_mask"][answer_mask])
+            rewards = last_token_scores(model, self._reward_model(), *texts)
         padded = torch.zeros(answer_mask.shape, dtype=torch.float32, device=rewards.device)
         return padded.masked_scatter(answer_mask, rewards.float())
 

@@ -5,36 +5,43 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from sgd_steps import SGD_STEPS
+from transformers import PreTrainedModel
 
 from pangu_trl import KWiseRewardConfig, KWiseRewardTrainer
 
 
 @pytest.fixture
 def make_trainer(reward_model, tokenizer, rankings, tmp_path):
-    """A trainer of a copy of the tiny reward model: steps of SGD on the eight rankings, nothing saved."""
+    """A trainer of a copy of the tiny reward model, or of the given model, on the eight rankings."""
 
-    def make(train_dataset: Dataset = rankings, folder: str | Path = "run", **options) -> KWiseRewardTrainer:
-        defaults = dict(
-            output_dir=str(tmp_path / folder),
-            per_device_train_batch_size=8,
-            max_length=128,
-            max_steps=1,
-            learning_rate=0.1,
-            lr_scheduler_type="constant",
-            optim="sgd",
-            max_grad_norm=0.0,
-            use_cpu=True,
-            gradient_checkpointing=False,
-            report_to="none",
-            save_strategy="no",
-            logging_steps=1,
-        )
+    def make(
+        train_dataset: Dataset = rankings,
+        folder: str | Path = "run",
+        model: PreTrainedModel | str | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] = rankings,
+        peft_config=None,
+        **options,
+    ) -> KWiseRewardTrainer:
+        defaults = dict(output_dir=str(tmp_path / folder), per_device_train_batch_size=8, **SGD_STEPS)
         return KWiseRewardTrainer(
-            model=copy.deepcopy(reward_model),
+            model=copy.deepcopy(reward_model) if model is None else model,
             args=KWiseRewardConfig(**defaults | options),
             train_dataset=train_dataset,
-            eval_dataset=rankings,
+            eval_dataset=eval_dataset,
             processing_class=tokenizer,
+            peft_config=peft_config,
         )
 
     return make
+
+
+@pytest.fixture
+def trained_weights():
+    """Trains, and gives a copy of all weights."""
+
+    def train(trainer: KWiseRewardTrainer) -> dict:
+        trainer.train()
+        return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+
+    return train

@@ -1,4 +1,4 @@
-"""Reward-model scores: the head at the last real token, whatever the batch; and only from trained heads."""
+"""Reward-model scores: the head at the end of sequence, whatever the batch; and only from trained heads."""
 
 from pathlib import Path
 
@@ -72,9 +72,13 @@ def scores_one_by_one(model: PreTrainedModel) -> list[float]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize("pad_token_id", [0, EOS], ids=["pad", "eos pads"])
 @pytest.mark.parametrize("config", [gpt2_config(), llama_config()], ids=["gpt2", "llama"])
-def test_scores_equal_the_head_at_eos_of_each_answer_alone_whatever_the_batch(tokenizer, config, batch_size):
+def test_scores_equal_the_head_at_eos_of_each_answer_alone_whatever_the_batch(
+    tokenizer, config, pad_token_id, batch_size
+):
     model = reward_model(config)
+    model.config.pad_token_id = pad_token_id
     scores = score_responses(model, tokenizer, PROMPTS, RESPONSES, batch_size)
     torch.testing.assert_close(torch.tensor(scores), torch.tensor(scores_one_by_one(model)), atol=1e-5, rtol=1e-5)
     assert max(scores) - min(scores) > 0.1

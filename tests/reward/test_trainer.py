@@ -6,43 +6,12 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from sgd_steps import SGD_STEPS
 from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
-from pangu_trl import KWiseRewardConfig, KWiseRewardTrainer
 from pangu_trl.reward.evaluation import ranking_metrics
 from pangu_trl.reward.scoring import evaluation_mode, load_reward_model, score_responses
-
-
-def config(tmp_path, config_class=KWiseRewardConfig, **options) -> RewardConfig:
-    defaults = dict(
-        output_dir=str(tmp_path / "run"),
-        per_device_train_batch_size=8,
-        per_device_eval_batch_size=8,
-        max_length=128,
-        max_steps=1,
-        learning_rate=0.1,
-        lr_scheduler_type="constant",
-        optim="sgd",
-        max_grad_norm=0.0,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        report_to="none",
-        save_strategy="no",
-        logging_steps=1,
-    )
-    return config_class(**defaults | options)
-
-
-def weights_after_training(model, tokenizer, rankings, tmp_path, **options) -> dict[str, torch.Tensor]:
-    trainer = KWiseRewardTrainer(
-        model=copy.deepcopy(model),
-        args=config(tmp_path, **options),
-        train_dataset=rankings,
-        processing_class=tokenizer,
-    )
-    trainer.train()
-    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
 
 
 @pytest.mark.parametrize(
@@ -55,30 +24,25 @@ def weights_after_training(model, tokenizer, rankings, tmp_path, **options) -> d
     ids=["accumulated 2 x 4", "accumulated 4 x 2 with more padding", "gradient checkpointing"],
 )
 def test_one_step_is_the_same_however_the_eight_prompts_are_batched(
-    reward_model, tokenizer, rankings, tmp_path, options
+    make_trainer, trained_weights, reward_model, options
 ):
-    whole = weights_after_training(reward_model, tokenizer, rankings, tmp_path / "whole")
-    other = weights_after_training(reward_model, tokenizer, rankings, tmp_path / "other", **options)
+    whole = trained_weights(make_trainer(folder="whole"))
+    other = trained_weights(make_trainer(folder="other", **options))
     moved = [name for name in whole if not torch.equal(whole[name], dict(reward_model.named_parameters())[name])]
     assert "score.weight" in moved
     for name in whole:
         torch.testing.assert_close(other[name], whole[name], atol=1e-6, rtol=1e-5, msg=name)
 
 
-def test_two_answers_give_the_loss_and_step_of_trl(reward_model, tokenizer, reviews, tmp_path):
+def test_two_answers_give_the_loss_and_step_of_trl(make_trainer, reward_model, tokenizer, reviews, tmp_path):
     pairs = Dataset.from_list(
         [
             {"prompt": one["prompt"], "chosen": one["completion"], "rejected": two["completion"]}
             for one, two in zip(reviews[:8], reviews[4:12], strict=True)
         ]
     )
-    options = dict(center_rewards_coefficient=0.1, bf16=False)
-    ours = KWiseRewardTrainer(
-        model=copy.deepcopy(reward_model),
-        args=config(tmp_path / "ours", **options),
-        train_dataset=pairs,
-        processing_class=tokenizer,
-    )
+    options = dict(center_rewards_coefficient=0.1, bf16=False, per_device_train_batch_size=8)
+    ours = make_trainer(pairs, **options)
     # TRL gets the very token ids, since it would encode prompt and answer as one text.
     encoded = Dataset.from_list(
         [
@@ -91,7 +55,7 @@ def test_two_answers_give_the_loss_and_step_of_trl(reward_model, tokenizer, revi
     )
     theirs = RewardTrainer(
         model=copy.deepcopy(reward_model),
-        args=config(tmp_path / "trl", RewardConfig, **options),
+        args=RewardConfig(output_dir=str(tmp_path / "trl"), **SGD_STEPS | options),
         train_dataset=encoded,
         processing_class=tokenizer,
     )
@@ -100,17 +64,8 @@ def test_two_answers_give_the_loss_and_step_of_trl(reward_model, tokenizer, revi
         torch.testing.assert_close(parameter, other, atol=1e-6, rtol=1e-5, msg=name)
 
 
-def test_evaluation_is_exact_over_batches_of_different_k(reward_model, tokenizer, rankings, tmp_path):
-    metrics = []
-    for batch_size in (8, 3):
-        trainer = KWiseRewardTrainer(
-            model=copy.deepcopy(reward_model),
-            args=config(tmp_path, per_device_eval_batch_size=batch_size),
-            train_dataset=rankings,
-            eval_dataset=rankings,
-            processing_class=tokenizer,
-        )
-        metrics.append(trainer.evaluate())
+def test_evaluation_is_exact_over_batches_of_different_k(make_trainer, reward_model, tokenizer, rankings):
+    metrics = [make_trainer(per_device_eval_batch_size=batch_size).evaluate() for batch_size in (8, 3)]
     for name in ("eval_loss", "eval_pair_accuracy", "eval_num_pairs", "eval_best_of_k_accuracy", "eval_reward_std"):
         assert metrics[0][name] == pytest.approx(metrics[1][name], abs=1e-6), name
 
@@ -129,18 +84,11 @@ def test_evaluation_is_exact_over_batches_of_different_k(reward_model, tokenizer
     assert metrics[0]["eval_pair_accuracy"] == pytest.approx(right / total)
 
 
-def test_a_small_score_gap_is_left_out_of_the_pair_accuracy(reward_model, tokenizer, reviews, tmp_path):
+def test_a_small_score_gap_is_left_out_of_the_pair_accuracy(make_trainer, reviews):
     answers = {"responses": ["好。", "不好。", "还行。"], "scores": [0.9, 0.8, 0.1]}
-    records = [{"prompt": review["prompt"], **answers} for review in reviews]
-    trainer = KWiseRewardTrainer(
-        model=reward_model,
-        args=config(tmp_path, min_score_gap=0.2),
-        train_dataset=Dataset.from_list(records),
-        eval_dataset=Dataset.from_list(records),
-        processing_class=tokenizer,
-    )
+    records = Dataset.from_list([{"prompt": review["prompt"], **answers} for review in reviews])
     # Of the three pairs of each prompt, 0.9 against 0.8 is too close.
-    assert trainer.evaluate()["eval_num_pairs"] == 2 * len(records)
+    assert make_trainer(eval_dataset=records, min_score_gap=0.2).evaluate()["eval_num_pairs"] == 2 * len(records)
 
 
 @pytest.mark.parametrize(
@@ -161,48 +109,37 @@ def test_a_pair_exactly_at_the_score_gap_counts(scores, gap, counts):
     assert metrics["num_pairs"] == 1 + counts
 
 
+@pytest.mark.parametrize("prefix_sharing", [False, True])
 @pytest.mark.parametrize("pad_token", ["<mask>", "<eot>"], ids=["another token", "the end of sequence"])
-def test_scores_do_not_depend_on_batch_mates_whatever_pads(reward_model, tokenizer, rankings, tmp_path, pad_token):
-    trainer = KWiseRewardTrainer(
-        model=reward_model,
-        args=config(tmp_path, pad_token=pad_token),
-        train_dataset=rankings,
-        processing_class=tokenizer,
-    )
+def test_the_score_is_that_of_the_end_of_sequence_whatever_pads(
+    make_trainer, reward_model, tokenizer, caplog, pad_token, prefix_sharing
+):
+    trainer = make_trainer(pad_token=pad_token, prefix_sharing=prefix_sharing)
     pad_token_id = tokenizer.convert_tokens_to_ids(pad_token)
     assert trainer.model.config.pad_token_id == trainer.data_collator.pad_token_id == pad_token_id
-    examples = list(trainer.train_dataset)
+    assert ("pads with its end of sequence" in caplog.text) == (pad_token == tokenizer.eos_token)
+    batch = trainer.data_collator(list(trainer.train_dataset))
     with evaluation_mode(trainer.model):
-        batch = trainer.data_collator(examples)
-        together = trainer.score_answers(trainer.model, batch)
-        alone = [trainer.score_answers(trainer.model, trainer.data_collator([example])) for example in examples]
-    assert (batch["attention_mask"][batch["answer_mask"]] == 0).any()
-    for row, scores in zip(together, alone, strict=True):
-        torch.testing.assert_close(row[: scores.shape[1]], scores[0])
+        scores = trainer.score_answers(trainer.model, batch)
+        for row, example in enumerate(trainer.train_dataset):
+            for answer, response in enumerate(example["response_input_ids"]):
+                assert response[-1] == tokenizer.eos_token_id
+                input_ids = torch.tensor([example["prompt_input_ids"] + response])
+                alone = reward_model.score(reward_model.transformer(input_ids).last_hidden_state[0, -1])
+                torch.testing.assert_close(scores[row, answer], alone[0])
 
 
-def test_a_stream_is_refused(reward_model, tokenizer, rankings, tmp_path):
+def test_a_stream_is_refused(make_trainer, rankings):
     with pytest.raises(TypeError, match="train dataset must be a datasets.Dataset.* got IterableDataset"):
-        KWiseRewardTrainer(
-            model=reward_model,
-            args=config(tmp_path),
-            train_dataset=rankings.to_iterable_dataset(),
-            processing_class=tokenizer,
-        )
+        make_trainer(rankings.to_iterable_dataset())
 
 
-def test_without_a_max_length_no_ranking_is_left_out(reward_model, tokenizer, rankings, tmp_path):
-    trainer = KWiseRewardTrainer(
-        model=reward_model, args=config(tmp_path, max_length=None), train_dataset=rankings, processing_class=tokenizer
-    )
-    assert len(trainer.train_dataset) == len(rankings)
+def test_without_a_max_length_no_ranking_is_left_out(make_trainer, rankings):
+    assert len(make_trainer(max_length=None).train_dataset) == len(rankings)
 
 
-def test_training_learns_the_ranking_and_the_saved_model_scores_the_same(reward_model, tokenizer, rankings, tmp_path):
-    args = config(tmp_path, max_steps=40, learning_rate=3e-3, optim="adamw_torch", max_grad_norm=1.0)
-    trainer = KWiseRewardTrainer(
-        model=reward_model, args=args, train_dataset=rankings, eval_dataset=rankings, processing_class=tokenizer
-    )
+def test_training_learns_the_ranking_and_the_saved_model_scores_the_same(make_trainer, tokenizer, tmp_path):
+    trainer = make_trainer(max_steps=40, learning_rate=3e-3, optim="adamw_torch", max_grad_norm=1.0)
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()
@@ -217,13 +154,12 @@ def test_training_learns_the_ranking_and_the_saved_model_scores_the_same(reward_
     )
 
 
-def test_lora_trains_and_saves_the_score_head(policy, tokenizer, rankings, tmp_path):
+def test_lora_trains_and_saves_the_score_head(make_trainer, policy, tokenizer, tmp_path):
     policy.save_pretrained(tmp_path / "base")
-    trainer = KWiseRewardTrainer(
+    trainer = make_trainer(
         model=AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1),
-        args=config(tmp_path, learning_rate=1e-2, optim="adamw_torch"),
-        train_dataset=rankings,
-        processing_class=tokenizer,
+        learning_rate=1e-2,
+        optim="adamw_torch",
         peft_config=LoraConfig(r=4, task_type="SEQ_CLS"),
     )
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
@@ -241,34 +177,22 @@ def test_lora_trains_and_saves_the_score_head(policy, tokenizer, rankings, tmp_p
     assert score_responses(loaded, loaded_tokenizer, prompts, answers, 2) == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_group_of_ties_alone_changes_nothing_and_gives_no_nan(reward_model, tokenizer, reviews, tmp_path):
+def test_a_group_of_ties_alone_changes_nothing_and_gives_no_nan(make_trainer, trained_weights, reward_model, reviews):
     tied = Dataset.from_list(
         [{"prompt": r["prompt"], "responses": ["好。", "不好。"], "scores": [1.0, 1.0]} for r in reviews]
     )
-    weights = weights_after_training(reward_model, tokenizer, tied, tmp_path)
+    weights = trained_weights(make_trainer(tied))
     for name, parameter in reward_model.named_parameters():
         assert torch.equal(weights[name], parameter), name
 
 
-def test_a_reward_model_that_gives_nan_stops_the_run(reward_model, tokenizer, rankings, tmp_path):
+def test_a_reward_model_that_gives_nan_stops_the_run(make_trainer, reward_model):
     with torch.no_grad():
         reward_model.score.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="reward model gave .*nan"):
-        weights_after_training(reward_model, tokenizer, rankings, tmp_path)
+        make_trainer().train()
 
 
-def test_a_ranking_with_one_answer_is_refused_with_its_row(reward_model, tokenizer, reviews, tmp_path):
-    records = [{"prompt": r["prompt"], "responses": ["好。", "不好。"], "scores": [1.0, 0.0]} for r in reviews]
-    records[3] |= {"responses": ["好。"], "scores": [1.0]}
-    with pytest.raises(ValueError, match=r"train row 3.*responses"):
-        KWiseRewardTrainer(
-            model=reward_model,
-            args=config(tmp_path),
-            train_dataset=Dataset.from_list(records),
-            processing_class=tokenizer,
-        )
-
-
-def test_a_negative_score_gap_is_refused(tmp_path):
+def test_a_negative_score_gap_is_refused(make_trainer):
     with pytest.raises(ValueError, match="min_score_gap must be 0 or more; got -1"):
-        config(tmp_path, min_score_gap=-1)
+        make_trainer(min_score_gap=-1)

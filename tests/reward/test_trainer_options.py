@@ -19,11 +19,6 @@ def weights(trainer) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
 
 
-def trained_weights(trainer) -> dict[str, torch.Tensor]:
-    trainer.train()
-    return weights(trainer)
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -34,7 +29,7 @@ def trained_weights(trainer) -> dict[str, torch.Tensor]:
     ],
     ids=["one row", "several rows", "accumulated 2 x 4", "gradient checkpointing"],
 )
-def test_prefix_sharing_takes_the_step_of_whole_sequences(make_trainer, options):
+def test_prefix_sharing_takes_the_step_of_whole_sequences(make_trainer, trained_weights, options):
     whole = make_trainer(folder="whole", center_rewards_coefficient=0.1)
     shared = make_trainer(folder="shared", center_rewards_coefficient=0.1, prefix_sharing=True, **options)
     start = weights(whole)
@@ -57,14 +52,14 @@ def test_prefix_sharing_processes_each_prompt_once_and_evaluates_the_same(make_t
 
 
 def test_prefix_sharing_trains_an_adapter_with_its_head_and_the_saved_one_scores_the_same(
-    make_trainer, policy, tokenizer, rankings, tmp_path
+    make_trainer, policy, tokenizer, tmp_path
 ):
     policy.save_pretrained(tmp_path / "base")
-    trainer = KWiseRewardTrainer(
+    trainer = make_trainer(
         model=AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1),
-        args=make_trainer(prefix_sharing=True, max_steps=2, learning_rate=0.5).args,
-        train_dataset=rankings,
-        processing_class=tokenizer,
+        prefix_sharing=True,
+        max_steps=2,
+        learning_rate=0.5,
         peft_config=LoraConfig(r=4, task_type="SEQ_CLS"),
     )
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
@@ -81,7 +76,7 @@ def test_prefix_sharing_trains_an_adapter_with_its_head_and_the_saved_one_scores
 
 
 @pytest.mark.parametrize("loss_type", ["plackett_luce", "tokenwise"])
-def test_other_losses_are_means_over_the_prompts_of_the_global_batch(make_trainer, loss_type):
+def test_other_losses_are_means_over_the_prompts_of_the_global_batch(make_trainer, trained_weights, loss_type):
     whole = make_trainer(folder="whole", loss_type=loss_type)
     parts = make_trainer(
         folder="parts", loss_type=loss_type, per_device_train_batch_size=2, gradient_accumulation_steps=4
@@ -167,7 +162,7 @@ def test_batches_hold_similar_lengths_by_default_and_any_with_prefix_sharing(mak
     assert not isinstance(make_trainer(prefix_sharing=True)._get_train_sampler(), LengthBucketSampler)
 
 
-def test_a_run_resumed_in_its_second_epoch_ends_with_the_same_bits(make_trainer):
+def test_a_run_resumed_in_its_second_epoch_ends_with_the_same_bits(make_trainer, trained_weights):
     options = dict(per_device_train_batch_size=2, max_steps=7, optim="adamw_torch", learning_rate=1e-3)
     whole = make_trainer(folder="whole", save_strategy="steps", save_steps=5, **options)
     expected = trained_weights(whole)

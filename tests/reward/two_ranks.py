@@ -1,4 +1,4 @@
-"""Runs on every rank of test_two_processes.py: steps of SGD, and evaluations of a set that does not divide evenly.
+"""Runs on every rank of test_reward_two_processes.py: steps of SGD, evaluations of a set that does not divide evenly.
 
     torchrun --nproc_per_node 2 tests/reward/two_ranks.py FOLDER
 
@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from safetensors.torch import save_file
+from sgd_steps import SGD_STEPS
 
 from pangu_trl import GPTPanguForSequenceClassification, GPTPanguTokenizer, KWiseRewardConfig, KWiseRewardTrainer
 
@@ -29,19 +30,8 @@ def make_trainer(folder: Path, name: str, **options) -> KWiseRewardTrainer:
             per_device_train_batch_size=4 // PartialState().num_processes,
             gradient_accumulation_steps=2,
             per_device_eval_batch_size=3,
-            max_length=128,
-            max_steps=2,
-            learning_rate=0.1,
-            lr_scheduler_type="constant",
-            optim="sgd",
-            max_grad_norm=0.0,
-            use_cpu=True,
-            gradient_checkpointing=False,
-            report_to="none",
-            save_strategy="no",
-            logging_steps=1,
             disable_tqdm=True,
-            **options,
+            **SGD_STEPS | dict(max_steps=2) | options,
         ),
         train_dataset=rankings.select(range(8)),
         eval_dataset=rankings,
