@@ -37,6 +37,9 @@ def main() -> None:
     )
     guard(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
+    if eval_dataset is not None and not trainer.weights_are_evaluated:
+        # The figures of the model that is saved; its card tells PPO mean and standard deviation of its scores.
+        trainer.evaluate()
     finish(trainer)
 
 

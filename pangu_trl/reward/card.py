@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 CARD_FILE = "reward_card.json"
 
@@ -23,7 +24,7 @@ class RewardCard:
         pad_token_id: Fills rows; the head looks for the last other token.
         eos_token_id: Ends every answer that it was trained on.
         chat_template_digest: Digest of the chat template, None if the tokenizer has none.
-        score_mean: Mean score of the answers of its evaluation set; None if it was not evaluated.
+        score_mean: Mean score of the answers of its evaluation set; None if these very weights were not evaluated.
         score_std: Their standard deviation, likewise.
         scored_set: Which evaluation set that was, as the trainer calls it.
     """
@@ -64,17 +65,18 @@ class RewardCard:
         (Path(folder) / CARD_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def read_reward_card(folder: str | Path) -> RewardCard | None:
-    """Reads the card of a reward model; None if it has none, as models that were trained elsewhere.
+def read_reward_card(model_id: str | Path) -> RewardCard | None:
+    """Reads the card of a reward model, a folder or Hub id; None if it has none, as models that were trained elsewhere.
 
     Raises:
         ValueError: The file is no reward card.
     """
-    path = Path(folder) / CARD_FILE
-    if not path.is_file():
+    try:
+        path = cached_file(str(model_id), CARD_FILE)
+    except OSError:
         return None
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(Path(path).read_text("utf-8"))
         return RewardCard(**content)
     except (ValueError, TypeError) as error:
         names = ", ".join(field.name for field in fields(RewardCard))

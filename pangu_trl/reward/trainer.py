@@ -95,6 +95,8 @@ class KWiseRewardTrainer(RewardTrainer):
             enable_prefix_sharing(self._reward_model(), args.max_length)
         self._max_answers = max(map(len, self.train_dataset["scores"]))
         self._score_statistics: dict[str, Any] = {}
+        # Whether the present weights are those of the last evaluation, or of the best.
+        self.weights_are_evaluated = False
 
     def _prepare_dataset(
         self, dataset: Dataset, processing_class: Any, args: KWiseRewardConfig, dataset_name: str
@@ -223,6 +225,8 @@ class KWiseRewardTrainer(RewardTrainer):
 
     def _record_batch(self, rewards: Tensor, inputs: dict[str, Tensor]) -> None:
         """Keeps TRL's training figures (RewardTrainer.log averages them over the steps since the last log)."""
+        # The step changes the weights.
+        self.weights_are_evaluated = False
         metrics = self._metrics["train"]
         real = rewards[inputs["answer_mask"]]
         pairs = ordered_pairs(inputs["scores"], inputs["answer_mask"])
@@ -281,10 +285,12 @@ class KWiseRewardTrainer(RewardTrainer):
                 "score_std": metrics[f"{metric_key_prefix}_reward_std"],
                 "scored_set": metric_key_prefix,
             }
+            self.weights_are_evaluated = True
         return metrics
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
+        self.weights_are_evaluated = True
         card = read_reward_card(self.state.best_model_checkpoint)
         if card is not None:
             self._score_statistics = card.score_statistics
@@ -298,7 +304,7 @@ class KWiseRewardTrainer(RewardTrainer):
             self.processing_class,
             loss_type=self.args.loss_type,
             max_answers=self._max_answers,
-            **self._score_statistics,
+            **(self._score_statistics if self.weights_are_evaluated else {}),
         )
         card.save(output_dir or self.args.output_dir)
 

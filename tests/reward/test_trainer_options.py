@@ -2,6 +2,7 @@
 
 import json
 
+import huggingface_hub
 import pytest
 import torch
 from datasets import Dataset
@@ -183,6 +184,24 @@ def test_the_saved_folder_says_what_ppo_has_to_know(make_trainer, tokenizer, tmp
     assert card.score_std == pytest.approx(metrics["eval_reward_std"])
     check_reward_card(card, tokenizer, "policy")
     assert read_reward_card(tmp_path) is None
+
+    # Weights that have moved on are not those that were evaluated.
+    trainer.train()
+    trainer.save_model(tmp_path / "later")
+    assert read_reward_card(tmp_path / "later").score_statistics == dict.fromkeys(card.score_statistics)
+
+
+def test_the_card_of_a_model_on_the_hub_is_read(tokenizer, tmp_path, monkeypatch):
+    # What the client keeps of a repository that it has loaded.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--who--reward"
+    (repository / "snapshots" / "11").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("11")
+    assert read_reward_card("who/reward") is None
+    card = RewardCard.describe(tokenizer, loss_type="pairwise", max_answers=4, score_mean=0.5, score_std=2.0)
+    card.save(repository / "snapshots" / "11")
+    assert read_reward_card("who/reward") == card
 
 
 def test_the_card_describes_the_best_model_if_that_is_the_one_that_is_saved(make_trainer, tmp_path):
