@@ -42,18 +42,19 @@ def run(args: argparse.Namespace) -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ValueError("evaluate-reward draws pictures with matplotlib: pip install matplotlib") from error
-    from pangu_trl.data.loading import load_records
+    from pangu_trl.data.loading import load_records, place_of
     from pangu_trl.reward.report import evaluate_rankings, write_report
     from pangu_trl.reward.scoring import ScoringError, load_reward_model
 
-    rankings = load_records(args.data, "ranking", args.split).to_list()
+    dataset = load_records(args.data, "ranking", args.split)
+    rankings = dataset.to_list()
     model, tokenizer = load_reward_model(args.model)
     try:
         evaluation = evaluate_rankings(model, tokenizer, rankings, args.batch_size, args.min_score_gap)
     except ScoringError as error:
         places = [(row, index) for row, ranking in enumerate(rankings) for index in range(len(ranking["responses"]))]
         row, index = places[error.index]
-        raise ValueError(f"{args.data}[{args.split}] row {row}: 'responses[{index}]': {error}") from error
+        raise ValueError(f"{place_of(dataset, row)}: 'responses[{index}]': {error}") from error
     if evaluation.metrics["num_pairs"] == 0:
         raise ValueError(
             f"{args.data}[{args.split}]: no two answers to a prompt have scores that differ by --min-score-gap "

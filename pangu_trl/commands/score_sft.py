@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     refuse_existing(args)
     from pangu_trl.data.jsonl import write_jsonl
-    from pangu_trl.data.loading import load_records
+    from pangu_trl.data.loading import load_records, place_of
     from pangu_trl.judging import load_judge
     from pangu_trl.reward.scoring import ScoringError
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         scores = load_judge(args.judge, args.batch_size)(prompts, completions, **columns)
     except ScoringError as error:
-        raise ValueError(f"{args.demonstrations}[{args.split}] row {error.index}: {error}") from error
+        raise ValueError(f"{place_of(dataset, error.index)}: {error}") from error
     records = [record | {args.score_column: score} for record, score in zip(dataset.to_list(), scores, strict=True)]
     write_jsonl(args.output, records, overwrite=args.overwrite)
     print(f"{args.output}: {len(records)} demonstrations, mean score {sum(scores) / len(scores):.4g}")

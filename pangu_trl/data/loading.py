@@ -3,6 +3,8 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,15 @@ SERVING_KINDS = {
 Row = tuple[str, Mapping[str, Any]]
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What `load_records` was asked for; the dataset keeps it as long as its rows stay as they are."""
+
+    source: str | Path
+    kind: str
+    split: str
+
+
 def load_records(source: str | Path, kind: str, split: str = "train") -> datasets.Dataset:
     """Loads and validates every record of a source.
 
@@ -48,20 +59,42 @@ def load_records(source: str | Path, kind: str, split: str = "train") -> dataset
     """
     if kind not in SERVING_KINDS:
         raise RecordError(f"{source}: the kind of record must be one of {', '.join(SERVING_KINDS)}; got {kind!r}.")
-    suffix = Path(source).suffix
-    if suffix == ".jsonl":
-        rows = _rows_of_jsonl(Path(source), split)
-    elif suffix == ".md":
-        rows = _rows_of_card(DataCard.load(source), kind, split)
-    elif Path(source).is_file():
-        raise RecordError(
-            f"{source}: a file of records must be .jsonl, or a data card .md; got {suffix or 'no suffix'!r}."
-        )
-    else:
-        rows = _rows_of_dataset(source, split)
-    dataset = _to_dataset(_validated(rows, kind), f"{source}[{split}]")
+    origin = Origin(source, kind, split)
+    dataset = _to_dataset(_validated(_rows(origin), kind), f"{source}[{split}]")
+    # On the object alone: whatever `datasets` derives from it may have other rows.
+    dataset.origin = origin
     logger.info("%s[%s]: %s", source, split, _summary(dataset, kind))
     return dataset
+
+
+def origin_of(dataset: datasets.Dataset) -> Origin | None:
+    """What a dataset of `load_records` was loaded from; None for any other, and for what was derived from one."""
+    return getattr(dataset, "origin", None)
+
+
+def place_of(dataset: datasets.Dataset, row: int) -> str | None:
+    """Where a row of a dataset of `load_records` stands in its source, such as `answers.jsonl:3`; None for any other.
+
+    For the errors that only show once the records are used. The source is read again.
+    """
+    origin = origin_of(dataset)
+    if origin is None:
+        return None
+    return next((place for place, _ in islice(_rows(origin), row, None)), None)
+
+
+def _rows(origin: Origin) -> Iterator[Row]:
+    """The records of a source as they are, with their places."""
+    suffix = Path(origin.source).suffix
+    if suffix == ".jsonl":
+        return _rows_of_jsonl(Path(origin.source), origin.split)
+    if suffix == ".md":
+        return _rows_of_card(DataCard.load(origin.source), origin.kind, origin.split)
+    if Path(origin.source).is_file():
+        raise RecordError(
+            f"{origin.source}: a file of records must be .jsonl, or a data card .md; got {suffix or 'no suffix'!r}."
+        )
+    return _rows_of_dataset(origin.source, origin.split)
 
 
 def _rows_of_jsonl(path: Path, split: str) -> Iterator[Row]:

@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
+from .loading import place_of
 from .records import Message
 
 logger = logging.getLogger(__name__)
@@ -147,7 +148,15 @@ class _Encoder:
         try:
             return self.encode(row, self.tokenizer, self.limit)
         except ValueError as error:
-            raise ValueError(f"row {index}: {error}") from error
+            raise _RowError(index, str(error)) from error
+
+
+class _RowError(ValueError):
+    """A row that cannot be encoded. Made of its arguments alone, as worker processes hand it over."""
+
+    def __str__(self) -> str:
+        row, message = self.args
+        return f"row {row}: {message}"
 
 
 def _encode_demonstration(
@@ -201,9 +210,16 @@ def _encode_prompt_with_room(
 def _map_rows(
     dataset: datasets.Dataset, encoder: _Encoder, remove_columns: list[str], num_proc: int | None
 ) -> datasets.Dataset:
-    return dataset.map(
-        encoder, with_indices=True, remove_columns=remove_columns, num_proc=num_proc, desc="Encoding records"
-    )
+    try:
+        return dataset.map(
+            encoder, with_indices=True, remove_columns=remove_columns, num_proc=num_proc, desc="Encoding records"
+        )
+    except _RowError as error:
+        row, message = error.args
+        place = place_of(dataset, row)
+        if place is None:
+            raise
+        raise ValueError(f"row {row} ({place}): {message}") from error
 
 
 def _drop_overlong(encoded: datasets.Dataset, max_length: int, records: str) -> datasets.Dataset:

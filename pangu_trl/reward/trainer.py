@@ -18,6 +18,7 @@ from transformers.trainer_utils import TrainOutput
 from trl import RewardTrainer, extract_prompt
 
 from pangu_trl.data.collators import PackedRankingCollator, RankingCollator
+from pangu_trl.data.loading import origin_of
 from pangu_trl.data.records import validate_record
 from pangu_trl.data.tokenizing import tokenize_rankings
 
@@ -111,7 +112,9 @@ class KWiseRewardTrainer(RewardTrainer):
             return dataset
         max_length = sys.maxsize if args.max_length is None else args.max_length
         with PartialState().local_main_process_first():
-            dataset = dataset.map(_canonical_ranking, with_indices=True, fn_kwargs={"source": dataset_name})
+            origin = origin_of(dataset)
+            if origin is None or origin.kind != "ranking":
+                dataset = dataset.map(_canonical_ranking, with_indices=True, fn_kwargs={"source": dataset_name})
             try:
                 return tokenize_rankings(dataset, processing_class, max_length, num_proc=args.dataset_num_proc)
             except ValueError as error:

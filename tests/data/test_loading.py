@@ -8,6 +8,7 @@ import datasets
 import pytest
 
 from pangu_trl.data import CardError, RecordError, load_records, write_jsonl
+from pangu_trl.data.loading import place_of
 
 QUESTION = [{"role": "user", "content": "你好吗？"}]
 ANSWERS = [[{"role": "assistant", "content": "我很好。"}], [{"role": "assistant", "content": "不好。"}]]
@@ -81,6 +82,16 @@ def test_bad_row_of_a_card_and_of_a_folder_is_named(tmp_path: Path) -> None:
     assert str(caught.value).startswith(
         f"{folder}[train] row 1: 'text' must be present; the record has no field at all"
     )
+
+
+def test_places_of_rows_are_those_of_the_source(tmp_path: Path) -> None:
+    card = write_card(tmp_path, "prompt", [{"题": "一"}, {"题": "二"}], {"prompt": "题"})
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('\n{"prompt": "一"}\n\n{"prompt": "二"}\n', encoding="utf-8")
+    assert place_of(load_records(file, "prompt"), 1) == f"{file}:4"
+    dataset = load_records(card, "prompt")
+    assert place_of(dataset, 1) == f"{card}[train] row 1"
+    assert place_of(dataset.select([1]), 0) is None
 
 
 def test_text_and_messages_in_one_source_are_refused(tmp_path: Path) -> None:

@@ -252,6 +252,21 @@ def test_prompt_without_room_is_an_error_that_names_its_row(
     )
 
 
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_a_row_of_a_file_is_named_by_its_line_too(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, num_proc: int | None
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "hello"}\n\n{"prompt": "good day"}\n{"prompt": "hello world"}\n', encoding="utf-8")
+    dataset = load_records(file, "prompt")
+    with pytest.raises(ValueError) as caught:
+        tokenize_prompts(dataset, tokenizer, max_prompt_length=2, num_proc=num_proc)
+    assert str(caught.value).startswith(f"row 1 ({file}:3): the prompt must have at most max_prompt_length = 2 tokens")
+    # The second row of what was derived stands in another line.
+    with pytest.raises(ValueError, match="^row 1: the prompt must"):
+        tokenize_prompts(dataset.select([0, 2]), tokenizer, max_prompt_length=2, num_proc=num_proc)
+
+
 def test_another_process_finds_the_same_cache(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, datasets_cache: Path
 ) -> None:

@@ -104,6 +104,19 @@ def test_evaluate_reward_without_a_pair_that_counts_writes_nothing(saved_model, 
     assert "- min_score_gap: 0.5" in (output / "report.md").read_text("utf-8")
 
 
+def test_an_answer_that_cannot_be_scored_is_named_by_line(saved_model, tmp_path, capsys):
+    long = "很脏。" * 100
+    lines = [RANKINGS[0], RANKINGS[1] | {"responses": ["很脏。", long]}, {"prompt": "房间", "completion": long}]
+    for name, records in (("rankings", lines[:2]), ("sft", [lines[2]])):
+        text = "\n".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        (tmp_path / f"{name}.jsonl").write_text("\n" + text, "utf-8")
+    rankings, sft, output = (str(tmp_path / name) for name in ("rankings.jsonl", "sft.jsonl", "output"))
+    assert main(["evaluate-reward", saved_model, "--data", rankings, "--output", output]) == 2
+    assert f"{rankings}:4: 'responses[1]': prompt and answer together have" in capsys.readouterr().err
+    assert main(["score-sft", sft, "--judge", saved_model, "--output", output]) == 2
+    assert f"{sft}:2: prompt and answer together have" in capsys.readouterr().err
+
+
 def test_figures_that_do_not_exist_are_null_in_json(tmp_path):
     rewards, labels = torch.tensor([[2.0, 1.0]]).double(), torch.tensor([[1.0, 0.0]]).double()
     evaluation = Evaluation(rewards, labels, torch.ones(1, 2, dtype=torch.bool), 0.0, {"tau": float("nan")}, {})
