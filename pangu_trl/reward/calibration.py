@@ -36,6 +36,11 @@ class CalibrationCurve:
         return ((distance * self.counts).sum() / self.counts.sum()).item()
 
 
+def win_share(differences: Tensor) -> Tensor:
+    """How far each pair is right: 1 where the better answer's reward is higher by the difference, 0.5 where equal."""
+    return torch.heaviside(differences, differences.new_tensor(0.5))
+
+
 def calibration_metrics(differences: Tensor) -> dict[str, float]:
     """Calibration of the pair probabilities.
 
@@ -60,10 +65,9 @@ def calibration_curve(differences: Tensor, temperature: float = 1.0) -> Calibrat
     """Sorts pairs into bins. `differences` as in `calibration_metrics`; equal rewards count as half right."""
     differences = differences.double()
     confidence = torch.sigmoid(differences.abs() / temperature)
-    right = (differences > 0).double() + 0.5 * (differences == 0).double()
     bins = ((confidence - 0.5) * 2 * NUM_BINS).long().clamp(max=NUM_BINS - 1)
     counts = torch.bincount(bins, minlength=NUM_BINS)
-    sums = [torch.bincount(bins, weights=values, minlength=NUM_BINS) for values in (confidence, right)]
+    sums = [torch.bincount(bins, weights=values, minlength=NUM_BINS) for values in (confidence, win_share(differences))]
     return CalibrationCurve(sums[0] / counts, sums[1] / counts, counts)
 
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from .calibration import calibration_metrics
-from .losses import mean_over_pairs, ordered_pairs, pairwise_loss
+from .calibration import calibration_metrics, win_share
+from .losses import has_pair, mean_over_pairs, ordered_pairs, pairwise_loss
 
 
 def ranking_metrics(
@@ -25,10 +25,12 @@ def ranking_metrics(
         pair_accuracy: Share of the counted pairs whose better answer has the higher reward; equal rewards count half.
         macro_pair_accuracy: The same for each prompt, averaged over the prompts that have a counted pair.
         num_pairs: Number of counted pairs.
-        best_of_k_accuracy: Share of the prompts with an ordered pair whose highest-rewarded answer has the best score.
+        best_of_k_accuracy: Share of the prompts with an ordered pair whose highest-rewarded answer has the best score;
+            of several highest-rewarded answers the share that has it.
         kendall_tau, spearman: Mean rank correlations within the prompts that have an ordered pair; 0 for a prompt whose
             rewards are all equal. Tau is tau-b.
-        mean_best_reward, mean_worst_reward: Mean reward of the best and of the worst answers by annotation.
+        mean_best_reward, mean_worst_reward: Mean reward of the best and of the worst answers by annotation, each prompt
+            counting alike.
         reward_mean, reward_std: Over all real answers.
         length_correlation: Pearson correlation of reward and length over all real answers; 0 if either is constant.
         Those of `calibration_metrics`, of the counted pairs.
@@ -39,32 +41,28 @@ def ranking_metrics(
     if not torch.isfinite(rewards[mask]).all():
         row = int((~torch.isfinite(rewards) & mask).any(dim=1).nonzero()[0])
         raise ValueError(f"ranking_metrics: the reward model gave {rewards[row].tolist()} to evaluation prompt {row}.")
-    has_pair = ordered_pairs(labels, mask).any(dim=2).any(dim=1)
-    if not has_pair.any():
+    ranked = has_pair(labels, mask)
+    if not ranked.any():
         raise ValueError(
             "ranking_metrics: no prompt has two answers with different scores; there is nothing to measure."
         )
 
     counted = counted_pairs(labels, mask, min_score_gap)
     differences = rewards.unsqueeze(2) - rewards.unsqueeze(1)
-    right = (differences > 0).float() + 0.5 * (differences == 0).float()
+    right = win_share(differences)
     num_pairs = int(counted.sum())
-
-    best_label = labels.masked_fill(~mask, -torch.inf).max(dim=1)
-    worst_label = labels.masked_fill(~mask, torch.inf).min(dim=1)
-    chosen = rewards.masked_fill(~mask, -torch.inf).argmax(dim=1, keepdim=True)
-    chosen_is_best = labels.gather(1, chosen).squeeze(1) == best_label.values
-    rows = torch.arange(len(rewards))
+    # Of answers that tie each counts alike, so that no figure depends on their order.
+    is_best, is_worst, is_chosen = (are_highest(values, mask) for values in (labels, -labels, rewards))
     metrics = {
-        "loss": pairwise_loss(rewards, labels, mask)[has_pair].mean().item(),
+        "loss": pairwise_loss(rewards, labels, mask)[ranked].mean().item(),
         "pair_accuracy": right[counted].mean().item() if num_pairs else float("nan"),
-        "macro_pair_accuracy": mean_over_pairs(right, counted)[counted.any(dim=2).any(dim=1)].mean().item(),
+        "macro_pair_accuracy": mean_over_pairs(right, counted)[counted.flatten(1).any(dim=1)].mean().item(),
         "num_pairs": num_pairs,
-        "best_of_k_accuracy": chosen_is_best[has_pair].float().mean().item(),
-        "kendall_tau": kendall_tau(rewards, labels, mask)[has_pair].mean().item(),
-        "spearman": spearman(rewards, labels, mask)[has_pair].mean().item(),
-        "mean_best_reward": rewards[rows, best_label.indices][has_pair].mean().item(),
-        "mean_worst_reward": rewards[rows, worst_label.indices][has_pair].mean().item(),
+        "best_of_k_accuracy": _mean_where(is_best.to(rewards.dtype), is_chosen)[ranked].mean().item(),
+        "kendall_tau": kendall_tau(rewards, labels, mask)[ranked].mean().item(),
+        "spearman": spearman(rewards, labels, mask)[ranked].mean().item(),
+        "mean_best_reward": _mean_where(rewards, is_best)[ranked].mean().item(),
+        "mean_worst_reward": _mean_where(rewards, is_worst)[ranked].mean().item(),
         "reward_mean": rewards[mask].mean().item(),
         "reward_std": rewards[mask].std(correction=0).item(),
         **calibration_metrics(differences[counted]),
@@ -82,6 +80,12 @@ def counted_pairs(labels: Tensor, mask: Tensor, min_score_gap: float = 0.0) -> T
     return ordered_pairs(labels, mask) & (better - worse >= min_score_gap - rounding)
 
 
+def are_highest(values: Tensor, mask: Tensor) -> Tensor:
+    """Marks the real answers of each prompt that have the highest value, (N, K)."""
+    values = values.masked_fill(~mask, -torch.inf)
+    return (values == values.amax(dim=1, keepdim=True)) & mask
+
+
 def kendall_tau(rewards: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     """Kendall's tau-b of rewards and labels within each prompt, (N,); 0 where one of them is constant."""
     real = (mask.unsqueeze(2) & mask.unsqueeze(1)).triu(1)
@@ -96,6 +100,11 @@ def kendall_tau(rewards: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
 def spearman(rewards: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     """Spearman's rank correlation of rewards and labels within each prompt, (N,); 0 where one of them is constant."""
     return _correlation(_ranks(rewards, mask), _ranks(labels, mask), mask)
+
+
+def _mean_where(values: Tensor, marked: Tensor) -> Tensor:
+    """Mean of the marked values of each prompt, (N,)."""
+    return torch.where(marked, values, 0.0).sum(dim=1) / marked.sum(dim=1)
 
 
 def _ranks(values: Tensor, mask: Tensor) -> Tensor:

@@ -19,6 +19,11 @@ def ordered_pairs(labels: Tensor, mask: Tensor) -> Tensor:
     return preferred & mask.unsqueeze(2) & mask.unsqueeze(1)
 
 
+def has_pair(labels: Tensor, mask: Tensor) -> Tensor:
+    """Marks the prompts that have an ordered pair, (B,); arguments as `ordered_pairs`."""
+    return ordered_pairs(labels, mask).flatten(1).any(dim=1)
+
+
 def mean_over_pairs(values: Tensor, pairs: Tensor) -> Tensor:
     """Averages values (B, K, K) over the marked pairs of each prompt; 0 for a prompt without a pair. Returns (B,)."""
     kept = torch.where(pairs, values, torch.zeros_like(values))
@@ -61,8 +66,7 @@ def plackett_luce_loss(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     candidates = scores.unsqueeze(1).expand(no_better.shape)
     lowest = torch.finfo(scores.dtype).min
     log_totals = candidates.masked_fill(~no_better, lowest).logsumexp(dim=2)
-    has_pair = ordered_pairs(labels, mask).any(dim=2).any(dim=1)
-    drawn = mask & has_pair.unsqueeze(1)
+    drawn = mask & has_pair(labels, mask).unsqueeze(1)
     return torch.where(drawn, log_totals - scores, torch.zeros_like(scores)).sum(dim=1)
 
 

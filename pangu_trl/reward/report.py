@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pangu_trl.data.tokenizing import encode_prompt
 
-from .calibration import calibration_curve
-from .evaluation import counted_pairs, ranking_metrics
+from .calibration import calibration_curve, win_share
+from .evaluation import are_highest, counted_pairs, ranking_metrics
 from .probes import probe_metrics
 from .scoring import encode_sequence, position_limit, score_responses
 
@@ -40,6 +40,14 @@ class Evaluation:
     min_score_gap: float
     metrics: dict[str, float]
     probes: dict[str, dict[str, float]]
+
+    def counted_differences(self) -> tuple[Tensor, Tensor]:
+        """For each pair that counts, better minus worse answer: of the annotated scores, and of the rewards, both (M,)."""
+        pairs = counted_pairs(self.labels, self.mask, self.min_score_gap)
+        gaps, differences = (
+            (values.unsqueeze(2) - values.unsqueeze(1))[pairs] for values in (self.labels, self.rewards)
+        )
+        return gaps, differences
 
 
 def evaluate_rankings(
@@ -84,10 +92,8 @@ def accuracy_by_score_gap(evaluation: Evaluation) -> list[tuple[float, float, in
 
     Pairs with the same gap stay together, so that rankings by order, whose gaps are few, make few groups.
     """
-    pairs = counted_pairs(evaluation.labels, evaluation.mask, evaluation.min_score_gap)
-    gaps = (evaluation.labels.unsqueeze(2) - evaluation.labels.unsqueeze(1))[pairs]
-    differences = (evaluation.rewards.unsqueeze(2) - evaluation.rewards.unsqueeze(1))[pairs]
-    right = (differences > 0).double() + 0.5 * (differences == 0).double()
+    gaps, differences = evaluation.counted_differences()
+    right = win_share(differences)
     quantiles = torch.linspace(0, 1, MAX_GAP_BINS + 1, dtype=gaps.dtype)[1:-1]
     groups = torch.bucketize(gaps, torch.quantile(gaps, quantiles).unique())
     return [
@@ -123,33 +129,30 @@ def _draw_pictures(folder: Path, evaluation: Evaluation) -> dict[str, str]:
     """Draws the pictures; returns their file names with what they show."""
     from matplotlib.figure import Figure
 
-    pairs = counted_pairs(evaluation.labels, evaluation.mask, evaluation.min_score_gap)
-    differences = (evaluation.rewards.unsqueeze(2) - evaluation.rewards.unsqueeze(1))[pairs]
     pictures = {
-        "scores.png": ("Scores of the best answers of each prompt and of the others", _draw_scores, evaluation),
-        "calibration.png": ("How often the preferred answer is the better one", _draw_calibration, differences),
-        "accuracy_by_gap.png": ("Pair accuracy by the gap of the annotated scores", _draw_gaps, evaluation),
+        "scores.png": ("Scores of the best answers of each prompt and of the others", _draw_scores),
+        "calibration.png": ("How often the preferred answer is the better one", _draw_calibration),
+        "accuracy_by_gap.png": ("Pair accuracy by the gap of the annotated scores", _draw_gaps),
     }
-    for name, (_, draw, data) in pictures.items():
+    for name, (_, draw) in pictures.items():
         figure = Figure(figsize=(5, 3.2), layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
-        draw(axes, data)
+        draw(axes, evaluation)
         figure.savefig(folder / name, dpi=160)
-    return {name: title for name, (title, _, _) in pictures.items()}
+    return {name: title for name, (title, _) in pictures.items()}
 
 
 def _draw_scores(axes: Any, evaluation: Evaluation) -> None:
-    best_labels = evaluation.labels.masked_fill(~evaluation.mask, -torch.inf).amax(dim=1, keepdim=True)
-    is_best = (evaluation.labels == best_labels) & evaluation.mask
+    is_best = are_highest(evaluation.labels, evaluation.mask)
     groups = [evaluation.rewards[is_best].tolist(), evaluation.rewards[evaluation.mask & ~is_best].tolist()]
     axes.hist(groups, bins=30, histtype="stepfilled", alpha=0.6, label=["best answers", "other answers"])
     axes.set(xlabel="score", ylabel="answers")
     axes.legend(frameon=False)
 
 
-def _draw_calibration(axes: Any, differences: Tensor) -> None:
-    curve = calibration_curve(differences)
+def _draw_calibration(axes: Any, evaluation: Evaluation) -> None:
+    curve = calibration_curve(evaluation.counted_differences()[1])
     filled = curve.counts > 0
     axes.plot([0.5, 1], [0.5, 1], color="grey", linewidth=1, linestyle="--", label="perfect")
     axes.plot(curve.confidence[filled].tolist(), curve.accuracy[filled].tolist(), marker="o", label="reward model")

@@ -22,10 +22,11 @@ from pangu_trl.data.loading import origin_of
 from pangu_trl.data.records import validate_record
 from pangu_trl.data.tokenizing import tokenize_rankings
 
+from .calibration import win_share
 from .card import RewardCard, read_reward_card
 from .config import KWiseRewardConfig
 from .evaluation import ranking_metrics
-from .losses import centring_loss, ordered_pairs, pairwise_loss, plackett_luce_loss, tokenwise_loss
+from .losses import centring_loss, has_pair, ordered_pairs, pairwise_loss, plackett_luce_loss, tokenwise_loss
 from .prefix_sharing import enable_prefix_sharing, score_packed_answers
 from .sampler import LengthBucketSampler
 from .token_scores import last_token_scores, token_scores
@@ -159,7 +160,7 @@ class KWiseRewardTrainer(RewardTrainer):
     ) -> tuple[list, Tensor | int | None]:
         """Fetches the batches of one optimiser step and counts their prompts with an ordered pair, over all ranks."""
         batch_samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = sum(_has_pair(batch["scores"], batch["answer_mask"]).sum() for batch in batch_samples)
+        count = sum(has_pair(batch["scores"], batch["answer_mask"]).sum() for batch in batch_samples)
         return batch_samples, self.accelerator.reduce(torch.as_tensor(count, device=device), reduction="sum")
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -217,7 +218,7 @@ class KWiseRewardTrainer(RewardTrainer):
         """Sum of the prompts' losses over the number of prompts with a pair in the global batch."""
         rewards, losses = self._ranking_losses(model, inputs)
         if num_items_in_batch is None:
-            num_items_in_batch = _has_pair(inputs["scores"], inputs["answer_mask"]).sum()
+            num_items_in_batch = has_pair(inputs["scores"], inputs["answer_mask"]).sum()
             num_ranks = 1
         else:
             # Gradients are averaged over the ranks, the objective is a sum over them.
@@ -239,7 +240,7 @@ class KWiseRewardTrainer(RewardTrainer):
                 inputs["attention_mask"].sum().float(),
                 real.sum(),
                 torch.tensor(float(real.numel()), device=real.device),
-                (gaps > 0).float().sum() + 0.5 * (gaps == 0).float().sum(),
+                win_share(gaps).sum(),
                 gaps.sum(),
                 torch.tensor(float(gaps.numel()), device=real.device),
             ]
@@ -317,7 +318,3 @@ def _canonical_ranking(record: dict[str, Any], row: int, source: str) -> dict[st
         # As RewardTrainer: without a prompt, it is what both answers begin with.
         record = extract_prompt(record)
     return validate_record(record, "ranking", f"{source} row {row}")
-
-
-def _has_pair(scores: Tensor, answer_mask: Tensor) -> Tensor:
-    return ordered_pairs(scores, answer_mask).any(dim=2).any(dim=1)

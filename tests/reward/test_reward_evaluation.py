@@ -29,8 +29,8 @@ def test_accuracies_are_those_of_pairs_of_prompts_and_of_best_answers():
     assert metrics["num_pairs"] == 5
     assert metrics["pair_accuracy"] == pytest.approx((2 + 0 + 0.5) / 5)
     assert metrics["macro_pair_accuracy"] == pytest.approx((2 / 3 + 0 + 0.5) / 3)
-    # Of equal rewards the first counts as chosen, which is the worse answer of prompt 3.
-    assert metrics["best_of_k_accuracy"] == pytest.approx(1 / 3)
+    # Of the two highest rewards of prompt 3 one belongs to the best answer.
+    assert metrics["best_of_k_accuracy"] == pytest.approx((1 + 0 + 0.5) / 3)
     assert metrics["mean_best_reward"] == pytest.approx((3 + 1 + 4) / 3)
     assert metrics["mean_worst_reward"] == pytest.approx((1 + 2 + 4) / 3)
     flat = [reward for row in rewards for reward in row]
@@ -40,6 +40,27 @@ def test_accuracies_are_those_of_pairs_of_prompts_and_of_best_answers():
     softplus = [math.log1p(math.exp(-d)) for d in (3, 2, -1)]
     expected = (sum(softplus) / 3 + math.log1p(math.exp(1)) + math.log(2)) / 3
     assert metrics["loss"] == pytest.approx(expected)
+
+
+def test_best_and_worst_rewards_are_means_over_answers_that_tie():
+    # Best 3 and 1, worst 0 and -4.
+    metrics = metrics_of([[3.0, 1.0, 0.0, -4.0, 9.0]], [[5.0, 5.0, 2.0, 2.0, 4.0]])
+    assert (metrics["mean_best_reward"], metrics["mean_worst_reward"]) == (2.0, -2.0)
+
+
+def test_no_figure_depends_on_the_order_of_the_answers():
+    generator = torch.Generator().manual_seed(0)
+    # Few values, so that rewards and labels tie.
+    rewards, labels = (torch.randint(0, 3, (50, 5), generator=generator).double() for _ in range(2))
+    mask = torch.arange(5) < torch.randint(2, 6, (50, 1), generator=generator)
+    order = torch.rand(50, 5, generator=generator).argsort(dim=1)
+    lengths = torch.randint(1, 9, (50, 5), generator=generator)
+    tensors = (rewards, labels, mask, lengths)
+    expected, found = (
+        ranking_metrics(*values[:3], lengths=values[3])
+        for values in (tensors, [tensor.gather(1, order) for tensor in tensors])
+    )
+    assert found == pytest.approx(expected)
 
 
 def test_correlation_with_length_is_pearsons_over_all_real_answers():
