@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from pangu_trl.data.records import answer_text
 from pangu_trl.reward.evaluation import ranking_metrics
 from pangu_trl.reward.scoring import ScoringError, load_reward_model, score_responses
 from pangu_trl.sampling import (
     Answers,
     Record,
     Scores,
-    answer_text,
     first_occurrences,
     is_finite_number,
     per_answer_columns,

@@ -23,10 +23,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from pangu_trl.data.collators import pad_sequences
 from pangu_trl.data.jsonl import read_numbered_jsonl
-from pangu_trl.data.records import RecordError, validate_record
+from pangu_trl.data.records import RecordError, answer_text, validate_record
 from pangu_trl.data.tokenizing import encode_prompt
-from pangu_trl.reward.scoring import evaluation_mode
+from pangu_trl.reward.scoring import evaluation_mode, position_limit
 
 Record = dict[str, Any]
 Scores = list[list[float]]
@@ -223,11 +224,6 @@ def is_empty(response: Any) -> bool:
     return not answer_text(response).strip()
 
 
-def answer_text(response: Any) -> str:
-    """The text of an answer, which may be a list of messages."""
-    return response if isinstance(response, str) else "".join(message["content"] for message in response)
-
-
 def _check_settings(tokenizer: PreTrainedTokenizerBase, num_answers: int, config: SamplingConfig, seed: int) -> None:
     if config.temperature == 0 and num_answers > 1:
         raise ValueError(
@@ -243,7 +239,7 @@ def _check_settings(tokenizer: PreTrainedTokenizerBase, num_answers: int, config
 def _check_prompt_lengths(
     encoded_prompts: list[list[int]], model: PreTrainedModel, max_new_tokens: int, where: Sequence[str]
 ) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = position_limit(model)
     for row, prompt_ids in enumerate(encoded_prompts):
         if not prompt_ids:
             raise ValueError(f"{where[row]}: the prompt is empty; a model needs at least one token to go on from")
@@ -263,9 +259,8 @@ def _sample_batch(
 ) -> list[SampledAnswer]:
     """Generates one answer to each of B encoded prompts, drawing its tokens with its row of `uniforms`, (B, C)."""
     pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    width = max(len(prompt) for prompt in prompts)
-    input_ids = torch.tensor([[pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
-    attention_mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    input_ids, attention_mask = pad_sequences(prompts, pad_token_id, side="left")
+    width = input_ids.shape[1]
     generation_config = GenerationConfig(
         do_sample=False,
         max_new_tokens=config.max_new_tokens,

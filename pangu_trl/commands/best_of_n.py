@@ -1,13 +1,12 @@
 """`pangu-trl best-of-n`: of N sampled answers to each prompt the one with the highest score."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from pangu_trl.commands.options import (
     add_answers_and_batch_size,
     add_judge_option,
-    add_overwrite,
+    add_output,
     note,
     refuse_existing,
 )
@@ -24,15 +23,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="column of the file that holds the scores, if there is no --judge (default: %(default)s)",
     )
-    parser.add_argument(
-        "--output",
-        required=True,
-        type=Path,
-        metavar="FILE.jsonl",
-        help="demonstrations: the best answer to each prompt as 'completion', with its 'score'; of equally good ones "
-        "the first",
+    add_output(
+        parser,
+        "FILE.jsonl",
+        "demonstrations: the best answer to each prompt as 'completion', with its 'score'; of equally good ones the "
+        "first",
     )
-    add_overwrite(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -49,6 +45,11 @@ def run(args: argparse.Namespace) -> None:
     if scores is None:
         raise ValueError(
             f"{args.answers}: no column '{args.score_column}' to select by; give a --judge, or score the file"
+        )
+    replaced = [name for name in ("completion", "score") if any(name in record for record in answers.records)]
+    if replaced:
+        note(
+            args, f"warning: columns of {args.answers} give way to the best answer and its score: {', '.join(replaced)}"
         )
     best = [
         _best_answer(record, row, place, args.score_column)

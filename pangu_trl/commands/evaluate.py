@@ -1,13 +1,12 @@
 """`pangu-trl evaluate`: figures of sampled answers, of their scores and of the judge."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pangu_trl.commands.options import (
     add_answers_and_batch_size,
     add_judge_option,
-    add_overwrite,
+    add_output,
     note,
     refuse_existing,
     score_gap,
@@ -44,10 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="OTHER.jsonl",
         help="answers to the same prompts to compare with: difference of mean scores, win rate (default: none)",
     )
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE.json", help="write the figures as JSON (default: only print them)"
-    )
-    add_overwrite(parser)
+    add_output(parser, "FILE.json", "write the figures as JSON (default: only print them)", required=False)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,9 +1,8 @@
 """`pangu-trl evaluate-reward`: a saved reward model against annotated rankings, with probes and pictures."""
 
 import argparse
-from pathlib import Path
 
-from pangu_trl.commands.options import add_overwrite, positive_int, refuse_existing, score_gap
+from pangu_trl.commands.options import add_output, positive_int, refuse_existing, score_gap
 
 SUMMARY = "measure a saved reward model against rankings: figures, probes, pictures"
 
@@ -30,10 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="answers scored together (default: %(default)s)",
     )
-    parser.add_argument(
-        "--output", required=True, type=Path, metavar="FOLDER", help="gets metrics.json, report.md and its pictures"
-    )
-    add_overwrite(parser)
+    add_output(parser, "FOLDER", "gets metrics.json, report.md and its pictures")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -53,8 +54,10 @@ def add_judge_option(parser: argparse.ArgumentParser, required: bool) -> None:
     )
 
 
-def add_overwrite(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
+def add_output(parser: argparse.ArgumentParser, metavar: str, content: str, required: bool = True) -> None:
+    """`--output`, which is described by what it will hold, and `--overwrite`; see `refuse_existing`."""
+    parser.add_argument("--output", required=required, type=Path, metavar=metavar, help=content)
+    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
 
 
 def refuse_existing(args: argparse.Namespace, is_folder: bool = False) -> None:

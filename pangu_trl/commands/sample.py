@@ -1,10 +1,9 @@
 """`pangu-trl sample`: K answers to every prompt of a file, in the ranking format without scores."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from pangu_trl.commands.options import ANSWER_COLUMNS, add_overwrite, count_answers, note, positive_int, refuse_existing
+from pangu_trl.commands.options import ANSWER_COLUMNS, add_output, count_answers, note, positive_int, refuse_existing
 
 SUMMARY = "sample K answers to every prompt of a file"
 
@@ -24,12 +23,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--split", default="train", help="split to take of a data card; a .jsonl file has only train (default: train)"
     )
     parser.add_argument("--limit", type=positive_int, metavar="N", help="take the first N prompts only (default: all)")
-    parser.add_argument(
-        "--output",
-        required=True,
-        type=Path,
-        metavar="FILE.jsonl",
-        help="one record a prompt: its columns, 'responses', 'finished' (false where the answer was cut off by "
+    add_output(
+        parser,
+        "FILE.jsonl",
+        "one record a prompt: its columns, 'responses', 'finished' (false where the answer was cut off by "
         "--max-new-tokens) and 'ranked': false, as the order of the answers means nothing yet",
     )
     parser.add_argument(
@@ -66,7 +63,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="answer k to the i-th prompt depends on the seed, i and k, not on the batch size (default: %(default)s)",
     )
-    add_overwrite(parser)
 
 
 def run(args: argparse.Namespace) -> None:

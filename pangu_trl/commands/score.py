@@ -1,14 +1,13 @@
 """`pangu-trl score`: sampled answers scored by a judge."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pangu_trl.commands.options import (
     ANSWER_COLUMNS,
     add_answers_and_batch_size,
     add_judge_option,
-    add_overwrite,
+    add_output,
     count_answers,
     note,
     refuse_existing,
@@ -23,9 +22,7 @@ SUMMARY = "have sampled answers scored by a judge"
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_answers_and_batch_size(parser)
     add_judge_option(parser, required=True)
-    parser.add_argument(
-        "--output", required=True, type=Path, metavar="FILE.jsonl", help="the records with their scores"
-    )
+    add_output(parser, "FILE.jsonl", "the records with their scores")
     parser.add_argument(
         "--score-column",
         default="scores",
@@ -33,7 +30,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="column for the scores. 'scores' makes rankings, which need two or more answers a prompt, none of them "
         "empty; any other name only adds a column (default: %(default)s)",
     )
-    add_overwrite(parser)
 
 
 def run(args: argparse.Namespace) -> None:

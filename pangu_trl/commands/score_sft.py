@@ -1,9 +1,8 @@
 """`pangu-trl score-sft`: the demonstrations of an SFT set scored by a reward model."""
 
 import argparse
-from pathlib import Path
 
-from pangu_trl.commands.options import add_batch_size, add_judge_option, add_overwrite, refuse_existing
+from pangu_trl.commands.options import add_batch_size, add_judge_option, add_output, refuse_existing
 
 SUMMARY = "have the demonstrations of an SFT set scored by a judge"
 
@@ -20,10 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--score-column", default="score", metavar="NAME", help="column for the scores (default: %(default)s)"
     )
-    parser.add_argument(
-        "--output", required=True, type=Path, metavar="FILE.jsonl", help="the records with their scores"
-    )
-    add_overwrite(parser)
+    add_output(parser, "FILE.jsonl", "the records with their scores")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -79,6 +79,11 @@ def validate_record(record: Mapping[str, Any], kind: str, where: str) -> dict[st
     return dict(record)
 
 
+def answer_text(answer: str | list[Message]) -> str:
+    """The text of an answer, which may be messages."""
+    return answer if isinstance(answer, str) else "".join(message["content"] for message in answer)
+
+
 def _canonical_ranking(record: Mapping[str, Any], prompt: str | list[Message], where: str) -> dict[str, Any]:
     canonical = dict(record)
     if _has(record, "chosen") or _has(record, "rejected"):

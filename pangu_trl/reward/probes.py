@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pangu_trl.data.records import answer_text
+
 from .scoring import encode_sequence, score_responses
 
 SENTENCE_END = re.compile(r"(?<=[。！？!?.\n])")
@@ -79,7 +81,7 @@ def _answer_to_another_prompt(row: int, prompts: Sequence[Any], best: Sequence[A
 
 def _repeated_sentence(row: int, prompts: Sequence[Any], best: Sequence[Any]) -> Any:
     """The first sentence of the best answer, twice or as often as the answer is long."""
-    text = _text(best[row])
+    text = answer_text(best[row])
     sentence = SENTENCE_END.split(text.strip())[0]
     return _like(best[row], sentence * max(2, round(len(text) / len(sentence))))
 
@@ -95,10 +97,6 @@ PROBES: dict[str, Callable[[int, Sequence[Any], Sequence[Any]], Any]] = {
 def _like(response: Any, text: str) -> Any:
     """A text in the form of a response: text, or messages."""
     return text if isinstance(response, str) else [{"role": "assistant", "content": text}]
-
-
-def _text(response: Any) -> str:
-    return response if isinstance(response, str) else "".join(message["content"] for message in response)
 
 
 def _mean(values: Sequence[float]) -> float:

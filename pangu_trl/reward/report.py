@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pangu_trl.data.tokenizing import encode_prompt
-
 from .calibration import calibration_curve, win_share
 from .evaluation import are_highest, counted_pairs, ranking_metrics
 from .probes import probe_metrics
-from .scoring import encode_sequence, position_limit, score_responses
+from .scoring import encode_response, position_limit, score_responses
 
 MAX_GAP_BINS = 8
 
@@ -42,7 +40,7 @@ class Evaluation:
     probes: dict[str, dict[str, float]]
 
     def counted_differences(self) -> tuple[Tensor, Tensor]:
-        """For each pair that counts, better minus worse answer: of the annotated scores, and of the rewards, both (M,)."""
+        """Better minus worse answer of each pair that counts: of the annotated scores, and of the rewards, (M,)."""
         pairs = counted_pairs(self.labels, self.mask, self.min_score_gap)
         gaps, differences = (
             (values.unsqueeze(2) - values.unsqueeze(1))[pairs] for values in (self.labels, self.rewards)
@@ -66,10 +64,7 @@ def evaluate_rankings(
     prompts = [ranking["prompt"] for ranking in rankings for _ in ranking["responses"]]
     responses = [response for ranking in rankings for response in ranking["responses"]]
     scores = score_responses(model, tokenizer, prompts, responses, batch_size, show_progress=True)
-    lengths = [
-        len(encode_sequence(tokenizer, prompt, response)) - len(encode_prompt(tokenizer, prompt))
-        for prompt, response in zip(prompts, responses, strict=True)
-    ]
+    lengths = [len(encode_response(tokenizer, *texts)) for texts in zip(prompts, responses, strict=True)]
     counts = torch.tensor([len(ranking["responses"]) for ranking in rankings])
     mask = torch.arange(int(counts.max())) < counts.unsqueeze(1)
     labels = torch.tensor([score for ranking in rankings for score in ranking["scores"]], dtype=torch.float64)

@@ -17,6 +17,7 @@ from transformers import (
 
 from pangu_trl.adapters import find_base_model, load_with_adapter
 from pangu_trl.data.collators import pad_sequences
+from pangu_trl.data.records import answer_text
 from pangu_trl.data.tokenizing import encode_completion, encode_prompt
 
 from .token_scores import last_token_scores
@@ -134,8 +135,17 @@ def load_reward_model(
 
 
 def encode_sequence(tokenizer: PreTrainedTokenizerBase, prompt: Any, response: Any) -> list[int]:
-    """The tokens that are scored: prompt, response and end of sequence. Unlike in training, a response may be empty."""
-    return encode_prompt(tokenizer, prompt) + _encode_response(tokenizer, prompt, response)
+    """The tokens that are scored: prompt, response and end of sequence."""
+    return encode_prompt(tokenizer, prompt) + encode_response(tokenizer, prompt, response)
+
+
+def encode_response(tokenizer: PreTrainedTokenizerBase, prompt: Any, response: Any) -> list[int]:
+    """The tokens of a response with its end of sequence. Unlike in training, it may be empty."""
+    text = answer_text(response)
+    if not text.strip() and not tokenizer(text, add_special_tokens=False)["input_ids"]:
+        # No training data, so `encode_completion` refuses it; but a policy does end an answer at once now and then.
+        return [tokenizer.eos_token_id]
+    return encode_completion(tokenizer, prompt, response)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], responses: Sequence[Any]) -> list[list[int]]:
@@ -146,14 +156,6 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], response
         except ValueError as error:
             raise ScoringError(str(error), index) from error
     return sequences
-
-
-def _encode_response(tokenizer: PreTrainedTokenizerBase, prompt: Any, response: Any) -> list[int]:
-    text = response if isinstance(response, str) else "".join(message["content"] for message in response)
-    if not text.strip() and not tokenizer(text, add_special_tokens=False)["input_ids"]:
-        # No training data, so `encode_completion` refuses it; but a policy does end an answer at once now and then.
-        return [tokenizer.eos_token_id]
-    return encode_completion(tokenizer, prompt, response)
 
 
 def _score_batch(model: PreTrainedModel | PeftModel, sequences: list[list[int]]) -> list[float]:

@@ -149,6 +149,7 @@ def test_best_of_n_keeps_the_best_answer_that_is_not_empty_and_drops_columns_of_
             "scores": [1.0, 2.0, 9.0],
             "finished": [True, True, True],
             "id": 7,
+            "completion": "of the demonstration that the prompt came from",
         },
         {"prompt": "乙", "responses": ["三", "四"], "scores": [5.0, 5.0], "finished": [True, False], "id": 8},
         {"prompt": "丙", "responses": ["", ""], "scores": [0.0, 1.0], "finished": [True, True], "id": 9},
@@ -159,7 +160,9 @@ def test_best_of_n_keeps_the_best_answer_that_is_not_empty_and_drops_columns_of_
         {"prompt": "甲", "id": 7, "completion": "二", "score": 2.0},
         {"prompt": "乙", "id": 8, "completion": "三", "score": 5.0},
     ]
-    assert "left out 1 prompts all of whose answers are empty" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "left out 1 prompts all of whose answers are empty" in said
+    assert "answers.jsonl give way to the best answer and its score: completion\n" in said
 
 
 def test_best_of_n_takes_a_judge_and_needs_one_where_there_are_no_scores(
