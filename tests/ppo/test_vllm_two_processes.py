@@ -1,0 +1,77 @@
+"""Two ranks that learn from a vLLM server's answers, under DDP and ZeRO-3; a stub stands in for the server."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).parent / "two_ranks_vllm.py"
+RUNS = [
+    ("full", 0),
+    pytest.param(("lora", 0), marks=pytest.mark.slow),
+    pytest.param(("full", 3), marks=pytest.mark.slow),
+    pytest.param(("one_backbone", 3), marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(params=RUNS, ids=lambda run: "-".join(map(str, run)))
+def run(request) -> tuple[str, int]:
+    """Layout and ZeRO stage; 0 is DDP."""
+    return request.param
+
+
+@pytest.fixture
+def two_ranks(models_dir, run) -> Path:
+    """The folder in which two processes left what they found; they run once for all tests."""
+    layout, stage = run
+    folder = models_dir / f"vllm-{layout}-{stage}"
+    if not (folder / "served.safetensors").exists():
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        # Where this is set accelerate leaves DeepSpeed out; the options ask for the CPU themselves.
+        environment.pop("ACCELERATE_USE_CPU", None)
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        result = subprocess.run(
+            [*launch, str(SCRIPT), str(models_dir), layout, str(stage)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+        assert result.returncode == 0, result.stderr[-4000:]
+    return folder
+
+
+def test_both_ranks_learn_from_the_servers_answers_what_they_learn_from_generated_ones(two_ranks):
+    served, generated = load_file(two_ranks / "served.safetensors"), load_file(two_ranks / "generated.safetensors")
+    for name, tensor in generated.items():
+        assert torch.equal(served[name], tensor), name
+
+
+def test_the_server_gets_the_policys_whole_weights_bit_for_bit(two_ranks):
+    weights, received = load_file(two_ranks / "served.safetensors"), load_file(two_ranks / "received.safetensors")
+    expected = {}
+    for name, tensor in weights.items():
+        name = name.removeprefix("policy.")
+        if name.startswith(("value_", "reward_", "lm_head", "base_model.model.lm_head")) or "lora_" in name:
+            continue
+        if name.endswith(".base_layer.weight"):
+            lora = f"policy.{name.removesuffix('.base_layer.weight')}.lora_"
+            # Twice: lora_alpha is 8, the rank 4.
+            added = (weights[f"{lora}B.default.weight"] @ weights[f"{lora}A.default.weight"]) * 2.0
+            assert added.abs().max() > 0
+            tensor = tensor + added
+        expected[name.removeprefix("base_model.model.").replace(".base_layer", "")] = tensor
+    assert received.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(received[name], tensor), name
+
+
+def test_both_ranks_end_with_the_words_of_a_server_that_fails(two_ranks):
+    for rank in range(2):
+        words = (two_ranks / f"failure-{rank}.txt").read_text("utf-8")
+        assert words.startswith("PPOTrainer: vLLM server at http://127.0.0.1:")
+        assert "ZeroDivisionError" in words
