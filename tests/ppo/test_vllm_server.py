@@ -78,7 +78,7 @@ def test_answers_that_the_server_repeats_make_the_same_rollout(make_trainer, mak
 
 
 def test_training_on_the_servers_answers_ends_where_training_on_generated_ones_does(make_trainer, make_served, layout):
-    options = dict(top_k=1, max_steps=6, num_rollout_batches=4, num_generations=2, learning_rate=3e-3)
+    options = dict(top_k=1, max_steps=12, num_generations=2, learning_rate=3e-2)
     served, generated = make_served(layout, **options), make_trainer(layout, **options)
     for trainer in (served, generated):
         randomise_adapters(trainer)
@@ -121,7 +121,7 @@ def test_names_and_bits_are_those_of_a_saved_model_in_other_families(family, wit
     model = AutoModelForCausalLM.from_config(config).to(dtype)
     if with_lora:
         model = get_peft_model(model, LoraConfig(r=4, task_type="CAUSAL_LM", init_lora_weights=False))
-    found = {weight.name: (weight.announcement[1:], weight.read()) for weight in plain_weights(model)}
+    found = {weight.name: (weight.announcement[1:], weight.read().clone()) for weight in plain_weights(model)}
     plain = model.merge_and_unload() if with_lora else model
     plain.save_pretrained(tmp_path)
     saved = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).state_dict()
