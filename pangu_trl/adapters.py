@@ -6,7 +6,6 @@ frozen, which looks like a model to train and learns nothing; everything here go
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -18,8 +17,6 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file, find_adapter_config_file
-
-TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.model", "vocab.json")
 
 
 def load_with_adapter(
@@ -128,15 +125,21 @@ def _load(
         missing = [name for name in missing if not any(key.endswith(f".{name}") for key in loaded)]
     brings_tokenizer = adapter is not None and _has_tokenizer(adapter, adapter_revision)
     tokenizer_id, tokenizer_revision = (adapter, adapter_revision) if brings_tokenizer else (base_id, base_revision)
-    if Path(tokenizer_id).is_dir() and not any((Path(tokenizer_id) / name).exists() for name in TOKENIZER_FILES):
-        raise ValueError(f"{tokenizer_id}: holds no tokenizer; save the model's tokenizer into this folder")
-    with _loading(tokenizer_id):
-        tokenizer = AutoTokenizer.from_pretrained(
-            tokenizer_id,
-            revision=tokenizer_revision,
-            trust_remote_code=model_kwargs.get("trust_remote_code", False),
-        )
-    return model, tokenizer, missing
+    trust_remote_code = model_kwargs.get("trust_remote_code", False)
+    return model, _load_tokenizer(tokenizer_id, tokenizer_revision, trust_remote_code), missing
+
+
+def _load_tokenizer(model_id: str, revision: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    remedy = f"{model_id}: no tokenizer can be loaded from it; save the model's tokenizer there"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_id, revision=revision, trust_remote_code=trust_remote_code)
+    # A class that is called without its file may try to open None.
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{remedy}. {error}") from error
+    # Where there is no file, most classes come empty: special tokens alone, in T5's case and one piece for the space.
+    if len(tokenizer) - len(tokenizer.all_special_ids) <= 1:
+        raise ValueError(f"{remedy}. Its vocabulary is missing")
+    return tokenizer
 
 
 def _add_adapter(model: PreTrainedModel, adapter: str, revision: str) -> tuple[PeftModel, list[str]]:

@@ -56,7 +56,7 @@ def test_a_model_without_a_tokenizer_is_refused_by_its_folder(policy, capsys):
     policy.save_pretrained("model")
     Path("prompts.jsonl").write_text('{"prompt": "p"}\n')
     assert main(["sample", "--model", "model", "--prompts", "prompts.jsonl", "--output", "o.jsonl"]) == 2
-    assert "model: holds no tokenizer; save the model's tokenizer into this folder" in capsys.readouterr().err
+    assert "model: no tokenizer can be loaded from it; save the model's tokenizer there" in capsys.readouterr().err
 
 
 def test_texts_for_a_vocabulary_are_utf8_or_refused_by_line(capsys):
