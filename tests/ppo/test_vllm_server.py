@@ -146,6 +146,18 @@ def test_the_server_is_asked_for_what_generate_would_be(make_served, stub):
     assert len(set(seeds)) == len(prompts)
 
 
+def test_a_resumed_run_asks_with_the_seeds_of_the_whole_one(make_served, stub):
+    options = dict(max_steps=8, save_strategy="steps", save_steps=3)
+    make_served(**options).train()
+    whole = sorted((request["prompt"], request["seed"]) for request in stub.requests)
+    stub.requests.clear()
+    resumed = make_served(**options)
+    resumed.train(resume_from_checkpoint=f"{resumed.args.output_dir}/checkpoint-3")
+    # Step 3 is in the middle of the first rollout, which the checkpoint holds.
+    assert len(whole) == 8 and len(stub.requests) == 4
+    assert all((request["prompt"], request["seed"]) in whole for request in stub.requests)
+
+
 def test_weights_are_sent_once_after_they_changed_and_before_they_are_needed(make_served, stub):
     trainer = make_served(max_steps=8, eval_strategy="steps", eval_steps=4, eval_on_start=True)
     stub.calls.clear()

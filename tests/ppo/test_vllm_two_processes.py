@@ -1,4 +1,4 @@
-"""Two ranks that learn from a vLLM server's answers, under DDP and ZeRO-3; a stub stands in for the server."""
+"""Two ranks that learn from a vLLM server's answers, under DDP, ZeRO-3 and FSDP2; a stub stands in for the server."""
 
 import os
 import subprocess
@@ -11,31 +11,41 @@ from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).parent / "two_ranks_vllm.py"
 RUNS = [
-    ("full", 0),
-    pytest.param(("lora", 0), marks=pytest.mark.slow),
-    pytest.param(("full", 3), marks=pytest.mark.slow),
-    pytest.param(("one_backbone", 3), marks=pytest.mark.slow),
+    ("full", "ddp"),
+    pytest.param(("lora", "ddp"), marks=pytest.mark.slow),
+    pytest.param(("full", "zero3"), marks=pytest.mark.slow),
+    pytest.param(("one_backbone", "zero3"), marks=pytest.mark.slow),
+    pytest.param(("full", "fsdp2"), marks=pytest.mark.slow),
+    pytest.param(("lora", "fsdp2"), marks=pytest.mark.slow),
 ]
+# What `accelerate launch` makes of accelerate_configs/fsdp2.yaml.
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
 
 
-@pytest.fixture(params=RUNS, ids=lambda run: "-".join(map(str, run)))
-def run(request) -> tuple[str, int]:
-    """Layout and ZeRO stage; 0 is DDP."""
+@pytest.fixture(params=RUNS, ids="-".join)
+def run(request) -> tuple[str, str]:
+    """Layout, and how the weights are shared out."""
     return request.param
 
 
 @pytest.fixture
 def two_ranks(models_dir, run) -> Path:
     """The folder in which two processes left what they found; they run once for all tests."""
-    layout, stage = run
-    folder = models_dir / f"vllm-{layout}-{stage}"
+    layout, sharding = run
+    folder = models_dir / f"vllm-{layout}-{sharding}"
     if not (folder / "served.safetensors").exists():
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | (FSDP2 if sharding == "fsdp2" else {})
         # Where this is set accelerate leaves DeepSpeed out; the options ask for the CPU themselves.
         environment.pop("ACCELERATE_USE_CPU", None)
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         result = subprocess.run(
-            [*launch, str(SCRIPT), str(models_dir), layout, str(stage)],
+            [*launch, str(SCRIPT), str(models_dir), layout, sharding],
             env=environment,
             capture_output=True,
             text=True,
