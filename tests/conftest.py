@@ -3,6 +3,9 @@
 import copy
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -89,3 +92,20 @@ def rankings(reviews) -> Dataset:
 def prompts(reviews) -> Dataset:
     """Twelve prompts of different lengths."""
     return Dataset.from_list([{"prompt": review["prompt"]} for review in reviews])
+
+
+@pytest.fixture(scope="session")
+def run_on_two_ranks() -> Callable[..., None]:
+    """`run_on_two_ranks(script, *words, **environment)` runs a script on two CPU processes to its end, a good one."""
+
+    def run(script: Path, *words: object, **environment: str) -> None:
+        merged = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+        # Where this is set accelerate leaves DeepSpeed out; the scripts' own options ask for the CPU.
+        merged.pop("ACCELERATE_USE_CPU", None)
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        result = subprocess.run(
+            [*launch, str(script), *map(str, words)], env=merged, capture_output=True, text=True, timeout=500
+        )
+        assert result.returncode == 0, result.stderr[-4000:]
+
+    return run

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jieba
 import pytest
+import torch
 from official_tokenizer import load_jieba, official_vocabulary_path
 from safetensors.torch import load_file
 from torch import Tensor
@@ -25,6 +26,20 @@ def load_golden(fixtures: Path) -> Callable[..., tuple["pangu_trl.GPTPanguForCau
         return model.eval(), load_file(fixtures / name / "golden.safetensors")
 
     return load
+
+
+@pytest.fixture
+def model(load_golden) -> "pangu_trl.GPTPanguForCausalLM":
+    """The golden model whose output head is not the word embedding."""
+    return load_golden("tiny_gptpangu")[0]
+
+
+@pytest.fixture
+def batch() -> dict[str, Tensor]:
+    """For the golden model: rows of 9, 5 and 2 real tokens, left-padded."""
+    ids = torch.randint(10, 1024, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[0] * pads + [1] * (9 - pads) for pads in (0, 4, 7)])
+    return dict(input_ids=ids.masked_fill(mask == 0, 6), attention_mask=mask)
 
 
 @pytest.fixture(scope="session")

@@ -9,14 +9,6 @@ from transformers import AttentionInterface
 ATOL = 5e-5
 
 
-@pytest.fixture
-def batch() -> dict[str, torch.Tensor]:
-    """Rows of 9, 5 and 2 real tokens, left-padded."""
-    ids = torch.randint(10, 1024, (3, 9), generator=torch.Generator().manual_seed(0))
-    mask = torch.tensor([[0] * pads + [1] * (9 - pads) for pads in (0, 4, 7)])
-    return dict(input_ids=ids.masked_fill(mask == 0, 6), attention_mask=mask)
-
-
 @torch.no_grad()
 def test_eager_sdpa_and_flex_agree(load_golden, batch):
     real = batch["attention_mask"] == 1

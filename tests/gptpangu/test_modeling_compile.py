@@ -9,19 +9,6 @@ import pangu_trl
 GREEDY = dict(max_new_tokens=10, do_sample=False, eos_token_id=None)
 
 
-@pytest.fixture
-def model(load_golden):
-    return load_golden("tiny_gptpangu")[0]
-
-
-@pytest.fixture
-def batch() -> dict[str, torch.Tensor]:
-    """Rows of 9, 5 and 2 real tokens, left-padded."""
-    ids = torch.randint(10, 1024, (3, 9), generator=torch.Generator().manual_seed(0))
-    mask = torch.tensor([[0] * pads + [1] * (9 - pads) for pads in (0, 4, 7)])
-    return dict(input_ids=ids.masked_fill(mask == 0, 6), attention_mask=mask)
-
-
 @torch.no_grad()
 def test_an_exported_program_equals_the_model_at_another_length(model, batch):
     length = torch.export.Dim("length", min=2, max=64)

@@ -13,11 +13,6 @@ GREEDY = dict(max_new_tokens=10, do_sample=False, eos_token_id=None)
 
 
 @pytest.fixture
-def model(load_golden):
-    return load_golden("tiny_gptpangu")[0]
-
-
-@pytest.fixture
 def prompts() -> dict[str, torch.Tensor]:
     """Rows of 8, 5 and 1 real tokens, left-padded."""
     ids = torch.randint(10, 1024, (3, 8), generator=torch.Generator().manual_seed(3))

@@ -9,14 +9,6 @@ import pangu_trl
 
 
 @pytest.fixture
-def batch() -> dict[str, torch.Tensor]:
-    """Rows of 9, 5 and 2 real tokens, left-padded."""
-    ids = torch.randint(10, 1024, (3, 9), generator=torch.Generator().manual_seed(0))
-    mask = torch.tensor([[0] * pads + [1] * (9 - pads) for pads in (0, 4, 7)])
-    return dict(input_ids=ids.masked_fill(mask == 0, 6), attention_mask=mask)
-
-
-@pytest.fixture
 def make_model(fixtures):
     """A model of each kind in training mode without dropout, and labels for `batch`."""
 

@@ -1,10 +1,7 @@
 """Two processes with gloo: tensor parallelism equals one process; ZeRO-3 loads a head that is not the embedding."""
 
 import json
-import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -32,7 +29,7 @@ def make_model(tied: bool) -> pangu_trl.GPTPanguForCausalLM:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory) -> Path:
+def two_ranks(tmp_path_factory, run_on_two_ranks) -> Path:
     """The folder in which two processes left what they computed."""
     folder = tmp_path_factory.mktemp("two_ranks")
     for name, tied in (("tied", True), ("untied", False), ("differing", False)):
@@ -40,15 +37,7 @@ def two_ranks(tmp_path_factory) -> Path:
     config_file = folder / "differing" / "config.json"
     config = json.loads(config_file.read_text("utf-8"))
     config_file.write_text(json.dumps(config | {"tie_word_embeddings": True}), "utf-8")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [*launch, str(SCRIPT), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
+    run_on_two_ranks(SCRIPT, folder)
     return folder
 
 
