@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="PATTERN",
-        help="further files to publish; without it only weights, configurations, tokenizer, card and license go",
+        help="further files to publish; without it only weights, configurations, tokenizer, cards and license go",
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be published, and upload nothing")
 

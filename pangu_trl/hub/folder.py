@@ -30,6 +30,9 @@ PUBLIC_FILES = (
     "vocab.*",
     "merges.txt",
     "spiece.model",
+    "sentencepiece*.model",
+    "*.tiktoken",
+    "tekken.json",
     "chat_template.*",
     "additional_chat_templates/*",
 )

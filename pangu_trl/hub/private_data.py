@@ -8,7 +8,7 @@ from typing import Any
 
 TEXT_SUFFIXES = (".json", ".md", ".jinja", ".txt", ".py")
 # Vocabularies hold whatever the training text held.
-VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
+VOCABULARIES = ("tokenizer.json", "tekken.json", "vocab.json", "vocab.txt", "merges.txt")
 ACCESS_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
 ABSOLUTE_PATH = re.compile(r"(?:/|~/|[A-Za-z]:[\\/])[^\s{}<>]*[^\s{}<>/\\][/\\][^\s{}<>]+")
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from pangu_trl import cli
 from pangu_trl.hub import prepare
+from pangu_trl.reward.card import RewardCard
 from pangu_trl.reward.scoring import score_responses
 
 IDS = [[11, 12, 13, 14, 15], [20, 21, 22, 23, 9]]
@@ -68,6 +69,22 @@ def test_only_files_for_others_are_chosen_and_the_folder_is_left_as_it_is(saved)
     assert {"tokenizer_config.json", "vocab.model", "modeling_gptpangu.py"} <= publication.files.keys()
     assert not [name for name in publication.files if "/" in name]
     assert {path: path.stat().st_mtime_ns for path in saved.rglob("*")} == before
+
+
+def test_a_reward_model_takes_its_reward_card_along(saved_reward, tokenizer):
+    card = RewardCard.describe(tokenizer, loss_type="pairwise", max_answers=4, score_mean=0.5, score_std=2.0)
+    card.save(saved_reward)
+    publication = prepare(saved_reward, "tester/reward")
+    assert publication.files["reward_card.json"] == saved_reward / "reward_card.json"
+    assert publication.left_out == []
+
+
+@pytest.mark.parametrize(
+    "name", ["vocab.txt", "spiece.model", "sentencepiece.bpe.model", "merges.txt", "qwen.tiktoken", "tekken.json"]
+)
+def test_vocabularies_of_other_models_go_along_whatever_paths_their_tokens_look_like(saved, name):
+    (saved / name).write_text('{"tokens": ["/usr/local/lib"]}')
+    assert name in prepare(saved, "tester/other").files
 
 
 def test_further_files_are_included_by_pattern(saved):
