@@ -3,7 +3,7 @@
     torchrun --nproc_per_node 2 tests/ppo/two_ranks_vllm.py FOLDER LAYOUT SHARDING
 
 FOLDER and LAYOUT are those of two_ranks.py, whose trainers these are; SHARDING is ddp, zero3 or fsdp2 (which also wants
-accelerate's variables). Rank 0 holds the stub of a server, and writes the weights that both runs end with and those that
+accelerate's variables). Rank 0 holds the stub of a server. It writes the weights that both runs end with and those that
 the server got last into FOLDER/vllm-LAYOUT-SHARDING; every rank writes how a run on a server that fails ends.
 """
 
