@@ -3,8 +3,9 @@
     python benchmarks/convert.py                 # 350m; writes about 10 GB below --folder and removes them
 
 Each conversion runs in a process of its own, whose peak resident memory the kernel tells (Linux); beside it the same
-checkpoint goes through transformers' `from_pretrained` and `save_pretrained`. The last lines give the model of time and
-memory, and what it says of 13B.
+checkpoint goes through transformers' `from_pretrained` and `save_pretrained`. The last column is the memory that a
+conversion should stay below: one and a half times the largest file that it writes, and 1 GB. The last lines give the
+model of time and memory, and what it says of 13B.
 """
 
 import argparse

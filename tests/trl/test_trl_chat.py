@@ -1,7 +1,6 @@
 """The trainers of TRL train on the chat template: SFT on what the assistant says, DPO and GRPO from where it speaks."""
 
 import copy
-from pathlib import Path
 
 import pytest
 from datasets import Dataset
@@ -9,20 +8,13 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 
 QUESTION = [{"role": "user", "content": "房间好不好"}]
 GOOD, BAD = ([{"role": "assistant", "content": text}] for text in ("房间很好", "房间不好"))
+ONE_STEP = dict(max_steps=1, per_device_train_batch_size=2)
 
 
-@pytest.fixture
-def options(tmp_path: Path) -> dict:
-    return {
-        "output_dir": str(tmp_path), "max_steps": 1, "per_device_train_batch_size": 2, "report_to": [],
-        "use_cpu": True, "bf16": False, "disable_tqdm": True, "save_strategy": "no",
-    }  # fmt: skip
-
-
-def test_sft_trains_on_the_tokens_of_the_assistant_only(policy, tokenizer, options: dict) -> None:
+def test_sft_trains_on_the_tokens_of_the_assistant_only(policy, tokenizer, options):
     trainer = SFTTrainer(
         policy,
-        SFTConfig(assistant_only_loss=True, **options),
+        options(SFTConfig, assistant_only_loss=True, **ONE_STEP),
         train_dataset=Dataset.from_list([{"messages": [*QUESTION, *GOOD, *QUESTION, *BAD]}] * 2),
         processing_class=tokenizer,
     )
@@ -33,11 +25,11 @@ def test_sft_trains_on_the_tokens_of_the_assistant_only(policy, tokenizer, optio
     assert trainer.train().training_loss > 0
 
 
-def test_dpo_reads_the_template(policy, tokenizer, options: dict) -> None:
+def test_dpo_reads_the_template(policy, tokenizer, options):
     trainer = DPOTrainer(
         policy,
         copy.deepcopy(policy),
-        DPOConfig(**options),
+        options(DPOConfig, **ONE_STEP),
         train_dataset=Dataset.from_list([{"prompt": QUESTION, "chosen": GOOD, "rejected": BAD}] * 2),
         processing_class=tokenizer,
     )
@@ -51,7 +43,7 @@ def test_dpo_reads_the_template(policy, tokenizer, options: dict) -> None:
     assert trainer.train().training_loss == pytest.approx(0.693147, abs=1e-4)
 
 
-def test_grpo_prompts_end_where_the_assistant_speaks(policy, tokenizer, options: dict) -> None:
+def test_grpo_prompts_end_where_the_assistant_speaks(policy, tokenizer, options):
     seen = []
 
     def reward(prompts, completions, completion_ids, **kwargs) -> list[float]:
@@ -61,7 +53,7 @@ def test_grpo_prompts_end_where_the_assistant_speaks(policy, tokenizer, options:
     trainer = GRPOTrainer(
         policy,
         reward,
-        args=GRPOConfig(num_generations=2, max_completion_length=4, **options),
+        args=options(GRPOConfig, num_generations=2, max_completion_length=4, **ONE_STEP),
         train_dataset=Dataset.from_list([{"prompt": QUESTION}] * 2),
         processing_class=tokenizer,
     )
