@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +17,6 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, TrainerCallback
-from trl.generation.vllm_client import VLLMClient
 from trl.import_utils import is_requests_available, is_vllm_available
 
 from .config import PPOConfig
@@ -26,6 +25,9 @@ from .policy_value import PolicyAndValue, innermost
 from .rollout import Rollout, stop_tokens
 from .sampled_logprobs import SampledLogprobs
 from .whole_weights import whole_weights
+
+if TYPE_CHECKING:
+    from trl.generation.vllm_client import VLLMClient
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +117,9 @@ class VLLMServer(TrainerCallback):
         return Rollout.from_answers(prompts, list(answers), stop_token_ids, self.tokenizer.pad_token_id, device)
 
     def _connect(self) -> bool:
+        # Loads requests, which takes longer than the rest of this package.
+        from trl.generation.vllm_client import VLLMClient
+
         args = self.args
         self._client = VLLMClient(
             base_url=args.vllm_server_base_url.rstrip("/"),

@@ -1,8 +1,5 @@
 """Two ranks that learn from a vLLM server's answers, under DDP, ZeRO-3 and FSDP2; a stub stands in for the server."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -35,23 +32,12 @@ def run(request) -> tuple[str, str]:
 
 
 @pytest.fixture
-def two_ranks(models_dir, run) -> Path:
+def two_ranks(models_dir, run, run_on_two_ranks) -> Path:
     """The folder in which two processes left what they found; they run once for all tests."""
     layout, sharding = run
     folder = models_dir / f"vllm-{layout}-{sharding}"
     if not (folder / "served.safetensors").exists():
-        environment = os.environ | {"OMP_NUM_THREADS": "1"} | (FSDP2 if sharding == "fsdp2" else {})
-        # Where this is set accelerate leaves DeepSpeed out; the options ask for the CPU themselves.
-        environment.pop("ACCELERATE_USE_CPU", None)
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        result = subprocess.run(
-            [*launch, str(SCRIPT), str(models_dir), layout, sharding],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=500,
-        )
-        assert result.returncode == 0, result.stderr[-4000:]
+        run_on_two_ranks(SCRIPT, models_dir, layout, sharding, **(FSDP2 if sharding == "fsdp2" else {}))
     return folder
 
 
