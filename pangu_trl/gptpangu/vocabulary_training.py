@@ -100,7 +100,8 @@ def _train_model(lines: list[str], vocab_size: int, num_threads: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        size = f"{len(lines)} texts of {sum(map(len, lines))} characters"
+        # Without the spaces between the words, which are not of the texts.
+        size = f"{len(lines)} texts of {sum(len(line) - line.count(' ') for line in lines)} characters"
         if found := _TOO_LARGE.search(str(error)):
             advice = f"give more text or a vocab_size of at most {found['limit']}"
         elif found := _TOO_SMALL.search(str(error)):

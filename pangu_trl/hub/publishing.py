@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import httpx, validate_repo_id
 
 from .custom_code import custom_code, referenced_code, write_json
 from .folder import ModelFolder
@@ -129,6 +129,13 @@ def publish(publication: Publication, *, private: bool = False, revision: str | 
             an adapter is not on the Hub.
     """
     api = HfApi()
+    try:
+        return _upload(api, publication, private, revision)
+    except httpx.TransportError as error:
+        raise ConnectionError(f"{publication.repo_id}: cannot reach the Hub at {api.endpoint}; {error}") from error
+
+
+def _upload(api: HfApi, publication: Publication, private: bool, revision: str | None) -> Published:
     repo_id = publication.repo_id
     if publication.kind == "adapter" and not api.repo_exists(publication.base_model):
         raise ValueError(

@@ -125,7 +125,7 @@ def test_command_trains_the_same_vocabulary_from_lines_and_records(
     ("name", "content", "message"),
     [
         ("texts.csv", "房间", "texts.csv: must be a .txt, .jsonl or .md file; got '.csv'"),
-        ("texts.txt", "房间", "cannot train a vocabulary of 70 pieces on 1 texts of 2 characters"),
+        ("texts.txt", "房间很干净", "cannot train a vocabulary of 70 pieces on 1 texts of 5 characters"),
         ("texts.jsonl", '{"body": "房间"}', "texts.jsonl:1: must hold text in one of text, prompt, .* got 'body'"),
         ("missing.txt", None, "missing.txt"),
     ],

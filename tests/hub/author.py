@@ -87,6 +87,12 @@ def run_command_without_token(*words: str | Path) -> tuple[int, str, str]:
         return run_command(*words)
 
 
+def run_command_without_hub(*words: str | Path) -> tuple[int, str, str]:
+    # Nothing listens on port 9 ("discard").
+    with mock.patch("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9"):
+        return run_command(*words)
+
+
 def train_reward_model(
     model: Path, rankings: list[dict[str, Any]], output_dir: Path, repo_id: str, **options: Any
 ) -> list[str]:

@@ -340,3 +340,10 @@ def test_without_access_nothing_is_uploaded_and_the_error_is_one_line(author, hu
     assert code == 2 and "Invalid username or password" in errors
     assert len([line for line in errors.splitlines() if "error:" in line]) == 1
     assert "models/tester/no-token" not in hub.repositories
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(author, saved, adapter):
+    folder, _ = adapter
+    for words in ((saved, "tester/far"), (folder, "tester/far", "--base-model", "tester/base")):
+        code, _, errors = author(author_steps.run_command_without_hub, "publish", *words)
+        assert code == 2 and "error: tester/far: cannot reach the Hub at http://127.0.0.1:9; " in errors
