@@ -70,14 +70,18 @@ class KWiseRewardConfig(RewardConfig):
         if self.train_sampling_strategy is None:
             self.train_sampling_strategy = "random" if self.prefix_sharing else "group_by_length"
         super().__post_init__()
-        if self.min_score_gap < 0:
+        if not self.eval_do_concat_batches:
+            raise ValueError(
+                "KWiseRewardConfig: eval_do_concat_batches must be true: figures are those of the whole evaluation set."
+            )
+        if not self.min_score_gap >= 0:
             raise ValueError(f"KWiseRewardConfig: min_score_gap must be 0 or more; got {self.min_score_gap}.")
         for name, choices in (("loss_type", LOSS_TYPES), ("train_sampling_strategy", SAMPLING_STRATEGIES)):
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"KWiseRewardConfig: {name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}."
                 )
-        if self.margin_coefficient < 0:
+        if not self.margin_coefficient >= 0:
             raise ValueError(f"KWiseRewardConfig: margin_coefficient must be 0 or more; got {self.margin_coefficient}.")
         if self.margin_coefficient and self.loss_type != "pairwise":
             raise ValueError(

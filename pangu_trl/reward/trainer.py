@@ -93,6 +93,7 @@ class KWiseRewardTrainer(RewardTrainer):
                 "this.",
                 self.processing_class.eos_token,
             )
+        _check_quantised(self._reward_model(), args)
         if args.prefix_sharing:
             enable_prefix_sharing(self._reward_model(), args.max_length)
         self._max_answers = max(map(len, self.train_dataset["scores"]))
@@ -311,6 +312,17 @@ class KWiseRewardTrainer(RewardTrainer):
             **(self._score_statistics if self.weights_are_evaluated else {}),
         )
         card.save(output_dir or self.args.output_dir)
+
+
+def _check_quantised(model: PreTrainedModel, args: KWiseRewardConfig) -> None:
+    """Refuses dtypes that do not meet: on a quantised base RewardTrainer keeps adapter and head in bfloat16."""
+    is_quantised = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
+    dtype = model.get_input_embeddings().weight.dtype
+    if is_quantised and dtype != torch.bfloat16 and not (args.bf16 or args.fp16):
+        raise ValueError(
+            "KWiseRewardTrainer: adapter and head on a quantised base are bfloat16, what the base computes here is "
+            f"{dtype}. Set bf16 to true, or load the model with dtype bfloat16."
+        )
 
 
 def _canonical_ranking(record: dict[str, Any], row: int, source: str) -> dict[str, Any]:

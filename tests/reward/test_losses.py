@@ -78,8 +78,28 @@ def test_tokenwise_loss_equals_that_of_deepspeed_chat_on_given_hidden_states(fix
     tensors = {name.split(".", 1)[1]: t for name, t in golden.items() if name.startswith(f"pad_front_{pads_in_front}")}
     head = tensors["v_head.weight"].double().requires_grad_(True)
     values = tensors["hidden_states"].double() @ head[0]
-    losses = tokenwise_losses(tensors["input_ids"], values, pads_in_front)
-    torch.testing.assert_close(losses.mean().float(), tensors["loss"][0], atol=1e-6, rtol=0)
+    loss = tokenwise_losses(tensors["input_ids"], values, pads_in_front).mean()
+    torch.testing.assert_close(loss.float(), tensors["loss"][0], atol=1e-6, rtol=0)
+
+    # d loss / d head: of every compared position (sigmoid(gap) - 1) * (hidden of chosen - hidden of rejected).
+    chosen, rejected = tensors["hidden_states"].double().chunk(2)
+    differences = [
+        (a - b)[place] for a, b, place in zip(chosen, rejected, compared_places(tensors, pads_in_front), strict=True)
+    ]
+    slopes = [torch.sigmoid(difference @ head[0].detach()) - 1 for difference in differences]
+    expected = sum(slope @ difference / len(slope) for slope, difference in zip(slopes, differences, strict=True)) / 5
+    loss.backward()
+    torch.testing.assert_close(head.grad[0], expected, atol=1e-12, rtol=1e-9)
+
+
+def compared_places(tensors: dict[str, torch.Tensor], pads_in_front: int) -> list[slice]:
+    """From the first token that differs to the first pad of the longer answer, pair by pair; of equal ones the last."""
+    places = []
+    for pair in zip(*(rows.tolist() for rows in tensors["input_ids"].chunk(2)), strict=True):
+        ends = [row.index(6, pads_in_front) if 6 in row[pads_in_front:] else len(row) for row in pair]
+        first = next((place for place, (a, b) in enumerate(zip(*pair, strict=True)) if a != b), None)
+        places.append(slice(len(pair[0]) - 1, None) if first is None else slice(first, max(ends)))
+    return places
 
 
 def tokenwise_losses(input_ids: torch.Tensor, values: torch.Tensor, pads_in_front: int = 0) -> torch.Tensor:
@@ -101,6 +121,20 @@ def test_tokenwise_loss_averages_over_positions_and_then_over_the_ordered_pairs_
     expected = ((math.log1p(math.exp(-1)) + math.log1p(math.exp(-2))) / 2 + math.log1p(math.exp(-3))) / 2
     loss = tokenwise_loss(token_scores, input_ids, torch.full((1, 3), 3), labels, mask)
     assert loss.item() == pytest.approx(expected)
+
+
+def test_tokenwise_and_centring_losses_ignore_ties_single_answers_and_padding():
+    # Prompt 0 is a tie, prompt 1 a single answer beside padding.
+    input_ids = torch.tensor([[[9, 1], [9, 2]], [[9, 3], [0, 0]]])
+    token_scores = torch.full((2, 2, 2), 1e4)
+    token_scores[1, 1] = float("nan")
+    token_scores.requires_grad_(True)
+    labels, mask = torch.tensor([[5, 5], [5, 0]]), torch.tensor([[True, True], [True, False]])
+    losses = tokenwise_loss(token_scores, input_ids, torch.full((2, 2), 2), labels, mask)
+    losses = losses + centring_loss(token_scores[:, :, -1], labels, mask)
+    losses.sum().backward()
+    assert losses.tolist() == [0.0, 0.0]
+    assert token_scores.grad.eq(0).all()
 
 
 def test_plackett_luce_draws_tied_answers_from_the_same_set():

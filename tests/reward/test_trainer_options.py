@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from pangu_trl import KWiseRewardConfig, KWiseRewardTrainer
 from pangu_trl.reward.card import CARD_FILE, RewardCard, check_reward_card, read_reward_card
@@ -27,11 +27,14 @@ def weights(trainer) -> dict[str, torch.Tensor]:
         dict(max_row_tokens=150, pad_to_multiple_of=8),
         dict(per_device_train_batch_size=2, gradient_accumulation_steps=4),
         dict(gradient_checkpointing=True),
+        dict(margin_coefficient=0.5),
+        dict(loss_type="plackett_luce"),
     ],
-    ids=["one row", "several rows", "accumulated 2 x 4", "gradient checkpointing"],
+    ids=["one row", "several rows", "accumulated 2 x 4", "gradient checkpointing", "margin", "plackett_luce"],
 )
 def test_prefix_sharing_takes_the_step_of_whole_sequences(make_trainer, trained_weights, options):
-    whole = make_trainer(folder="whole", center_rewards_coefficient=0.1)
+    objective = {name: value for name, value in options.items() if name in ("margin_coefficient", "loss_type")}
+    whole = make_trainer(folder="whole", center_rewards_coefficient=0.1, **objective)
     shared = make_trainer(folder="shared", center_rewards_coefficient=0.1, prefix_sharing=True, **options)
     start = weights(whole)
     expected, found = trained_weights(whole), trained_weights(shared)
@@ -115,6 +118,46 @@ def independent_loss(trainer, batch: dict[str, torch.Tensor], loss_type: str) ->
     return plackett_luce_loss(ends, labels, mask)[has_pair].mean().item()
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_base_is_trained_through_adapter_and_head(make_trainer, policy, tokenizer, tmp_path, bits):
+    pytest.importorskip("bitsandbytes")
+    policy.save_pretrained(tmp_path / "base")
+    quantised = dict(quantization_config=BitsAndBytesConfig(**{f"load_in_{bits}bit": True}), num_labels=1)
+
+    def make(**options):
+        return make_trainer(
+            model=AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", **quantised),
+            peft_config=LoraConfig(r=4, task_type="SEQ_CLS"),
+            **options,
+        )
+
+    with pytest.raises(ValueError, match=r"what the base computes here is torch.float32. Set bf16 to true"):
+        make()
+    trainer = make(bf16=True, max_steps=2)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert any("score" in name for name in before)
+    trainer.train()
+    after = dict(trainer.model.named_parameters())
+    assert [name for name in before if torch.equal(before[name], after[name]) and "lora_A" not in name] == []
+    trainer.save_model(tmp_path / "saved")
+    loaded, _ = load_reward_model(str(tmp_path / "saved"))
+    (head,) = [tensor for name, tensor in after.items() if name.endswith("score.modules_to_save.default.weight")]
+    assert torch.equal(loaded.state_dict()["base_model.model.score.modules_to_save.default.weight"], head.float())
+
+
+def test_several_evaluation_sets_are_measured_each_by_its_name(make_trainer, rankings):
+    sets = {"all": rankings, "some": rankings.select([1, 2, 5])}
+    trainer = make_trainer(eval_dataset=sets)
+    metrics = trainer.evaluate()
+    assert metrics["eval_all_num_pairs"] > metrics["eval_some_num_pairs"]
+    for name, dataset in sets.items():
+        alone = make_trainer(eval_dataset=dataset).evaluate()
+        for figure in ("loss", "pair_accuracy", "spearman", "reward_std", "num_pairs"):
+            assert metrics[f"eval_{name}_{figure}"] == pytest.approx(alone[f"eval_{figure}"], abs=1e-6)
+    rewards = trainer.predict(trainer.eval_dataset["all"]).predictions
+    assert rewards.shape == (8, 4)
+
+
 def test_model_and_tokenizer_load_by_name_as_in_trl(make_trainer, reward_model, tokenizer, rankings, tmp_path):
     reward_model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
@@ -136,6 +179,8 @@ def test_a_margin_changes_the_objective_of_training_only(make_trainer):
         (dict(margin_coefficient=-0.1), "margin_coefficient must be 0 or more; got -0.1"),
         (dict(margin_coefficient=1.0, loss_type="plackett_luce"), "margin_coefficient needs loss_type 'pairwise'"),
         (dict(prefix_sharing=True, loss_type="tokenwise"), "Switch prefix_sharing off"),
+        (dict(eval_do_concat_batches=False), "eval_do_concat_batches must be true"),
+        (dict(margin_coefficient=float("nan")), "margin_coefficient must be 0 or more; got nan"),
         (dict(max_row_tokens=0), "max_row_tokens must be 1 or more; got 0"),
         (dict(train_sampling_strategy="batch_rebalance"), "random, sequential, group_by_length; got 'batch_rebalance'"),
     ],
