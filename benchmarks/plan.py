@@ -2,7 +2,7 @@
 
     python benchmarks/plan.py [--only sft-base-full ...] [--output FILE.json]
 
-Every case starts a recipe for two steps and reads the peak resident memory of its processes (VmHWM, which a process
+Every case starts a recipe for a few steps and reads the peak resident memory of its processes (VmHWM, which a process
 does not inherit). What libraries and data take is measured too, by the same run with a model of next to no weights: the
 plan's figure for it is one machine's. `tiny` has 5 million weights, `base` 100 million; dropout is off, since on CPU it
 takes another way through attention.
@@ -56,11 +56,14 @@ CASES = [
     Case("sft", "base", options=WHOLE),
     Case("sft", "base", options=CHECKPOINTED),
     Case("sft", "base", options=LORA | WHOLE),
+    Case("sft", "base", options=LORA | WHOLE | {"dtype": "bfloat16"}),
     Case("reward", "tiny", options=WHOLE),
     Case("reward", "base", options=CHECKPOINTED),
     Case("ppo", "tiny"),
     Case("ppo", "base"),
     Case("ppo", "base", options={"share_backbone": "value"}),
+    Case("ppo", "base", options=LORA),
+    Case("ppo", "base", options={"share_backbone": "value"} | LORA | CHECKPOINTED),
     Case("sft", "base", "ddp", WHOLE),
     Case("sft", "base", "zero2", WHOLE),
     Case("sft", "base", "zero3", WHOLE),
@@ -139,7 +142,8 @@ def case_options(case: Case, folder: Path, lengths: dict[str, int]) -> dict[str,
     }
     if case.stage == "ppo":
         options |= {"max_prompt_length": lengths["prompt"], "max_completion_length": LENGTH - lengths["prompt"]}
-        options |= {"num_ppo_epochs": 2, "reward_model": str(folder / f"{case.model}-judge")}
+        # Two rollouts: in the first the reward model's file is not in memory yet while answers are sampled.
+        options |= {"num_ppo_epochs": 2, "max_steps": 4, "reward_model": str(folder / f"{case.model}-judge")}
     else:
         options |= {"max_length": lengths[case.stage]}
     return options | case.options

@@ -3,13 +3,12 @@
 python benchmarks/scaling.py
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 from pangu_trl.planning.launch import Launch, read_launch
 from pangu_trl.planning.memory import GIB, Plan
 from pangu_trl.planning.models import load_config
-from pangu_trl.planning.settings import Settings, read_settings
+from pangu_trl.planning.settings import read_settings
 from pangu_trl.planning.traffic import step_transfers
 
 ROOT = Path(__file__).parent.parent
@@ -41,15 +40,14 @@ def memory_table() -> list[str]:
 
 
 def traffic_table() -> list[str]:
-    """Bytes that each of 8 GPUs sends for each token that it learns from."""
-    lines = ["| kB per token, 2.6B | " + " | ".join(SHARDINGS) + " |", "|---" * (len(SHARDINGS) + 1) + "|"]
-    for stage in ("sft", "reward", "ppo"):
-        cells = []
-        for name in SHARDINGS:
-            plan = _plan(ROOT / "recipes" / "pangu-2.6b" / stage / "full.yaml", name, 8)
-            tokens = plan.tokens_per_batch * plan.settings["gradient_accumulation_steps"]
-            cells.append(f"{_sent(plan) / tokens / 1e3:.0f}")
-        lines.append(f"| {stage} | " + " | ".join(cells) + " |")
+    """Bytes that each GPU sends for each token that it learns from, by stage and number of GPUs."""
+    lines = ["| kB per token, 2.6B | GPUs | " + " | ".join(SHARDINGS) + " |", "|---" * (len(SHARDINGS) + 2) + "|"]
+    for stage in STAGES:
+        plan = _plan(ROOT / "recipes" / "pangu-2.6b" / stage / "full.yaml", SHARDINGS[0], NUM_GPUS[0])
+        tokens = plan.tokens_per_batch * plan.settings["gradient_accumulation_steps"]
+        for count in (NUM_GPUS[0], NUM_GPUS[-1]):
+            sent = [_sent(plan.under(_launch(name, count))) / tokens / 1e3 for name in SHARDINGS]
+            lines.append(f"| {stage} | {count} | " + " | ".join(f"{size:.0f}" for size in sent) + " |")
     return lines
 
 
@@ -62,8 +60,7 @@ def scaling_table() -> list[str]:
         for name in SHARDINGS:
             plan = _plan(ROOT / "recipes" / "pangu-2.6b" / "sft" / "full.yaml", name, count)
             accumulation = SEQUENCES // (count * plan.settings["per_device_train_batch_size"])
-            options = plan.settings.options | {"gradient_accumulation_steps": accumulation}
-            plan = replace(plan, settings=Settings(plan.settings.stage, plan.settings.model, options))
+            plan = plan.with_options(gradient_accumulation_steps=accumulation)
             tokens = plan.tokens_per_batch * accumulation
             # Forward, backward twice that, and the forward again for the checkpoints.
             compute = 8 * plan.trained["model"].num_parameters * tokens / FLOPS

@@ -83,8 +83,13 @@ class Judge:
         return [float(score) for score in returned]
 
 
-def load_judge(spec: str, batch_size: int) -> Judge:
+def load_judge(spec: str, batch_size: int, **model_kwargs: Any) -> Judge:
     """Loads a judge from `path/to/file.py:function`, `package.module:function`, or a reward model's folder or hub id.
+
+    Args:
+        spec: Where the judge is.
+        batch_size: Number of answers judged at a time.
+        **model_kwargs: Passed on to `from_pretrained` of a reward model.
 
     Raises:
         ValueError: If there is no such function, its file cannot be run, it does not take `(prompts, completions,
@@ -101,7 +106,7 @@ def load_judge(spec: str, batch_size: int) -> Judge:
         return Judge(spec, judge, batch_size)
     if spec.endswith(".py"):
         raise ValueError(f"judge {spec}: name the function that judges, as in {spec}:FUNCTION")
-    model, tokenizer = load_reward_model(spec)
+    model, tokenizer = load_reward_model(spec, **model_kwargs)
 
     def score(prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
         return score_responses(model, tokenizer, prompts, completions, batch_size, show_progress=True)

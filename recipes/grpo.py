@@ -4,7 +4,8 @@
 
 The reward is a trained reward model or a Python function `f(prompts, completions, **columns) -> list[float]`, as for
 `pangu-trl score`. A reward model encodes prompt and answer as it was trained, with the end token; TRL's own use of a
-model as reward would leave that out. Every process holds the whole reward model, under ZeRO-3 too.
+model as reward would leave that out. Every process holds the whole reward model, under ZeRO-3 too, in the `dtype` of
+the recipe.
 
 `model_name_or_path` may be the folder of an adapter: it is merged into its base model first.
 """
@@ -27,7 +28,7 @@ import pangu_trl  # noqa: F401  (registers GPTPangu)
 from pangu_trl.adapters import find_base_model
 from pangu_trl.data.arguments import DataArguments
 from pangu_trl.judging import load_judge
-from pangu_trl.recipe import claim_output_dir, finish, guard, load_start, parse_options
+from pangu_trl.recipe import claim_output_dir, finish, guard, load_start, loading_options, parse_options
 
 
 @dataclass
@@ -59,7 +60,8 @@ def main() -> None:
         )
     train_dataset, eval_dataset = data_args.load("prompt")
     with loading_whole(training_args):
-        judge = load_judge(reward_args.reward_model, training_args.per_device_train_batch_size)
+        batch_size = training_args.per_device_train_batch_size
+        judge = load_judge(reward_args.reward_model, batch_size, **loading_options(model_args))
     start = load_start(AutoModelForCausalLM, model_args, training_args)
     trainer = GRPOTrainer(
         model=start.model,

@@ -52,6 +52,12 @@ def read_launch(path: str | Path, num_devices: int | None = None) -> Launch:
     if not isinstance(config, dict) or "distributed_type" not in config:
         raise ValueError(f"{path}: must be an accelerate configuration with 'distributed_type'")
     count = config.get("num_processes", 1) if num_devices is None else num_devices
+    machines = config.get("num_machines", 1)
+    if count % machines:
+        raise ValueError(
+            f"{path}: {machines} machines start equally many processes, and {count} devices were asked for; take a "
+            f"multiple of {machines}, or another num_machines"
+        )
     deepspeed = config.get("deepspeed_config") or {}
     sharding = _sharding(path, config, deepspeed)
     if sharding == "none" and count > 1:

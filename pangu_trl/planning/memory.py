@@ -29,6 +29,7 @@ GIB = 2**30
 # Before any weight: what CUDA, NCCL and cuBLAS take on a device, and what Python with its libraries takes in a process.
 DEVICE_LIBRARIES = 1 * GIB
 PROCESS_LIBRARIES = int(0.75 * GIB)
+OPTIONS_OF_MODELS = {"use_peft", "share_backbone"}
 LORA_OPTIONS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save", "use_rslora")
 
 
@@ -52,6 +53,14 @@ class Plan:
         """The same run, launched in another way; its models are not counted again."""
         plan = replace(self, launch=launch)
         vars(plan).update(trained=self.trained, frozen=self.frozen)
+        return plan
+
+    def with_options(self, **options: object) -> "Plan":
+        """The same run with other options; its models are counted again only where they are others."""
+        settings = replace(self.settings, options=self.settings.options | options)
+        plan = replace(self, settings=settings)
+        if not options.keys() & OPTIONS_OF_MODELS:
+            vars(plan).update(trained=self.trained, frozen=self.frozen)
         return plan
 
     @cached_property
@@ -112,6 +121,10 @@ class Plan:
         return libraries + by_phase.pop(ALWAYS) + max(by_phase.values())
 
     @property
+    def _policy(self) -> ModelShape:
+        return next(iter(self.trained.values()))
+
+    @property
     def _lora(self) -> dict | None:
         if not self.settings["use_peft"]:
             return None
@@ -121,10 +134,14 @@ class Plan:
         launch, precision = self.launch, self.precision
         for name, shape in self.trained.items():
             yield from trained_model(name, shape, self.settings, launch, precision)
+        if self.settings.get("ema_decay") is not None:
+            shared_by = launch.num_devices if launch.sharding == "zero3" else 1
+            average = self._policy.num_trainable * 4 // shared_by
+            yield Item("policy: moving average", average, on_host=launch.offload_weights)
         for name, shape in self.frozen.items():
             if self.settings.stage == "grpo" and name == "reward model":
-                # The judge is no part of the training, and every process holds it whole.
-                yield Item(f"{name}: weights", shape.num_parameters * precision.weights)
+                # The judge is no part of the training, and every process holds it whole, as it was loaded.
+                yield Item(f"{name}: weights", shape.num_parameters * self.settings.loaded_size)
             else:
                 yield from frozen_model(name, shape, launch, precision)
         yield from fetched_weights([*self.trained.values(), *self.frozen.values()], launch, precision)
@@ -134,6 +151,17 @@ class Plan:
         """Sequences of a forward pass that learns."""
         per_example = {"reward": self.num_answers, "dpo": 2}.get(self.settings.stage, 1)
         return self.settings["per_device_train_batch_size"] * per_example
+
+    @property
+    def answers_at_once(self) -> int:
+        """Answers that one device samples at a time."""
+        settings, batch = self.settings, self.settings["per_device_train_batch_size"]
+        at_once = settings["generation_batch_size"]
+        if settings.stage == "ppo":
+            return min(at_once or batch, batch * settings["num_rollout_batches"])
+        # TRL answers the prompts of all steps that learn from them at once, and counts the answers of all devices.
+        steps = settings["steps_per_generation"] or settings["gradient_accumulation_steps"]
+        return at_once // self.launch.num_devices if at_once else batch * steps
 
     @property
     def tokens_per_batch(self) -> int:
@@ -149,40 +177,47 @@ class Plan:
 
     def _learning(self) -> Iterator[Item]:
         settings, tokens = self.settings, self.tokens_per_batch
+        # Policy and critic of one backbone each make a pass of their own, except where the critic is only a head.
+        passes = 2 if settings.get("share_backbone") == "all" else 1
+        has_dropout = settings.has_lora_dropout
         for name, shape in self.trained.items():
-            # Policy and critic of one backbone each make a pass of their own, except where the critic is only a head.
-            passes = 2 if settings.get("share_backbone") == "all" else 1
-            has_dropout = self._lora is not None and settings["lora_dropout"] > 0
             size = activation_bytes(shape, self.precision, tokens, settings.checkpoints_activations, has_dropout)
             yield Item(f"{name}: activations", passes * size, BACKWARD)
         if settings.stage == "reward":
             return
-        shape = next(iter(self.trained.values()))
-        predictions = tokens
+        shape, predictions = self._policy, tokens
         if settings.stage in ("ppo", "grpo"):
             predictions = self.sequences_per_batch * (settings["max_completion_length"] + 1)
         if settings.stage == "ppo":
             yield Item("logits and loss", logit_bytes(shape, self.precision, predictions), BACKWARD)
+            if settings["ptx_data"]:
+                size = activation_bytes(shape, self.precision, tokens, settings.checkpoints_activations, has_dropout)
+                yield Item("texts: activations", size, BACKWARD)
+                yield Item("texts: logits and loss", logit_bytes(shape, self.precision, tokens), BACKWARD)
         else:
             size = fused_head_bytes(shape, self.precision, predictions, self.launch.on_cpu)
             yield Item("tile of logits", size, BACKWARD)
 
     def _generation(self) -> Iterator[Item]:
-        settings = self.settings
+        settings, launch, policy = self.settings, self.launch, self._policy
         if settings.stage not in ("ppo", "grpo"):
             return
-        shape = next(iter(self.trained.values()))
-        batch = settings["per_device_train_batch_size"]
-        if settings.stage == "grpo":
-            # TRL answers the prompts of all steps at once.
-            batch *= settings["steps_per_generation"] or settings["gradient_accumulation_steps"]
-        else:
-            batch = settings["generation_batch_size"] or batch
-        # Sampling does not autocast, so the cache has the weights' precision; FSDP2 casts what it fetches.
-        is_fsdp = self.launch.sharding == "fsdp2"
-        size = self.precision.compute if is_fsdp else self.precision.weights
-        yield Item("key-value cache", cache_bytes(shape, size, batch * settings.max_tokens), GENERATION)
+        is_fsdp, is_zero3 = launch.sharding == "fsdp2", launch.sharding == "zero3"
+        weight = self.precision.compute if is_fsdp else self.precision.weights
+        gathers = is_zero3 and settings["ds3_gather_for_generation"]
+        if is_fsdp or gathers and not settings["use_vllm"]:
+            yield Item("policy gathered for generation", policy.num_parameters * weight, GENERATION)
+        if settings["use_vllm"]:
+            return
+        if settings.get("merge_lora_for_generation") and (gathers or not is_zero3):
+            yield Item("weights without LoRA, kept while merged", policy.num_mergeable * weight, GENERATION)
+        cached = weight
+        if settings.stage == "grpo" and self._lora is None and not launch.shards_weights:
+            # TRL samples in the autocast of a full model; that of PPO, and of an adapter, is passed by.
+            cached = self.precision.compute
+            if cached < weight:
+                yield Item("policy: bfloat16 copies", policy.num_trainable * 2, GENERATION)
+        batch = self.answers_at_once
+        yield Item("key-value cache", cache_bytes(policy, cached, batch * settings.max_tokens), GENERATION)
         # Logits of the last token, sorted and filtered in float32.
-        yield Item("logits of a token", batch * shape.vocab_size * 16, GENERATION)
-        if is_fsdp or self.launch.sharding == "zero3" and settings["ds3_gather_for_generation"]:
-            yield Item("policy gathered for generation", shape.num_parameters * size, GENERATION)
+        yield Item("logits of a token", batch * policy.vocab_size * 16, GENERATION)

@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 from trl import ModelConfig, get_peft_config
+
+from pangu_trl.ppo.adapter_selection import can_merge
 
 from .settings import SIZES
 
@@ -27,6 +31,7 @@ class ModelShape:
         intermediate_size: Width of the MLP.
         vocab_size: Rows of the embedding, V.
         num_lora_inputs: Features that the LoRA layers of a block read, all layers together.
+        num_mergeable: Weights that LoRA can be added to for generation.
     """
 
     num_parameters: int
@@ -39,6 +44,7 @@ class ModelShape:
     intermediate_size: int
     vocab_size: int
     num_lora_inputs: int = 0
+    num_mergeable: int = 0
 
     @property
     def num_frozen(self) -> int:
@@ -46,11 +52,21 @@ class ModelShape:
 
 
 def load_config(model: str) -> PreTrainedConfig:
-    """The configuration of a folder or Hub id, or of one of the published sizes."""
+    """The configuration of a folder or Hub id, or of one of the published sizes.
+
+    Raises:
+        ValueError: There is none that can be loaded.
+    """
     import pangu_trl
 
     if model not in SIZES:
-        return AutoConfig.from_pretrained(model)
+        try:
+            return AutoConfig.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{model}: no model whose config.json can be loaded; give a folder, a Hub id that can be reached from "
+                f"here, or one of {', '.join(SIZES)}. {error}"
+            ) from error
     hidden_size, num_layers, num_heads = SIZES[model]
     return pangu_trl.GPTPanguConfig(hidden_size=hidden_size, num_layers=num_layers, num_heads=num_heads)
 
@@ -75,8 +91,6 @@ def count(
     if not trains:
         model.requires_grad_(False)
     elif lora is not None:
-        from peft import get_peft_model
-
         options = lora | {"lora_task_type": "SEQ_CLS"} if is_scoring else lora
         with torch.device("meta"):
             model = get_peft_model(model, get_peft_config(ModelConfig(use_peft=True, **options)))
@@ -86,6 +100,8 @@ def count(
     blocks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     block_sizes = [sum(p.numel() for p in block.parameters()) for group in blocks for block in group]
     own = [sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()]
+    adapted = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    embedding = model.get_input_embeddings().weight
     return ModelShape(
         num_parameters=sum(p.numel() for p in model.parameters()),
         num_trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -96,6 +112,6 @@ def count(
         num_key_value_features=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
         intermediate_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         vocab_size=text.vocab_size,
-        num_lora_inputs=sum(module.in_features for module in model.modules() if hasattr(module, "lora_A"))
-        // text.num_hidden_layers,
+        num_lora_inputs=sum(layer.in_features for layer in adapted) // text.num_hidden_layers,
+        num_mergeable=sum(layer.get_base_layer().weight.numel() for layer in adapted if can_merge(layer, embedding)),
     )

@@ -7,6 +7,13 @@ from typing import Any
 import yaml
 
 STAGES = ("sft", "reward", "ppo", "dpo", "grpo")
+# What a script has of its own, besides the options of the library and of TRL.
+OPTIONS_OF_SCRIPTS = {
+    "ppo": {"reward_model": "", "value_model": None, "ptx_data": None, "ptx_kind": "text"},
+    "grpo": {"reward_model": ""},
+}
+# TRL's GRPO sets no limit to prompts; this is the default of our PPO.
+GRPO_PROMPT_TOKENS = 512
 # Published sizes, as (hidden size, blocks, heads); the recipes of a size are in a folder of its name.
 SIZES = {
     "tiny": (256, 4, 4),
@@ -42,29 +49,41 @@ class Settings:
         return bool(self.get("activation_checkpointing") or self.get("gradient_checkpointing"))
 
     @property
+    def loaded_size(self) -> int:
+        """Bytes of a weight as `from_pretrained` gives it."""
+        return 2 if self["dtype"] in ("bfloat16", "float16") else 4
+
+    @property
+    def has_lora_dropout(self) -> bool:
+        """Whether the LoRA layers drop features; PPO and, where they are told to, TRL's trainers switch that off."""
+        is_off = self.get("disable_dropout", self.stage == "ppo")
+        return bool(self["use_peft"]) and self["lora_dropout"] > 0 and not is_off
+
+    @property
     def max_tokens(self) -> int:
         """Most tokens of a sequence, T."""
         if self.stage == "ppo":
             return self["max_prompt_length"] + self["max_completion_length"]
         if self.stage == "grpo":
-            # TRL sets no limit to prompts; ours are those of the PPO recipes.
-            return self.get("max_prompt_length", 512) + self["max_completion_length"]
+            return GRPO_PROMPT_TOKENS + self["max_completion_length"]
         return self["max_length"] or 1024
 
 
-def read_settings(path: str | Path, model: str | None = None, **changes: Any) -> Settings:
+def read_settings(path: str | Path, model: str | None = None) -> Settings:
     """Reads a recipe.
 
     Args:
         path: `<model>/<stage>.yaml` or `<model>/<stage>/<method>.yaml`.
         model: Folder, Hub id or size in place of the recipe's `model_name_or_path`, or of the recipe's folder.
-        **changes: Options that win over the recipe's.
 
     Raises:
-        ValueError: The stage cannot be told from the path, an option is none, or no model is named.
+        ValueError: The stage cannot be told from the path, an option is none or is not planned for, or no model is
+            named.
     """
     path = Path(path)
-    given = (yaml.safe_load(path.read_text("utf-8")) or {}) | changes
+    given = yaml.safe_load(path.read_text("utf-8")) or {}
+    if not isinstance(given, dict):
+        raise ValueError(f"{path}: must hold options, one `name: value` a line; got a {type(given).__name__}")
     stage = next((name for name in (path.stem, path.parent.name) if name in STAGES), None)
     if stage is None:
         raise ValueError(f"{path}: name the file or its folder after its stage, one of {', '.join(STAGES)}")
@@ -76,18 +95,30 @@ def read_settings(path: str | Path, model: str | None = None, **changes: Any) ->
     model = model or given.get("model_name_or_path") or folder
     if model is None:
         raise ValueError(f"{path}: names no model; pass --model with a folder, a Hub id, or one of {', '.join(SIZES)}")
-    return Settings(stage, model, options | given)
+    settings = Settings(stage, model, options | given)
+    _refuse_unplanned(path, settings)
+    return settings
+
+
+def _refuse_unplanned(path: Path, settings: Settings) -> None:
+    if settings["load_in_4bit"] or settings["load_in_8bit"]:
+        raise ValueError(f"{path}: the plan counts no quantised weights; leave out load_in_4bit and load_in_8bit")
+    if settings.stage == "grpo" and settings["use_vllm"] and settings["vllm_mode"] == "colocate":
+        raise ValueError(
+            f"{path}: vllm_mode colocate takes vllm_gpu_memory_utilization of each GPU, which the plan does not count; "
+            "plan with vllm_mode: server, and less --gpu-memory"
+        )
 
 
 def _defaults(stage: str) -> dict[str, Any]:
     from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig
 
     from pangu_trl import KWiseRewardConfig, PPOConfig
+    from pangu_trl.data.arguments import DataArguments
 
     config = {"sft": SFTConfig, "reward": KWiseRewardConfig, "ppo": PPOConfig, "dpo": DPOConfig, "grpo": GRPOConfig}
-    options: dict[str, Any] = {"train_data": None, "eval_data": None, "reward_model": None, "value_model": None}
-    options |= {"ptx_data": None, "ptx_kind": "text", "reward_functions": None}
-    for dataclass_type in (config[stage], ModelConfig):
+    options: dict[str, Any] = dict(OPTIONS_OF_SCRIPTS.get(stage, {}))
+    for dataclass_type in (DataArguments, config[stage], ModelConfig):
         for option in fields(dataclass_type):
             if option.default is not MISSING:
                 options[option.name] = option.default

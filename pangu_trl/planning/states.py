@@ -39,18 +39,21 @@ class Precision:
     """Bytes of an element.
 
     Attributes:
-        weights: Of the weights as the device holds them, and of their gradients.
+        weights: Of the weights as the device holds them.
         compute: Of activations.
         residual: Of the residual stream, which autocast leaves in float32.
         has_masters: Whether the optimiser keeps weights of its own, in float32.
-        autocasts: Whether weights are cast at every use.
     """
 
     weights: int
     compute: int
     residual: int
     has_masters: bool
-    autocasts: bool
+
+    def of_trained(self, shape: ModelShape) -> int:
+        """Bytes of a weight that learns, and of its gradient: PEFT has adapters in float32 over weights of any kind."""
+        is_adapter = shape.num_frozen > 0
+        return 4 if is_adapter and not self.has_masters else self.weights
 
 
 def precision_of(settings: Settings, launch: Launch) -> Precision:
@@ -59,13 +62,11 @@ def precision_of(settings: Settings, launch: Launch) -> Precision:
     # TRL trains in bfloat16 where its recipe says nothing, except on CPU.
     by_default = in_options is None and not launch.on_cpu
     bf16 = launch.bf16 or bool(in_options) or by_default
-    stored = 2 if settings.get("dtype") in ("bfloat16", "float16") else 4
+    stored = settings.loaded_size
     if launch.uses_deepspeed:
         size = 2 if bf16 else 4
-        return Precision(size, size, size, has_masters=True, autocasts=False)
-    if bf16 and stored == 4:
-        return Precision(4, 2, 4, has_masters=False, autocasts=True)
-    return Precision(stored, stored, stored, has_masters=False, autocasts=False)
+        return Precision(size, size, size, has_masters=True)
+    return Precision(stored, 2 if bf16 else stored, stored, has_masters=False)
 
 
 def optimizer_bytes(settings: Settings, launch: Launch, weights: int) -> int:
@@ -82,21 +83,22 @@ def trained_model(
 ) -> Iterator[Item]:
     """States of a model that learns; frozen weights of a LoRA model included."""
     shards = launch.num_devices
-    weight, trainable = precision.weights, shape.num_trainable
+    trainable, size = shape.num_trainable, precision.of_trained(shape)
     weights_shared_by = shards if launch.shards_weights else 1
-    yield Item(f"{name}: weights", shape.num_parameters * weight // weights_shared_by, on_host=launch.offload_weights)
-    if precision.autocasts and not launch.shards_weights:
-        # Only weights that learn are kept after their cast.
+    weights = shape.num_frozen * precision.weights + trainable * size
+    yield Item(f"{name}: weights", weights // weights_shared_by, on_host=launch.offload_weights)
+    if precision.compute < size and not launch.shards_weights:
+        # What autocast makes at every use; only of weights that learn it is kept.
         yield Item(f"{name}: bfloat16 copies", trainable * 2, BACKWARD)
     states_shared_by = shards if launch.uses_deepspeed or launch.sharding == "fsdp2" else 1
-    states = trainable * optimizer_bytes(settings, launch, weight) // states_shared_by
+    states = trainable * optimizer_bytes(settings, launch, size) // states_shared_by
     yield Item(f"{name}: optimiser states", states, on_host=launch.offload_optimizer)
     if precision.has_masters:
         masters = trainable * 4 // shards
         yield Item(f"{name}: master weights", masters, on_host=launch.offload_optimizer)
         # The step needs the gradients of the part in float32.
         yield Item(f"{name}: float32 gradients", masters, STEP, on_host=launch.offload_optimizer)
-    yield from _gradients(name, trainable, launch, weight, settings["gradient_accumulation_steps"])
+    yield from _gradients(name, trainable, launch, size, settings["gradient_accumulation_steps"])
 
 
 def _gradients(name: str, trainable: int, launch: Launch, size: int, accumulation: int) -> Iterator[Item]:

@@ -39,12 +39,15 @@ def step_transfers(plan: Plan) -> list[Transfer]:
     transfers = [
         transfer for name, shape in plan.trained.items() for transfer in _learning(name, shape, plan, accumulation)
     ]
-    return [*transfers, *_rollout(plan)]
+    if plan.launch.shards_weights:
+        asking = {"ppo": _rollout, "dpo": _reference, "grpo": _generation}.get(plan.settings.stage)
+        transfers += asking(plan) if asking else []
+    return transfers
 
 
 def _learning(name: str, shape: ModelShape, plan: Plan, accumulation: int) -> Iterator[Transfer]:
-    size, sharding = plan.precision.weights, plan.launch.sharding
-    gradients = shape.num_trainable * size
+    sharding = plan.launch.sharding
+    gradients = shape.num_trainable * plan.precision.of_trained(shape)
     if sharding == "ddp":
         yield Transfer(f"{name}: gradients", "all-reduce", gradients)
         return
@@ -69,18 +72,42 @@ def _fetched(shape: ModelShape, plan: Plan) -> int:
 
 
 def _rollout(plan: Plan) -> Iterator[Transfer]:
-    """Weights that sampling and scoring fetch, where they are sharded."""
-    settings = plan.settings
-    if settings.stage != "ppo" or not plan.launch.shards_weights:
-        return
-    size = plan.precision.compute if plan.launch.sharding == "fsdp2" else plan.precision.weights
+    """Weights that sampling and scoring fetch."""
+    settings, size = plan.settings, _size_sent(plan)
     batches = settings["num_rollout_batches"]
     steps = batches * settings["num_ppo_epochs"] / settings["gradient_accumulation_steps"]
     policy = next(iter(plan.trained.values())).num_parameters
-    answered = settings["generation_batch_size"] or settings["per_device_train_batch_size"]
-    generations = -(-batches * settings["per_device_train_batch_size"] // answered)
-    every_token = plan.launch.sharding == "zero3" and not settings["ds3_gather_for_generation"]
+    generations = -(-batches * settings["per_device_train_batch_size"] // plan.answers_at_once)
+    gathers = settings["ds3_gather_for_generation"] or settings["use_vllm"]
+    every_token = plan.launch.sharding == "zero3" and not gathers
     fetches = generations * settings["max_completion_length"] if every_token else 1
     yield Transfer("sampling: weights of the policy", "all-gather", int(fetches * policy * size / steps))
     scored = sum(shape.num_parameters for shape in (*plan.trained.values(), *plan.frozen.values()))
     yield Transfer("scoring: weights of all models", "all-gather", int(batches * scored * size / steps))
+
+
+def _reference(plan: Plan) -> Iterator[Transfer]:
+    """Weights that DPO's reference fetches: a model of its own, or the policy without its adapter."""
+    if plan.settings["precompute_ref_log_probs"]:
+        return
+    shape = plan.frozen.get("reference") or plan.trained["policy"]
+    # Weights that do not change stay where ZeRO-3 keeps any.
+    kept = min(shape.num_parameters, LIVE_PARAMETERS) if plan.launch.sharding == "zero3" else 0
+    size = plan.settings["gradient_accumulation_steps"] * (shape.num_parameters - kept) * _size_sent(plan)
+    yield Transfer("reference: weights", "all-gather", size)
+
+
+def _generation(plan: Plan) -> Iterator[Transfer]:
+    """Weights that GRPO gathers to sample."""
+    learnt = plan.settings["per_device_train_batch_size"] * plan.settings["gradient_accumulation_steps"]
+    fetched = num_parameters = plan.trained["policy"].num_parameters
+    if plan.launch.sharding == "zero3":
+        # TRL takes DeepSpeed's hooks off to sample; the new ones keep nothing in the first pass that learns.
+        fetched += min(num_parameters, LIVE_PARAMETERS)
+    size = fetched * _size_sent(plan) * learnt // plan.answers_at_once
+    yield Transfer("sampling: weights of the policy", "all-gather", size)
+
+
+def _size_sent(plan: Plan) -> int:
+    """Bytes of a weight on the wire; FSDP2 casts what it fetches."""
+    return plan.precision.compute if plan.launch.sharding == "fsdp2" else plan.precision.weights

@@ -44,7 +44,10 @@ STAGES: dict[str, dict[str, Any]] = {
         learning_rate=0.05,
         critic_learning_rate=0.002,
     ),
+    "dpo": dict(max_length=128, learning_rate=0.1),
+    "grpo": dict(max_completion_length=8, num_generations=2, learning_rate=0.05),
 }
+DATA = {"dpo": "reward", "grpo": "ppo"}
 
 
 @pytest.fixture(scope="session")
@@ -75,11 +78,11 @@ def stage_options(workspace):
         found = COMMON | STAGES[stage] | {"optim": "sgd", "max_grad_norm": 0}
         found |= {
             "model_name_or_path": workspace / "base",
-            "train_data": workspace / f"{stage}.jsonl",
+            "train_data": workspace / f"{DATA.get(stage, stage)}.jsonl",
             "per_device_train_batch_size": 4 // num_processes,
             "output_dir": output_dir,
         }
-        if stage == "ppo":
+        if stage in ("ppo", "grpo"):
             found["reward_model"] = workspace / "judge"
         if stage == "reward":
             # A head of known weights: a new one would be random, and zero-initialised parts hide errors.

@@ -1,5 +1,7 @@
 """DPO and GRPO with the tiny recipes, launched: what is learnt is saved and loads."""
 
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,9 +45,37 @@ def test_a_recipe_learns_and_saves(workspace, stage, method, backend):
     assert not any(torch.equal(after[name], tensor) for name, tensor in before.items() if name.endswith("c_fc.weight"))
 
 
-def test_dpo_learns_from_the_best_against_the_worst(workspace, tokenizer, rankings):
-    import runpy
+def test_grpo_loads_its_judge_in_the_dtype_of_the_recipe(workspace, tmp_path, monkeypatch):
+    """Every process holds the judge whole; one in float32 beside a policy in bfloat16 can be most of the memory."""
+    options = {
+        "config": ROOT / "recipes" / "tiny" / "grpo" / "lora.yaml",
+        "dtype": "bfloat16",
+        "model_name_or_path": workspace / "base",
+        "reward_model": workspace / "judge",
+        "train_data": workspace / "ppo.jsonl",
+        "output_dir": tmp_path / "run",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["grpo.py", *words])
+    main = runpy.run_path(str(ROOT / "recipes" / "grpo.py"), run_name="not main")["main"]
+    seen = []
 
+    def stop_at_the_judge(*arguments, **model_kwargs):
+        seen.append(load_judge(*arguments, **model_kwargs))
+        raise InterruptedError
+
+    load_judge = main.__globals__["load_judge"]
+    monkeypatch.setitem(main.__globals__, "load_judge", stop_at_the_judge)
+    with pytest.raises(InterruptedError):
+        main()
+    in_float32 = load_judge(str(workspace / "judge"), 2)
+    prompts, answers = ["总体来说，"] * 2, ["还不错。", "非常差！"]
+    scores, expected = seen[0](prompts, answers), in_float32(prompts, answers)
+    # Eight bits of mantissa.
+    assert scores != expected and scores == pytest.approx(expected, rel=0.1, abs=0.1)
+
+
+def test_dpo_learns_from_the_best_against_the_worst(workspace, tokenizer, rankings):
     encode_pairs = runpy.run_path(str(ROOT / "recipes" / "dpo.py"), run_name="not main")["encode_pairs"]
     pairs = encode_pairs(rankings, tokenizer, max_length=128)
     # One of the eight rankings is all ties.

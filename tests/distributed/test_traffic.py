@@ -14,7 +14,8 @@ from pangu_trl.planning.settings import read_settings
 from pangu_trl.planning.traffic import step_transfers
 
 # Share by which a plan may be off: FSDP2 fetches an embedding again for the backward pass if no head is tied to it, and
-# how long ZeRO-3 keeps what it has fetched depends on the passes before, which scoring interrupts.
+# how long ZeRO-3 keeps what it has fetched depends on the passes before, which scoring interrupts. DPO's reference, which
+# it keeps, is fetched once in the four steps that count.
 CELLS = [
     ("sft", "ddp", 0.01),
     pytest.param("sft", "zero1", 0.01, marks=pytest.mark.slow),
@@ -25,6 +26,9 @@ CELLS = [
     pytest.param("ppo", "ddp", 0.01, marks=pytest.mark.slow),
     pytest.param("ppo", "zero3", 0.25, marks=pytest.mark.slow),
     pytest.param("ppo", "fsdp2", 0.1, marks=pytest.mark.slow),
+    pytest.param("dpo", "zero3", 0.26, marks=pytest.mark.slow),
+    pytest.param("dpo", "fsdp2", 0.01, marks=pytest.mark.slow),
+    pytest.param("grpo", "zero3", 0.01, marks=pytest.mark.slow),
 ]
 
 
