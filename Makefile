@@ -5,12 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-distributed test-slow test-tokenizer lint install clean
+.PHONY: demo test test-distributed test-slow test-tokenizer test-transformers lint install clean
 
 demo: install  ## The whole pipeline on Chinese reviews; STEPS=smoke for a quick look.
 	$(BIN)/python recipes/demo/run.py --steps $(STEPS)
 
-test: install  ## All tests that need no GPU and no network.
+test: install  ## All tests but those that take minutes; no GPU, no network.
 	$(BIN)/python -m pytest
 
 test-tokenizer: install  ## The tokenizer against jieba itself on all reviews and 200,000 random texts, on both engines.
