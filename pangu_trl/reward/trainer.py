@@ -1,6 +1,5 @@
 """Training of a reward model on K ranked answers."""
 
-import logging
 import math
 import sys
 from collections.abc import Iterator
@@ -24,14 +23,13 @@ from pangu_trl.data.tokenizing import tokenize_rankings
 
 from .calibration import win_share
 from .card import RewardCard, read_reward_card
+from .checks import check_model
 from .config import KWiseRewardConfig
 from .evaluation import ranking_metrics
 from .losses import centring_loss, has_pair, ordered_pairs, pairwise_loss, plackett_luce_loss, tokenwise_loss
 from .prefix_sharing import enable_prefix_sharing, score_packed_answers
 from .sampler import LengthBucketSampler
 from .token_scores import last_token_scores, token_scores
-
-logger = logging.getLogger(__name__)
 
 
 class KWiseRewardTrainer(RewardTrainer):
@@ -86,14 +84,7 @@ class KWiseRewardTrainer(RewardTrainer):
         )
         if not has_own_collator:
             data_collator.pad_token_id = self.processing_class.pad_token_id
-        if self.processing_class.pad_token_id == self.processing_class.eos_token_id:
-            logger.warning(
-                "The tokenizer pads with its end of sequence, %s. pangu_trl reads scores there all the same, by the "
-                "mask; transformers alone takes the token before. Set tokenizer.pad_token to another one to silence "
-                "this.",
-                self.processing_class.eos_token,
-            )
-        _check_quantised(self._reward_model(), args)
+        check_model(self._reward_model(), self.processing_class, args)
         if args.prefix_sharing:
             enable_prefix_sharing(self._reward_model(), args.max_length)
         self._max_answers = max(map(len, self.train_dataset["scores"]))
@@ -312,17 +303,6 @@ class KWiseRewardTrainer(RewardTrainer):
             **(self._score_statistics if self.weights_are_evaluated else {}),
         )
         card.save(output_dir or self.args.output_dir)
-
-
-def _check_quantised(model: PreTrainedModel, args: KWiseRewardConfig) -> None:
-    """Refuses dtypes that do not meet: on a quantised base RewardTrainer keeps adapter and head in bfloat16."""
-    is_quantised = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
-    dtype = model.get_input_embeddings().weight.dtype
-    if is_quantised and dtype != torch.bfloat16 and not (args.bf16 or args.fp16):
-        raise ValueError(
-            "KWiseRewardTrainer: adapter and head on a quantised base are bfloat16, what the base computes here is "
-            f"{dtype}. Set bf16 to true, or load the model with dtype bfloat16."
-        )
 
 
 def _canonical_ranking(record: dict[str, Any], row: int, source: str) -> dict[str, Any]:

@@ -177,6 +177,12 @@ def test_lora_trains_and_saves_the_score_head(make_trainer, policy, tokenizer, t
     assert score_responses(loaded, loaded_tokenizer, prompts, answers, 2) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("task_type", [None, "SEQ_CLS"])
+def test_an_adapter_that_leaves_the_score_head_frozen_is_warned_of(make_trainer, caplog, task_type):
+    make_trainer(peft_config=LoraConfig(r=2, task_type=task_type))
+    assert ("The score head is frozen" in caplog.text) == (task_type is None)
+
+
 def test_a_group_of_ties_alone_changes_nothing_and_gives_no_nan(make_trainer, trained_weights, reward_model, reviews):
     tied = Dataset.from_list(
         [{"prompt": r["prompt"], "responses": ["好。", "不好。"], "scores": [1.0, 1.0]} for r in reviews]
