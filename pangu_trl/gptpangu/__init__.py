@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING_NAMES,
 )
 
-from .configuration_gptpangu import GPTPanguConfig
+from .configuration_gptpangu import MODEL_TYPES, GPTPanguConfig
 from .modeling_gptpangu import (
     GPTPanguForCausalLM,
     GPTPanguForSequenceClassification,
@@ -50,8 +50,8 @@ class _TokenizerOnlyConfig(PreTrainedConfig):
 
 def register() -> None:
     """Makes the Auto classes, and PEFT's default target modules, know GPTPangu. Calling it again changes nothing."""
-    # Published checkpoints say "pangu" where their class said "gpt_pangu"; AutoConfig.register refuses a second name.
-    for model_type in (GPTPanguConfig.model_type, "pangu"):
+    # AutoConfig.register refuses a second name.
+    for model_type in MODEL_TYPES:
         CONFIG_MAPPING.register(model_type, GPTPanguConfig, exist_ok=True)
     for auto_class, class_names, model_class in (
         (AutoModel, MODEL_MAPPING_NAMES, GPTPanguModel),

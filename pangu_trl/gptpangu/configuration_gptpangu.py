@@ -6,6 +6,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+# What config.json may call the model: published checkpoints say "pangu" where their class said "gpt_pangu".
+MODEL_TYPES = ("gpt_pangu", "pangu")
+
 
 @strict
 class GPTPanguConfig(PreTrainedConfig):
@@ -34,7 +37,7 @@ class GPTPanguConfig(PreTrainedConfig):
         tie_word_embeddings: Whether the output head shares the word embedding.
     """
 
-    model_type = "gpt_pangu"
+    model_type = MODEL_TYPES[0]
     keys_to_ignore_at_inference = ["past_key_values"]
     attribute_map = {"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"}
     # TRL's create_model_from_path reads `config.auto_map` of every class that is not in the transformers namespace.

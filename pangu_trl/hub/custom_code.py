@@ -15,8 +15,8 @@ from pangu_trl.gptpangu import (
     GPTPanguModel,
     GPTPanguTokenizer,
 )
+from pangu_trl.gptpangu.configuration_gptpangu import MODEL_TYPES
 
-MODEL_TYPES = (GPTPanguConfig.model_type, "pangu")
 TOKENIZER_CLASS = GPTPanguTokenizer.__name__
 MODEL_CLASSES = {
     "AutoConfig": GPTPanguConfig,

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from huggingface_hub import ModelCardData
 
-from .custom_code import MODEL_TYPES, TOKENIZER_CLASS, read_json
+from pangu_trl.gptpangu.configuration_gptpangu import MODEL_TYPES
+
+from .custom_code import TOKENIZER_CLASS, read_json
 from .folder import ModelFolder
 
 STAGES = {

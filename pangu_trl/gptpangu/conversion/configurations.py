@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from ..configuration_gptpangu import GPTPanguConfig
+from ..configuration_gptpangu import MODEL_TYPES, GPTPanguConfig
 from .sizes import SIZES, named_config
 from .stored import ConversionError, read_json_object
 
@@ -43,8 +43,10 @@ def read_config(folder: Path, unsaid: Unsaid) -> tuple[GPTPanguConfig, dict[str,
             )
         return named_config(unsaid.size), {}
     said = read_json_object(path)
-    if said.get("model_type") not in ("gpt_pangu", "pangu"):
-        raise ConversionError(f"{path}: 'model_type' must be gpt_pangu or pangu; got {said.get('model_type')!r}.")
+    if said.get("model_type") not in MODEL_TYPES:
+        raise ConversionError(
+            f"{path}: 'model_type' must be {' or '.join(MODEL_TYPES)}; got {said.get('model_type')!r}."
+        )
     # What belongs to the code that wrote the file, not to the model.
     foreign = ("model_type", "auto_map", "architectures", "transformers_version", "torch_dtype", "dtype")
     config = checked_config({key: value for key, value in said.items() if key not in foreign}, path)

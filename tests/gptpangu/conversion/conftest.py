@@ -1,10 +1,25 @@
-"""Conversions run through the command, as users run them."""
+"""Conversions run through the command, as users run them; what they read, and where they write."""
 
+import shutil
 from collections.abc import Callable
 
 import pytest
 
 from pangu_trl.cli import main
+
+
+@pytest.fixture
+def published(fixtures, tmp_path):
+    """A published checkpoint that a test may spoil."""
+    return shutil.copytree(fixtures / "tiny_gptpangu", tmp_path / "published")
+
+
+@pytest.fixture
+def destination(tmp_path):
+    """Where nothing may appear."""
+    folder = tmp_path / "destination"
+    yield folder
+    assert not list(tmp_path.glob("destination*"))
 
 
 @pytest.fixture

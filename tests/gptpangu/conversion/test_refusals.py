@@ -19,22 +19,8 @@ RANK = ("iter_0001000", "mp_rank_00", "model_optim_rng.pt")
 
 
 @pytest.fixture
-def published(fixtures, tmp_path):
-    """A published checkpoint that a test may spoil."""
-    return shutil.copytree(fixtures / "tiny_gptpangu", tmp_path / "published")
-
-
-@pytest.fixture
 def megatron(fixtures, tmp_path):
     return shutil.copytree(fixtures / "megatron_tiny", tmp_path / "megatron")
-
-
-@pytest.fixture
-def destination(tmp_path):
-    """Where nothing may appear."""
-    folder = tmp_path / "destination"
-    yield folder
-    assert not list(tmp_path.glob("destination*"))
 
 
 def change_bin(folder, change):

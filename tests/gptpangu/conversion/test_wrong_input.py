@@ -12,20 +12,6 @@ LAYER_NORM = "backbone.blocks.1.layernorm1.beta.npy"
 WORD_EMBEDDING = "backbone.word_embedding.embedding_table.npy"
 
 
-@pytest.fixture
-def published(fixtures, tmp_path):
-    """A published checkpoint that a test may spoil."""
-    return shutil.copytree(fixtures / "tiny_gptpangu", tmp_path / "published")
-
-
-@pytest.fixture
-def destination(tmp_path):
-    """Where nothing may appear."""
-    folder = tmp_path / "destination"
-    yield folder
-    assert not list(tmp_path.glob("destination*"))
-
-
 def assert_one_line(said, place, message):
     assert said.count("\n") == 1 and str(place) in said and message in said
 
