@@ -15,7 +15,7 @@ from transformers.utils import is_bitsandbytes_available
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from pangu_trl.adapters import find_base_model, load_merged
-from pangu_trl.checkpoints import WholeCheckpoints, last_whole_checkpoint
+from pangu_trl.checkpoints import keep_whole_checkpoints, last_whole_checkpoint
 from pangu_trl.hang_guard import watch_for_hangs
 
 MERGED_BASE_FOLDER = "base"
@@ -69,13 +69,7 @@ def claim_output_dir(output_dir: str, resume_from_checkpoint: str | None) -> str
         PartialState().wait_for_everyone()
         return None
     if resume_from_checkpoint.lower() in ("true", "last"):
-        checkpoint = last_whole_checkpoint(output_dir)
-        if checkpoint is None:
-            raise FileNotFoundError(
-                f"output_dir {output_dir} has no whole checkpoint to resume from. Name one to take it all the same, or "
-                "start without --resume_from_checkpoint."
-            )
-        return checkpoint
+        return last_whole_checkpoint(output_dir)
     if not Path(resume_from_checkpoint).is_dir():
         raise FileNotFoundError(f"resume_from_checkpoint {resume_from_checkpoint} is not a folder.")
     return resume_from_checkpoint
@@ -159,7 +153,7 @@ def loading_options(model_args: ModelConfig) -> dict[str, Any]:
 
 def guard(trainer: Trainer) -> None:
     """Marks checkpoints that are whole, and has ranks that wait too long say so."""
-    trainer.add_callback(WholeCheckpoints())
+    keep_whole_checkpoints(trainer)
     watch_for_hangs(trainer)
 
 

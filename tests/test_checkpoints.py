@@ -1,34 +1,68 @@
-"""Which checkpoints count as whole, and when older ones go."""
+"""Which checkpoints count as whole, and when they are pushed and older ones go."""
 
+from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from pangu_trl.checkpoints import MARK, WholeCheckpoints, last_whole_checkpoint
+from pangu_trl.checkpoints import MARK, keep_whole_checkpoints, last_whole_checkpoint
 from pangu_trl.recipe import claim_output_dir
 
 
+class StandIn:
+    """Saves as a Trainer does: parts, then what options ask for, unless it is told to fail on the way."""
+
+    def __init__(self, output_dir: Path) -> None:
+        self.args = SimpleNamespace(
+            output_dir=str(output_dir), save_total_limit=2, should_save=True, save_only_model=False, push_to_hub=False
+        )
+        self.state = SimpleNamespace(global_step=0, best_model_checkpoint=None)
+        self.accelerator = SimpleNamespace(wait_for_everyone=lambda: None)
+        self.fails = False
+        self.pushed = []
+
+    def _get_output_dir(self, trial):
+        return self.args.output_dir
+
+    def _save_checkpoint(self, model, trial):
+        # Whether to push and to delete is left to the one who knows that all ranks have written.
+        assert self.args.save_total_limit is None and not self.args.push_to_hub
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        (folder / "part").mkdir(parents=True, exist_ok=True)
+        (folder / "model.safetensors").write_bytes(b"weights")
+        if self.fails:
+            raise OSError("No space left on device")
+        (folder / "part" / "optimizer.pt").write_bytes(b"states")
+
+    def _push_from_checkpoint(self, folder):
+        self.pushed.append(sorted(path.name for path in Path(folder).rglob("*") if path.is_file()))
+
+
 @pytest.fixture
-def save(tmp_path):
-    """Writes a checkpoint as a Trainer does, and tells the callback."""
-    callback = WholeCheckpoints()
-    args = SimpleNamespace(output_dir=str(tmp_path), save_total_limit=2, should_save=True)
-    callback.on_train_begin(args)
-    assert args.save_total_limit is None
+def trainer(tmp_path) -> StandIn:
+    trainer = StandIn(tmp_path)
+    for _ in range(2):
+        keep_whole_checkpoints(trainer)
+    return trainer
+
+
+@pytest.fixture
+def save(trainer):
+    """Writes a checkpoint, or the half of one."""
 
     def write(step: int, is_whole: bool = True) -> None:
-        folder = tmp_path / f"checkpoint-{step}"
-        (folder / "part").mkdir(parents=True)
-        (folder / "model.safetensors").write_bytes(b"weights")
-        (folder / "part" / "optimizer.pt").write_bytes(b"states")
-        if is_whole:
-            callback.on_save(args, SimpleNamespace(global_step=step, best_model_checkpoint=None), None)
+        trainer.state.global_step, trainer.fails = step, not is_whole
+        with suppress(OSError):
+            trainer._save_checkpoint(None, None)
+        assert trainer.args.save_total_limit == 2
 
     return write
 
 
 def test_the_last_whole_checkpoint_is_the_newest_with_a_mark(tmp_path, save):
-    assert last_whole_checkpoint(tmp_path) is None
+    with pytest.raises(FileNotFoundError, match="no whole checkpoint to resume from"):
+        last_whole_checkpoint(tmp_path)
     save(9)
     save(10)
     save(11, is_whole=False)
@@ -57,3 +91,35 @@ def test_the_limit_deletes_only_when_the_new_one_is_whole(tmp_path, save):
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert len(kept) == 2 and "checkpoint-4" in kept
     assert (tmp_path / "checkpoint-4" / MARK).exists()
+
+
+def test_a_mark_of_an_earlier_run_does_not_stand_for_what_is_half_written_anew(tmp_path, save):
+    save(1)
+    save(2)
+    save(2, is_whole=False)
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+
+
+def test_what_is_pushed_is_whole_and_has_its_mark(trainer, save):
+    trainer.args.push_to_hub = True
+    save(1)
+    save(2, is_whole=False)
+    assert trainer.pushed == [[MARK, "model.safetensors", "optimizer.pt"]]
+    assert trainer.args.push_to_hub
+
+
+def test_a_model_alone_gets_no_mark_and_counts_for_the_limit(tmp_path, trainer, save):
+    trainer.args.save_only_model = True
+    for step in (1, 2, 3):
+        save(step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-3"]
+    with pytest.raises(FileNotFoundError, match="no whole checkpoint to resume from"):
+        last_whole_checkpoint(tmp_path)
+
+
+def test_the_file_that_transformers_takes_away_when_it_has_saved_is_not_missed(tmp_path, save):
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "checkpoint-is-incomplete.txt").write_text("in progress")
+    save(1)
+    (tmp_path / "checkpoint-1" / "checkpoint-is-incomplete.txt").unlink()
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")

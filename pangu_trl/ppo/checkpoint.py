@@ -11,8 +11,8 @@ from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_pe
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from pangu_trl.checkpoints import MARK
 
 from .adapter_selection import POLICY_ADAPTER, VALUE_ADAPTER
 from .config import PPOConfig
@@ -150,20 +150,16 @@ class RunState:
     options: dict[str, int]
     average: dict[str, Tensor] | None = None
 
-    def save_tensors(self, folder: Path, rank: int) -> None:
-        """Writes what differs between the ranks; the folder is made if missing."""
+    def save(self, folder: Path, rank: int, is_shared_part_ours: bool) -> None:
+        """Writes what differs between the ranks, and on one rank what all share; the folder is made if missing."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f.name: getattr(self.rollout, f.name).contiguous() for f in fields(self.rollout)}
         save_file(tensors, _rollout_file(folder, rank))
         if self.average is not None:
             save_file(self.average, _average_file(folder, rank))
-
-    def save_rest(self, folder: Path) -> None:
-        """Writes what all ranks share. This file, the last one of a checkpoint, says that the checkpoint is whole."""
-        state = {key: value for key, value in vars(self).items() if key not in ("rollout", "average")}
-        unfinished = folder / f"{STATE_FILE}.unfinished"
-        unfinished.write_text(json.dumps(state, indent=2))
-        unfinished.rename(folder / STATE_FILE)
+        if is_shared_part_ours:
+            shared = {key: value for key, value in vars(self).items() if key not in ("rollout", "average")}
+            (folder / STATE_FILE).write_text(json.dumps(shared, indent=2))
 
     @classmethod
     def load(
@@ -184,11 +180,13 @@ class RunState:
                     f"{folder}: written with {name}={state['options'][name]}; this run has {name}={value}. Resume with "
                     "the same value: the order of prompts and mini-batches depends on it."
                 )
-        if state is None or not path.is_file():
+        # Without its mark a checkpoint can hold all this and lack the optimiser.
+        missing = next((file for file in (folder / STATE_FILE, path, folder / MARK) if not file.is_file()), None)
+        if missing is not None:
             raise FileNotFoundError(
-                f"{path if state else folder / STATE_FILE}: missing. Resume with the number of processes that wrote "
-                "the checkpoint, and from one that was written by PPOTrainer without save_only_model. If the run was "
-                "killed while it saved, resume_from_checkpoint=True takes the last whole checkpoint."
+                f"{missing}: missing. Resume with the number of processes that wrote the checkpoint, and from one that "
+                "was written by PPOTrainer without save_only_model. If the run was killed while it saved, "
+                "resume_from_checkpoint=True takes the last whole checkpoint."
             )
         rollout = Rollout(**{name: tensor.to(device) for name, tensor in load_file(path).items()})
         average_file = _average_file(folder, rank if sharded_average else 0)
@@ -214,21 +212,3 @@ def rollout_options(args: PPOConfig) -> dict[str, int]:
         "gradient_accumulation_steps",
     )
     return {"world_size": args.world_size} | {name: getattr(args, name) for name in names}
-
-
-def last_whole_checkpoint(output_dir: str | Path) -> str:
-    """The newest checkpoint of a run whose saving was not interrupted.
-
-    Raises:
-        FileNotFoundError: There is none.
-    """
-    found = []
-    for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        number = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
-        if path.is_dir() and number.isdigit():
-            found.append((int(number), path))
-    for _, path in sorted(found, reverse=True):
-        if (path / STATE_FILE).is_file() and (path / TRAINER_STATE_NAME).is_file():
-            return str(path)
-        logger.warning("%s is left out: its saving was interrupted, or it holds the models alone.", path)
-    raise FileNotFoundError(f"{output_dir}: no whole checkpoint to resume from. Start a new run.")

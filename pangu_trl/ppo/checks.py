@@ -14,8 +14,8 @@ from .scoring import RewardSource
 logger = logging.getLogger(__name__)
 
 
-def check_constructor(model: Any, train_dataset: Any, tokenizer: Any, data_collator: Any) -> None:
-    """Refuses a call of PPOTrainer that lacks something or passes it in another place.
+def check_constructor(model: Any, args: PPOConfig, train_dataset: Any, tokenizer: Any, data_collator: Any) -> None:
+    """Refuses a call of PPOTrainer that lacks something, passes it in another place, or asks for inexact checkpoints.
 
     Raises:
         ValueError: The message says what to pass and how.
@@ -28,6 +28,11 @@ def check_constructor(model: Any, train_dataset: Any, tokenizer: Any, data_colla
         raise ValueError(
             "PPOTrainer: prompts are padded by the trainer, so a data_collator of your own would have no effect; leave "
             f"it out. Got {type(data_collator).__name__}."
+        )
+    if args.enable_jit_checkpoint:
+        raise ValueError(
+            "PPOTrainer: enable_jit_checkpoint saves in the middle of an optimiser step, where PPO cannot go on "
+            "exactly. Leave it out: on SIGTERM a run with a save_strategy finishes its step, saves and stops."
         )
 
 

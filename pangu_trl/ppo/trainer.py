@@ -12,16 +12,16 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
-from transformers.trainer import rotate_checkpoints
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import TrainOutput
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
+
+from pangu_trl.checkpoints import checkpoint_dir, keep_whole_checkpoints, last_whole_checkpoint
 
 from .averaging import WeightAverage
 from .callbacks import AverageAfterStep, SaveOnSigterm
 from .checkpoint import (
     EMA_FOLDER,
     RunState,
-    last_whole_checkpoint,
     load_policy_and_value,
     rollout_options,
     save_policy,
@@ -96,7 +96,7 @@ class PPOTrainer(Trainer):
         data_collator: Any = None,
         **kwargs: Any,
     ) -> None:
-        check_constructor(model, train_dataset, processing_class, data_collator)
+        check_constructor(model, args, train_dataset, processing_class, data_collator)
         check_tokenizer(processing_class)
         rewards = reward_sources(reward_model, reward_processing_class, args.reward_weights)
         check_passed_models(model, value_model, ref_model, rewards, peft_config, args)
@@ -145,6 +145,7 @@ class PPOTrainer(Trainer):
         self._resumed_state: RunState | None = None
         self.add_callback(AverageAfterStep(self))
         self.add_callback(SaveOnSigterm(self.accelerator))
+        keep_whole_checkpoints(self)
 
     def _prepare_frozen(self, model: nn.Module) -> nn.Module:
         """Readies a model that does not learn: sharded by DeepSpeed or FSDP, otherwise placed on the device."""
@@ -197,7 +198,7 @@ class PPOTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trains as `Trainer.train` does, from a new rollout or the one of the checkpoint to resume from.
 
-        `resume_from_checkpoint=True` takes the last checkpoint whose saving was not interrupted.
+        `resume_from_checkpoint=True` takes the last checkpoint that is whole.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
@@ -344,27 +345,11 @@ class PPOTrainer(Trainer):
             load_policy_and_value(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes the Trainer's checkpoint and the state of the run; older ones go only when it is whole."""
-        if self.args.save_only_model:
-            super()._save_checkpoint(model, trial)
-            return
-        run_dir = self._get_output_dir(trial=trial)
-        folder = Path(run_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        state = self._run_state()
-        state.save_tensors(folder, self.accelerator.process_index)
-        pushes, limit = self.args.push_to_hub, self.args.save_total_limit
-        self.args.push_to_hub, self.args.save_total_limit = False, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.push_to_hub, self.args.save_total_limit = pushes, limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            state.save_rest(folder)
-        if pushes:
-            self._push_from_checkpoint(str(folder))
-        if self.args.should_save:
-            rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
+        """Writes the state of the run, then what the Trainer writes."""
+        if not self.args.save_only_model:
+            folder = checkpoint_dir(self._get_output_dir(trial=trial), self.state.global_step)
+            self._run_state().save(folder, self.accelerator.process_index, self.args.should_save)
+        super()._save_checkpoint(model, trial)
 
     def _run_state(self) -> RunState:
         average = self.average

@@ -79,14 +79,14 @@ def test_the_rollout_is_in_the_checkpoint_when_the_trainer_pushes_it(make_traine
     pushed = []
     trainer._push_from_checkpoint = lambda folder: pushed.append(sorted(p.name for p in tmp_path.glob("run/*-2/*")))
     trainer.train()
-    assert "rollout-0.safetensors" in pushed[0] and "ppo_state.json" in pushed[0]
+    assert {"rollout-0.safetensors", "ppo_state.json", "complete.json"} <= set(pushed[0])
 
 
 def test_a_checkpoint_of_the_model_alone_has_no_rollout(make_trainer, tmp_path):
     make_trainer(max_steps=2, save_strategy="steps", save_steps=2, save_only_model=True).train()
     names = {path.name for path in (tmp_path / "run" / "checkpoint-2").iterdir()}
     assert "model.safetensors" in names and "value_model" in names
-    assert not {"rollout-0.safetensors", "ppo_state.json"} & names
+    assert not {"rollout-0.safetensors", "ppo_state.json", "complete.json"} & names
     with pytest.raises(FileNotFoundError, match="ppo_state.json: missing.*without save_only_model"):
         make_trainer(max_steps=4).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
 

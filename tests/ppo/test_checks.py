@@ -1,6 +1,7 @@
 """What PPOTrainer refuses, and what it sets before it starts."""
 
 import copy
+import signal
 
 import pytest
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -86,6 +87,13 @@ def test_a_tokenizer_without_eos_is_refused(make_trainer, tokenizer):
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="the tokenizer must have an eos_token"):
         make_trainer()
+
+
+def test_checkpoints_in_the_middle_of_a_step_are_refused_before_they_take_over_the_signal(make_trainer):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ValueError, match="enable_jit_checkpoint saves in the middle of an optimiser step"):
+        make_trainer(enable_jit_checkpoint=True)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_several_gpus_in_one_process_are_refused(make_trainer, monkeypatch):

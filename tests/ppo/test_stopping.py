@@ -1,6 +1,7 @@
 """Runs that are stopped: SIGTERM saves first, and what a kill left half-written is not resumed from."""
 
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -11,7 +12,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from pangu_trl.ppo.checkpoint import RunState, last_whole_checkpoint
+from pangu_trl import checkpoints
+from pangu_trl.checkpoints import last_whole_checkpoint
 
 SAVING = dict(save_strategy="steps", save_steps=2)
 
@@ -53,15 +55,32 @@ def test_a_run_that_saves_nothing_leaves_the_signal_alone(make_trainer):
     assert handlers == [before]
 
 
-@pytest.mark.parametrize("missing", ["ppo_state.json", "trainer_state.json"])
-def test_a_half_written_checkpoint_is_passed_over(make_trainer, tmp_path, caplog, missing):
+@pytest.mark.parametrize(
+    "missing, flaw",
+    [
+        ("complete.json", "it has no complete.json, so its saving was interrupted"),
+        ("ppo_state.json", r"ppo_state.json must have \d+ bytes; it is missing"),
+        ("trainer_state.json", r"trainer_state.json must have \d+ bytes; it is missing"),
+    ],
+)
+def test_a_half_written_checkpoint_is_passed_over(make_trainer, tmp_path, caplog, missing, flaw):
     make_trainer(max_steps=4, **SAVING).train()
     (tmp_path / "run" / "checkpoint-4" / missing).unlink()
     assert last_whole_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-2")
-    assert "checkpoint-4 is left out: its saving was interrupted" in caplog.text
+    assert re.search(f"checkpoint-4 is left out: {flaw}", caplog.text)
     resumed = make_trainer(max_steps=4, **SAVING)
     resumed.train(resume_from_checkpoint=True)
     assert last_whole_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-4")
+
+
+def test_a_half_written_checkpoint_is_not_resumed_from_by_its_name_either(make_trainer, tmp_path):
+    make_trainer(max_steps=2, **SAVING).train()
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    (checkpoint / "complete.json").unlink()
+    # Without this file, say, the Trainer would go on with a new optimiser and not a word.
+    (checkpoint / "optimizer.pt").unlink()
+    with pytest.raises(FileNotFoundError, match="complete.json: missing.*killed while it saved"):
+        make_trainer(max_steps=4).train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_without_a_whole_checkpoint_there_is_nothing_to_resume_from(make_trainer, tmp_path):
@@ -72,13 +91,13 @@ def test_without_a_whole_checkpoint_there_is_nothing_to_resume_from(make_trainer
 def test_the_old_checkpoint_goes_only_when_the_new_one_is_whole(make_trainer, tmp_path, monkeypatch):
     trainer = make_trainer(max_steps=4, save_total_limit=1, **SAVING)
     folders = []
-    save_rest = RunState.save_rest
+    mark_whole = checkpoints.mark_whole
 
-    def watched(state, folder):
+    def watched(folder):
         folders.append(sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")))
-        save_rest(state, folder)
+        mark_whole(folder)
 
-    monkeypatch.setattr(RunState, "save_rest", watched)
+    monkeypatch.setattr(checkpoints, "mark_whole", watched)
     trainer.train()
     assert folders == [["checkpoint-2"], ["checkpoint-2", "checkpoint-4"]]
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-4"]
