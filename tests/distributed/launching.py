@@ -1,5 +1,6 @@
 """Starts the recipes as a user does, with the repository's accelerate configurations, on two CPU processes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -23,12 +24,22 @@ def config_for_cpu(name: str, folder: Path, **changes: Any) -> Path:
     return path
 
 
-def launch_command(config: Path, recipe: str, options: dict[str, Any], launcher: Sequence[str] = ()) -> list[str]:
-    """The words of `accelerate launch`; `launcher` are further options of its own."""
+def launch_command(
+    config: Path, recipe: str, options: dict[str, Any], launcher: Sequence[str] = (), takes_notes: bool = True
+) -> list[str]:
+    """The words of `accelerate launch`.
+
+    Args:
+        config: Accelerate configuration.
+        recipe: Name of the recipe's script.
+        options: Options of the recipe.
+        launcher: Further options of the launcher itself.
+        takes_notes: Whether rank.py starts the recipe, which leaves its notes in the output folder.
+    """
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), *launcher]
     if "--main_process_port" not in launcher:
         command += ["--main_process_port", "0"]
-    command += [str(RANK), str(ROOT / "recipes" / f"{recipe}.py")]
+    command += [*([str(RANK)] if takes_notes else []), str(ROOT / "recipes" / f"{recipe}.py")]
     for name, value in options.items():
         command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return command
@@ -43,21 +54,31 @@ def start(command: list[str], errors: Path, **environment: str) -> subprocess.Po
         return subprocess.Popen(command, stdout=stream, stderr=stream, env=merged, start_new_session=True)
 
 
-def wait(process: subprocess.Popen, timeout: float = 400) -> int:
-    """Waits for a launcher and returns its exit code; nothing of it outlives a test that fails."""
+def wait(*processes: subprocess.Popen, timeout: float = 400) -> list[int]:
+    """Waits for launchers and returns their exit codes; nothing of them outlives a test that fails."""
     try:
-        return process.wait(timeout)
-    except BaseException:
+        return [process.wait(timeout) for process in processes]
+    finally:
+        for process in processes:
+            stop(process)
+
+
+def stop(process: subprocess.Popen) -> None:
+    """Ends a launcher that still runs, and all that it has started."""
+    if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        raise
 
 
-def launch(
-    config: Path, recipe: str, options: dict[str, Any], launcher: Sequence[str] = (), **environment: str
-) -> None:
+def launch(config: Path, recipe: str, options: dict[str, Any], takes_notes: bool = True, **environment: str) -> None:
     """Runs a recipe to its end, which must be a good one."""
     errors = Path(f"{options['output_dir']}.log")
     errors.parent.mkdir(parents=True, exist_ok=True)
-    code = wait(start(launch_command(config, recipe, options, launcher), errors, **environment))
+    [code] = wait(start(launch_command(config, recipe, options, takes_notes=takes_notes), errors, **environment))
     assert code == 0, errors.read_text(errors="replace")[-6000:]
+
+
+def logged(folder: Path, name: str) -> list[float]:
+    """The values of a figure that the trainer of a run logged."""
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry[name] for entry in history if name in entry]

@@ -1,14 +1,12 @@
 """Ranks that die or wait, disks that are full: the run ends, says why, and goes on from its last whole checkpoint."""
 
-import os
 import re
-import signal
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from launching import config_for_cpu, launch, launch_command, start, wait
+from launching import config_for_cpu, launch, launch_command, start, stop, wait
 from safetensors.torch import load_file
 
 from pangu_trl.checkpoints import last_whole_checkpoint
@@ -34,8 +32,8 @@ def uninterrupted(workspace, stage_options, stage) -> Path:
 def fail(workspace: Path, stage: str, options: dict, fault: str) -> str:
     """Starts a run in which something goes wrong, waits for its end, and returns what it said."""
     said = Path(f"{options['output_dir']}-failed.log")
-    code = wait(start(launch_command(config_for_cpu("zero3", workspace), stage, options), said, FAULT=fault), 180)
-    assert code != 0
+    launcher = start(launch_command(config_for_cpu("zero3", workspace), stage, options), said, FAULT=fault)
+    assert wait(launcher, timeout=180) != [0]
     return said.read_text(errors="replace")
 
 
@@ -84,6 +82,4 @@ def test_every_rank_says_what_it_waits_in(workspace, stage_options):
         # The one that sleeps, and the one that waits for it in the backward pass.
         assert reports["1"][2] != reports["0"][2]
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        stop(process)

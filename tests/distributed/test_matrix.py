@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import config_for_cpu, launch
+from launching import config_for_cpu, launch, logged
 from rank import PROBE, PROBE_COMPLETION
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 STAGES = ["sft", "reward", "ppo"]
 BACKENDS = ["ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"]
-# ZeRO-3 runs of the stages are in tests/test_recipes.py and tests/ppo.
+# ZeRO-3 runs of the stages are in test_recipes.py beside this file and in tests/ppo.
 QUICK = [("sft", "ddp"), ("ppo", "fsdp2")]
 CELLS = [
     pytest.param((stage, backend), marks=[] if (stage, backend) in QUICK else pytest.mark.slow, id=f"{stage}-{backend}")
@@ -39,10 +39,6 @@ class Run:
     whole: Path
     resumed: Path
     one: Path
-
-    def logged(self, folder: Path, name: str) -> list[float]:
-        history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-        return [entry[name] for entry in history if name in entry]
 
     def notes(self, rank: int = 0) -> dict:
         return json.loads((self.whole / f"rank-{rank}.json").read_text())
@@ -98,7 +94,7 @@ def test_the_model_is_held_as_the_configuration_says(run):
 
 
 def test_two_processes_have_the_losses_of_one(run):
-    one, two = (run.logged(folder, "loss") for folder in (run.one, run.whole))
+    one, two = (logged(folder, "loss") for folder in (run.one, run.whole))
     assert len(one) == LAST_STEP
     assert two == pytest.approx(one, rel=1e-5, abs=1e-5)
     # The steps are large enough for a gradient of the wrong size to show in the losses that follow.
@@ -122,7 +118,7 @@ def test_two_processes_end_with_the_model_of_one(run):
 
 
 def test_a_resumed_run_ends_with_the_same_bits(run):
-    assert run.logged(run.resumed, "loss") == run.logged(run.whole, "loss")
+    assert logged(run.resumed, "loss") == logged(run.whole, "loss")
     whole, resumed = weights(run.whole), weights(run.resumed)
     assert whole.keys() == resumed.keys()
     for name, tensor in whole.items():
@@ -155,10 +151,7 @@ def test_zero3_in_bfloat16_learns_what_float32_learns(workspace, stage_options, 
     notes = json.loads((folder / "rank-0.json").read_text())
     assert notes["dtypes"] == ["torch.bfloat16"] and notes["zero3_parts"] == notes["parameters"]
     assert {str(tensor.dtype) for tensor in load_file(folder / "model.safetensors").values()} == {"torch.bfloat16"}
-    read = [
-        json.loads((path / "trainer_state.json").read_text())["log_history"] for path in (one_process("sft"), folder)
-    ]
-    one, two = ([entry["loss"] for entry in history if "loss" in entry] for history in read)
+    one, two = (logged(path, "loss") for path in (one_process("sft"), folder))
     # Eight bits of mantissa: the losses agree to two or three digits.
     assert two == pytest.approx(one, rel=1e-2)
     assert two != pytest.approx(one, rel=1e-5)

@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from launching import config_for_cpu, launch_command, start, wait
+from launching import config_for_cpu, launch_command, logged, start, wait
 
 ADDRESS = "127.0.0.1"
 
@@ -18,11 +18,6 @@ def port() -> int:
         return probe.getsockname()[1]
 
 
-def losses(folder: Path) -> list[float]:
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
-
-
 def test_two_nodes_train_one_sharded_model_as_one_process_does(workspace, stage_options, one_process, port):
     folder = workspace / "nodes-sft"
     # A file of each node's own, as on two machines.
@@ -33,10 +28,9 @@ def test_two_nodes_train_one_sharded_model_as_one_process_does(workspace, stage_
         words = ["--machine_rank", str(rank), "--main_process_ip", ADDRESS, "--main_process_port", str(port)]
         command = launch_command(config, "sft", stage_options("sft", folder), words)
         launchers.append(start(command, Path(f"{folder}-{rank}.log")))
-    codes = [wait(launcher) for launcher in launchers]
-    assert codes == [0, 0], "\n".join(Path(f"{folder}-{rank}.log").read_text()[-3000:] for rank in (0, 1))
+    assert wait(*launchers) == [0, 0], "\n".join(Path(f"{folder}-{rank}.log").read_text()[-3000:] for rank in (0, 1))
     for rank in (0, 1):
         notes = json.loads((folder / f"rank-{rank}.json").read_text())
         assert notes["num_processes"] == 2 and notes["local_process_index"] == 0
         assert notes["zero3_parts"] == notes["parameters"]
-    assert losses(folder) == pytest.approx(losses(one_process("sft")), rel=1e-5, abs=1e-5)
+    assert logged(folder, "loss") == pytest.approx(logged(one_process("sft"), "loss"), rel=1e-5, abs=1e-5)

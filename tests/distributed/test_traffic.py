@@ -14,8 +14,8 @@ from pangu_trl.planning.settings import read_settings
 from pangu_trl.planning.traffic import step_transfers
 
 # Share by which a plan may be off: FSDP2 fetches an embedding again for the backward pass if no head is tied to it, and
-# how long ZeRO-3 keeps what it has fetched depends on the passes before, which scoring interrupts. DPO's reference, which
-# it keeps, is fetched once in the four steps that count.
+# how long ZeRO-3 keeps what it has fetched depends on the passes before, which scoring interrupts. The reference of DPO
+# stays where ZeRO-3 keeps it, but is fetched once in the four steps that count.
 CELLS = [
     ("sft", "ddp", 0.01),
     pytest.param("sft", "zero1", 0.01, marks=pytest.mark.slow),

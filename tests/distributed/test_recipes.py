@@ -1,22 +1,16 @@
 """The three recipes as a user starts them: `accelerate launch`, on one process and on two with DeepSpeed ZeRO-3."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launching import ROOT, launch, logged
 from peft.utils import load_peft_weights
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from pangu_trl.adapters import load_with_adapter
-from pangu_trl.data import write_jsonl
 from pangu_trl.reward.scoring import load_reward_model, score_responses
 
-ROOT = Path(__file__).parent.parent
 COMMON = {
     "max_steps": 2,
     "logging_steps": 1,
@@ -34,96 +28,34 @@ PLAIN_STEPS = {"optim": "sgd", "max_grad_norm": 0, "learning_rate": 0.3, "max_le
 ONE, TWO = "cpu", "zero3_cpu"
 
 
-def launch(accelerate_config: str, recipe: str, **options) -> None:
-    """Runs a recipe in its own process group, so that nothing of it outlives the test."""
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--config_file", str(ROOT / "accelerate_configs" / f"{accelerate_config}.yaml")]
-    command += ["--main_process_port", "0", str(ROOT / "recipes" / recipe)]
-    for name, value in options.items():
-        command += [f"--{name}", str(value)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    # Ours for tests in this process; the launcher sets its own, and with this one accelerate would not start DeepSpeed.
-    environment.pop("ACCELERATE_USE_CPU", None)
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
-    try:
-        _, errors = process.communicate(timeout=300)
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise
-    assert process.returncode == 0, errors[-6000:]
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory, tokenizer_dir, reviews, rankings) -> Path:
-    """Model, data and tokenizer files for the recipes."""
-    import pangu_trl
-
-    folder = tmp_path_factory.mktemp("workspace")
-    tokenizer = pangu_trl.GPTPanguTokenizer.from_pretrained(tokenizer_dir)
-    tokenizer.save_pretrained(folder / "base")
-    torch.manual_seed(0)
-    config = pangu_trl.GPTPanguConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_layers=2,
-        num_heads=2,
-        max_position_embeddings=128,
-        # One process and two draw other dropout masks.
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        resid_pdrop=0.0,
-    )
-    pangu_trl.GPTPanguForCausalLM(config).save_pretrained(folder / "base")
-    write_jsonl(folder / "demonstrations.jsonl", reviews)
-    write_jsonl(folder / "rankings.jsonl", list(rankings))
-    write_jsonl(folder / "prompts.jsonl", [{"prompt": review["prompt"]} for review in reviews])
-    return folder
-
-
 @pytest.fixture(scope="module")
 def runs(workspace) -> dict[str, Path]:
     """All stages under both configurations, each on what the stage before it saved, with a global batch of 4."""
     folders = {}
-    for config, batch, ppo_names in ((ONE, 4, ["ppo-lora"]), (TWO, 2, ["ppo", "ppo-lora"])):
-        run = folders[config] = workspace / config
+    for name, batch, ppo_runs in ((ONE, 4, ["ppo-lora"]), (TWO, 2, ["ppo", "ppo-lora"])):
+        config = ROOT / "accelerate_configs" / f"{name}.yaml"
+        run = folders[name] = workspace / f"pipeline-{name}"
         common = COMMON | {"per_device_train_batch_size": batch}
-        for stage, start, data in (
-            ("sft", workspace / "base", workspace / "demonstrations.jsonl"),
-            ("reward", run / "sft", workspace / "rankings.jsonl"),
-        ):
+        for stage, start in (("sft", workspace / "base"), ("reward", run / "sft")):
+            data = workspace / f"{stage}.jsonl"
             paths = dict(model_name_or_path=start, train_data=data, eval_data=data, output_dir=run / stage)
-            launch(config, f"{stage}.py", **common, **PLAIN_STEPS, **paths)
-        for name in ppo_names:
-            launch(
-                config,
-                "ppo.py",
-                **common,
+            launch(config, stage, common | PLAIN_STEPS | paths, takes_notes=False)
+        for ppo_run in ppo_runs:
+            options = dict(
                 model_name_or_path=run / "sft",
                 reward_model=run / "reward",
-                train_data=workspace / "prompts.jsonl",
-                eval_data=workspace / "prompts.jsonl",
+                train_data=workspace / "ppo.jsonl",
+                eval_data=workspace / "ppo.jsonl",
                 learning_rate=1e-3,
                 max_prompt_length=48,
                 max_completion_length=8,
                 num_ppo_epochs=2,
-                use_peft=name == "ppo-lora",
+                use_peft=ppo_run == "ppo-lora",
                 lora_r=4,
-                output_dir=run / name,
+                output_dir=run / ppo_run,
             )
+            launch(config, "ppo", common | options, takes_notes=False)
     return folders
-
-
-def logged(output_dir: Path, name: str) -> list[float]:
-    history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
-    return [entry[name] for entry in history if name in entry]
 
 
 def assert_all_weights_load(auto_class, folder: Path) -> torch.nn.Module:
