@@ -89,7 +89,7 @@ class KWiseRewardTrainer(RewardTrainer):
             enable_prefix_sharing(self._reward_model(), args.max_length)
         self._max_answers = max(map(len, self.train_dataset["scores"]))
         self._score_statistics: dict[str, Any] = {}
-        # Whether the present weights are those of the last evaluation, or of the best.
+        # Whether no step has changed the weights since the last evaluation.
         self.weights_are_evaluated = False
 
     def _prepare_dataset(
@@ -286,7 +286,6 @@ class KWiseRewardTrainer(RewardTrainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self.weights_are_evaluated = True
         card = read_reward_card(self.state.best_model_checkpoint)
         if card is not None:
             self._score_statistics = card.score_statistics

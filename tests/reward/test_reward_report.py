@@ -1,6 +1,7 @@
 """Probes and report of a saved reward model, and the commands around one."""
 
 import json
+import statistics
 
 import pytest
 import torch
@@ -76,14 +77,18 @@ def test_evaluate_reward_writes_figures_pictures_and_a_page(saved_model, reward_
     content = json.loads((tmp_path / "report" / "metrics.json").read_text("utf-8"))
     assert content["model"] == saved_model
     assert content["metrics"]["num_pairs"] == 5
-    right = 0
+    right, rewards, lengths = 0, [], []
     for ranking in RANKINGS:
         scores = score_responses(
             reward_model, tokenizer, [ranking["prompt"]] * len(ranking["scores"]), ranking["responses"], 1
         )
+        rewards += scores
+        # With the end of sequence, which changes no correlation.
+        lengths += [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ranking["responses"]]
         labelled = list(zip(ranking["scores"], scores, strict=True))
         right += sum(a[0] > b[0] and a[1] > b[1] for a in labelled for b in labelled)
     assert content["metrics"]["pair_accuracy"] == pytest.approx(right / 5)
+    assert content["metrics"]["length_correlation"] == pytest.approx(statistics.correlation(rewards, lengths), abs=1e-6)
     assert content["probes"].keys() == probes.PROBES.keys()
     page = (tmp_path / "report" / "report.md").read_text("utf-8")
     for name in ("scores.png", "calibration.png", "accuracy_by_gap.png"):

@@ -1,6 +1,7 @@
 """KWiseRewardTrainer: batching does not change the objective, K = 2 is TRL's, everything trains and saves."""
 
 import copy
+import statistics
 
 import pytest
 import torch
@@ -82,6 +83,29 @@ def test_evaluation_is_exact_over_batches_of_different_k(make_trainer, reward_mo
                     right += rewards[a] > rewards[b]
     assert metrics[0]["eval_num_pairs"] == total
     assert metrics[0]["eval_pair_accuracy"] == pytest.approx(right / total)
+
+
+def test_figures_of_training_are_those_of_the_answers_of_the_batch(make_trainer, reward_model, tokenizer, rankings):
+    trainer = make_trainer()
+    trainer.train()
+    scores, gaps, num_tokens = [], [], 0
+    for record, encoded in zip(rankings, trainer.train_dataset, strict=True):
+        rewards = score_responses(
+            reward_model, tokenizer, [record["prompt"]] * len(record["responses"]), record["responses"], 1
+        )
+        scores += rewards
+        gaps += [
+            better - worse
+            for better, label in zip(rewards, record["scores"], strict=True)
+            for worse, other in zip(rewards, record["scores"], strict=True)
+            if label > other
+        ]
+        num_tokens += sum(len(encoded["prompt_input_ids"] + ids) for ids in encoded["response_input_ids"])
+    logged = trainer.state.log_history[0]
+    assert logged["mean_reward"] == pytest.approx(statistics.fmean(scores), abs=1e-5)
+    assert logged["margin"] == pytest.approx(statistics.fmean(gaps), abs=1e-5)
+    assert logged["accuracy"] == pytest.approx(sum(gap > 0 for gap in gaps) / len(gaps))
+    assert logged["num_tokens"] == num_tokens
 
 
 def test_a_small_score_gap_is_left_out_of_the_pair_accuracy(make_trainer, reviews):
