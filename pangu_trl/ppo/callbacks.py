@@ -45,8 +45,8 @@ class SaveOnSigterm(TrainerCallback):
             logger.warning("SIGTERM: saving a checkpoint at step %d and stopping.", state.global_step)
             control.should_save = control.should_training_stop = True
 
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Gives the signal back."""
+    def give_back(self) -> None:
+        """Gives the signal back; not an event of the Trainer, which tells nothing of training that fails."""
         if self._previous_handler is not None:
             signal.signal(signal.SIGTERM, self._previous_handler)
             self._previous_handler = None

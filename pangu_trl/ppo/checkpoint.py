@@ -147,7 +147,7 @@ class RunState:
     score_statistics: dict[str, float]
     micro_step: int
     passes_stopped: bool
-    options: dict[str, int]
+    options: dict[str, int | None]
     average: dict[str, Tensor] | None = None
 
     def save(self, folder: Path, rank: int, is_shared_part_ours: bool) -> None:
@@ -163,7 +163,7 @@ class RunState:
 
     @classmethod
     def load(
-        cls, folder: str | Path, rank: int, device: torch.device, options: dict[str, int], sharded_average: bool
+        cls, folder: str | Path, rank: int, device: torch.device, options: dict[str, int | None], sharded_average: bool
     ) -> "RunState":
         """Reads back what was saved; an average that is not sharded was written by the first rank for all.
 
@@ -202,7 +202,7 @@ def _average_file(folder: Path, rank: int) -> Path:
     return folder / f"ema-{rank}.safetensors"
 
 
-def rollout_options(args: PPOConfig) -> dict[str, int]:
+def rollout_options(args: PPOConfig) -> dict[str, int | None]:
     """The options on which the order of prompts and mini-batches depends, as a run must keep them on resume."""
     names = (
         "per_device_train_batch_size",
@@ -210,5 +210,7 @@ def rollout_options(args: PPOConfig) -> dict[str, int]:
         "num_generations",
         "num_ppo_epochs",
         "gradient_accumulation_steps",
+        "seed",
+        "data_seed",
     )
     return {"world_size": args.world_size} | {name: getattr(args, name) for name in names}

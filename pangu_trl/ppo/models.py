@@ -3,10 +3,12 @@
 import copy
 from pathlib import Path
 
-from accelerate.utils import set_seed
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, set_seed
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
+from trl.models.utils import prepare_deepspeed, prepare_fsdp
 
 from .checks import require_reentrant_checkpoints
 from .config import PPOConfig
@@ -87,3 +89,13 @@ def _one_backbone(policy: PeftModel, rewards: list[RewardSource], zero3: bool) -
     value_head, reward_head = add_reward_and_value_adapters(policy, adapter, zero3)
     source.model = None
     return PolicyAndValue(policy, value_head=value_head, reward_head=reward_head)
+
+
+def prepare_frozen(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Readies a model that does not learn: sharded by DeepSpeed or FSDP, otherwise placed on the device."""
+    model.eval().requires_grad_(False)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return prepare_deepspeed(model, accelerator)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        return prepare_fsdp(model, accelerator)
+    return accelerator.prepare_model(model, evaluation_mode=True)

@@ -30,6 +30,14 @@ class RolloutSampler(Sampler[int]):
         self.num_prompts, self.chunk_size, self.repeats, self.seed = num_prompts, chunk_size, repeats, seed
         self.current_epoch = current_epoch
 
+    @classmethod
+    def of_run(cls, args: PPOConfig, num_prompts: int, current_step: Callable[[], int]) -> "RolloutSampler":
+        """The order of a run, which tells the epoch by its optimiser steps so far."""
+        chunk_size, repeats = args.prompts_per_rollout * args.world_size, args.mini_batches_per_rollout
+        steps_per_epoch = num_prompts // chunk_size * repeats // args.gradient_accumulation_steps
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return cls(num_prompts, chunk_size, repeats, seed, lambda: current_step() // steps_per_epoch)
+
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * SEED_STRIDE + self.current_epoch())
         order = torch.randperm(self.num_prompts, generator=generator).tolist()

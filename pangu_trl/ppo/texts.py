@@ -21,18 +21,25 @@ from .sampler import text_rows
 logger = logging.getLogger(__name__)
 
 
-def prepare_prompts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int) -> Dataset:
+PromptSets = Dataset | dict[str, Dataset] | None
+
+
+def prepare_prompts(dataset: PromptSets, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int) -> PromptSets:
     """Adds `prompt_input_ids` to prompts: texts, conversations, or token ids as TRL 1.12's PPOTrainer took them.
 
     Args:
         dataset: Rows with `prompt` (text or messages) or with `input_ids` (padding, told by `attention_mask` or the
-            pad token at either end, is taken off).
+            pad token at either end, is taken off); a dict of such datasets; or None, which stays.
         tokenizer: The policy's tokenizer.
         max_prompt_length: Longest prompt in tokens.
 
     Raises:
         ValueError: A prompt is empty or too long, or the rows have neither column.
     """
+    if dataset is None:
+        return None
+    if isinstance(dataset, dict):
+        return {name: prepare_prompts(part, tokenizer, max_prompt_length) for name, part in dataset.items()}
     if "prompt_input_ids" in dataset.column_names:
         return dataset
     if "prompt" in dataset.column_names:

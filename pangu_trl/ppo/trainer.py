@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import TrainOutput
-from trl.models.utils import prepare_deepspeed, prepare_fsdp
 
 from pangu_trl.checkpoints import checkpoint_dir, keep_whole_checkpoints, last_whole_checkpoint
 
@@ -34,7 +33,7 @@ from .control import RunningStd
 from .evaluation import Evaluation
 from .figures import RunningMeans, update_figures
 from .losses import policy_loss, value_loss
-from .models import complete_models
+from .models import complete_models, prepare_frozen
 from .passes import PassesOverRollout
 from .policy_value import delay_policy, disable_dropout, parameter_groups
 from .rollout import Rollout
@@ -104,19 +103,12 @@ class PPOTrainer(Trainer):
         check_models(models, ref_model, rewards, processing_class, args)
         disable_dropout(models)
 
-        def tokenize(dataset: Dataset) -> Dataset:
-            return prepare_prompts(dataset, processing_class, args.max_prompt_length)
-
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {name: tokenize(dataset) for name, dataset in eval_dataset.items()}
-        elif eval_dataset is not None:
-            eval_dataset = tokenize(eval_dataset)
         super().__init__(
             model=models,
             args=args,
             data_collator=list,
-            train_dataset=tokenize(train_dataset),
-            eval_dataset=eval_dataset,
+            train_dataset=prepare_prompts(train_dataset, processing_class, args.max_prompt_length),
+            eval_dataset=prepare_prompts(eval_dataset, processing_class, args.max_prompt_length),
             processing_class=processing_class,
             **kwargs,
         )
@@ -125,10 +117,10 @@ class PPOTrainer(Trainer):
         check_launch(args, len(self.train_dataset), self.is_deepspeed_enabled)
         # Every rank samples its own answers.
         set_seed(args.seed, device_specific=True)
-        self.ref_model = None if ref_model is None else self._prepare_frozen(ref_model)
+        self.ref_model = None if ref_model is None else prepare_frozen(ref_model, self.accelerator)
         for reward in rewards:
             if isinstance(reward.model, nn.Module):
-                reward.model = self._prepare_frozen(reward.model)
+                reward.model = prepare_frozen(reward.model, self.accelerator)
         self._figures = RunningMeans()
         server = VLLMServer(args, self.accelerator, processing_class, models) if args.use_vllm else None
         if server is not None:
@@ -144,34 +136,16 @@ class PPOTrainer(Trainer):
         self._learning_seconds = 0.0
         self._resumed_state: RunState | None = None
         self.add_callback(AverageAfterStep(self))
-        self.add_callback(SaveOnSigterm(self.accelerator))
+        self._save_on_sigterm = SaveOnSigterm(self.accelerator)
+        self.add_callback(self._save_on_sigterm)
         keep_whole_checkpoints(self)
-
-    def _prepare_frozen(self, model: nn.Module) -> nn.Module:
-        """Readies a model that does not learn: sharded by DeepSpeed or FSDP, otherwise placed on the device."""
-        model.eval().requires_grad_(False)
-        if self.is_deepspeed_enabled:
-            return prepare_deepspeed(model, self.accelerator)
-        if self.is_fsdp_enabled:
-            return prepare_fsdp(model, self.accelerator)
-        return self.accelerator.prepare_model(model, evaluation_mode=True)
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of the prompts of one rollout, each repeated for every mini-batch that is learnt from it."""
-        chunk_size, repeats = self.args.prompts_per_rollout * self.args.world_size, self.args.mini_batches_per_rollout
-        mini_batches_per_epoch = len(self.train_dataset) // chunk_size * repeats
-        steps_per_epoch = mini_batches_per_epoch // self.args.gradient_accumulation_steps
-        sampler = RolloutSampler(
-            num_prompts=len(self.train_dataset),
-            chunk_size=chunk_size,
-            repeats=repeats,
-            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
-            current_epoch=lambda: self.state.global_step // steps_per_epoch,
-        )
         loader = DataLoader(
             self.train_dataset,
             batch_size=self.args.prompts_per_rollout,
-            sampler=sampler,
+            sampler=RolloutSampler.of_run(self.args, len(self.train_dataset), lambda: self.state.global_step),
             collate_fn=self.data_collator,
         )
         return self.accelerator.prepare(loader)
@@ -203,7 +177,10 @@ class PPOTrainer(Trainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
         self.passes = PassesOverRollout(self.args, self.accelerator)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self._save_on_sigterm.give_back()
 
     # One step, in the order in which it happens.
 
@@ -295,10 +272,7 @@ class PPOTrainer(Trainer):
         if eval_dataset is None:
             raise ValueError("PPOTrainer: evaluate() needs prompts; pass eval_dataset to it or to the constructor.")
         if isinstance(eval_dataset, dict):
-            metrics = {}
-            for name, dataset in eval_dataset.items():
-                metrics |= self.evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{name}")
-            return metrics
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if self.is_deepspeed_enabled and self.deepspeed is None:
             raise ValueError("PPOTrainer: under DeepSpeed evaluate during training (eval_on_start for a first figure).")
         dataset = prepare_prompts(eval_dataset, self.processing_class, self.args.max_prompt_length)

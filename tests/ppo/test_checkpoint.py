@@ -54,6 +54,8 @@ def test_a_model_card_can_be_written_after_saving(make_trainer, tmp_path, layout
         ("num_rollout_batches", 2, 4),
         ("num_ppo_epochs", 2, 1),
         ("gradient_accumulation_steps", 1, 2),
+        ("seed", 42, 43),
+        ("data_seed", None, 1),
     ],
 )
 def test_a_resume_under_other_options_is_refused(make_trainer, tmp_path, name, written, resumed):

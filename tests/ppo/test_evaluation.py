@@ -21,7 +21,7 @@ def test_distinct_ngrams_by_hand():
     assert distinct_ngrams([[1]], 2) == 0.0
 
 
-def test_before_it_learns_a_policy_wins_half_and_afterwards_what_the_judge_likes_more(make_trainer, layout):
+def test_before_it_learns_a_policy_wins_half(make_trainer, layout):
     trainer = make_trainer(layout)
     first = trainer.evaluate()
     # The same seed gives policy and reference the same answers, so all are ties.

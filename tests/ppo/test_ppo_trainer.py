@@ -2,6 +2,8 @@
 
 import copy
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,6 +264,7 @@ def test_a_python_reward_is_learnt_and_sees_the_columns_of_the_prompts(make_trai
     trainer.train()
     after = trainer.evaluate()
     assert after["eval_reward/mean"] > before["eval_reward/mean"] + 2
+    assert after["eval_win_rate"] > before["eval_win_rate"] == 0.5
     moods = dict(zip(data["prompt"], data["mood"], strict=True))
     assert all(
         moods[prompt] == mood for batch, batch_moods in seen for prompt, mood in zip(batch, batch_moods, strict=True)
@@ -305,27 +308,24 @@ def test_evaluation_repeats_itself_and_leaves_training_alone(make_trainer):
     assert first["eval_kl/mean"] == 0
 
 
-def test_the_logs_name_every_figure(make_trainer):
-    trainer = make_trainer()
+def test_the_docs_define_every_figure_that_is_logged_and_no_other(make_trainer, reward_model, prompts):
+    def short(prompts, completions, **columns):
+        return [-float(len(completion)) for completion in completions]
+
+    models = dict(
+        reward_model=[copy.deepcopy(reward_model), short],
+        value_model=copy.deepcopy(reward_model),
+        ptx_dataset=prompts.rename_column("prompt", "text"),
+    )
+    trainer = make_trainer(models=models, max_steps=4, reward_scaling="running", eval_on_start=True)
     trainer.train()
     logged = set().union(*(entry.keys() for entry in trainer.state.log_history))
-    assert {
-        "reward/mean",
-        "reward/std",
-        "reward/shaped",
-        "kl/mean",
-        "kl/coef",
-        "policy/loss",
-        "policy/entropy",
-        "policy/clip_fraction",
-        "policy/approx_kl",
-        "value/loss",
-        "value/mean",
-        "completion/length",
-        "completion/eos_rate",
-        "time/generation",
-        "time/scoring",
-    } <= logged
+    logged = {name.removeprefix("eval_") for name in logged if "/" in name or name.endswith("win_rate")}
+    text = (Path(__file__).parents[2] / "docs" / "ppo.md").read_text("utf-8")
+    table = text.split("## What is logged")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    defined = {name for row in rows for name in re.findall("`(.+?)`", row)}
+    assert logged == defined - {"reward/NAME"} | {"reward/model", "reward/short"}
 
 
 def test_a_reward_that_is_not_a_number_names_prompt_and_answer_and_stops_before_the_update(make_trainer, reward_model):

@@ -55,6 +55,18 @@ def test_a_run_that_saves_nothing_leaves_the_signal_alone(make_trainer):
     assert handlers == [before]
 
 
+def test_training_that_fails_gives_the_signal_back(make_trainer):
+    class Fails(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            assert signal.getsignal(signal.SIGTERM) is not before
+            raise RuntimeError("on purpose")
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        make_trainer(models=dict(callbacks=[Fails()]), max_steps=2, **SAVING).train()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 @pytest.mark.parametrize(
     "missing, flaw",
     [
