@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from peft import PeftConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.utils import is_bitsandbytes_available
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
@@ -135,13 +142,13 @@ def load_start(
     return Start(model, tokenizer, peft_config)
 
 
-def sequence_limit(model: PreTrainedModel, max_length: int | None) -> int:
+def sequence_limit(config: PreTrainedConfig, max_length: int | None) -> int:
     """Most tokens of an example: `max_length`, and never more than the model has positions for.
 
     Records that are longer are left out and counted by the tokenising that gets this limit; a prompt that leaves no
     room is an error there, before training starts.
     """
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     limits = [limit for limit in (max_length, positions) if limit is not None]
     return min(limits, default=sys.maxsize)
 

@@ -52,10 +52,11 @@ def main() -> None:
         DataArguments, RewardArguments, GRPOConfig, ModelConfig
     )
     checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
-    if training_args.beta > 0 and not model_args.use_peft and find_base_model(model_args.model_name_or_path):
+    model_id, revision = model_args.model_name_or_path, model_args.model_revision
+    if training_args.beta > 0 and not model_args.use_peft and find_base_model(model_id, revision):
         raise ValueError(
             "beta needs a reference, which TRL loads from the model's folder; "
-            f"{model_args.model_name_or_path} is an adapter, whose merged weights are in no folder. Merge and save it "
+            f"{model_id} is an adapter, whose merged weights are in no folder. Merge and save it "
             "first, set use_peft, or leave beta at 0."
         )
     train_dataset, eval_dataset = data_args.load("prompt")

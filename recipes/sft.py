@@ -30,7 +30,7 @@ def main() -> None:
     records = data_args.load("demonstration")
     start = load_start(AutoModelForCausalLM, model_args, training_args)
     prepare_tokenizer(start.tokenizer, training_args)
-    max_length = sequence_limit(start.model, training_args.max_length)
+    max_length = sequence_limit(start.model.config, training_args.max_length)
     with PartialState().local_main_process_first():
         train_dataset, eval_dataset = (
             None

@@ -50,7 +50,7 @@ def changes_to_fit(plan: Plan, device_memory: int) -> tuple[list[str], Plan]:
 def _candidates(plan: Plan) -> Iterator[Change]:
     settings, launch = plan.settings, plan.launch
     if not settings.checkpoints_activations:
-        yield _with_options(plan, gradient_checkpointing=True)
+        yield _with_options(plan, activation_checkpointing=True)
     if launch.num_devices > 1:
         for name in _more_sharded(launch):
             yield _with_configuration(plan, name)

@@ -46,8 +46,11 @@ def read_launch(path: str | Path, num_devices: int | None = None) -> Launch:
         num_devices: Devices in place of the file's `num_processes`.
 
     Raises:
+        FileNotFoundError: There is no such file.
         ValueError: The file describes something else than one of the supported ways to share a run.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such accelerate configuration; accelerate_configs/ has some to start from")
     config = yaml.safe_load(Path(path).read_text("utf-8"))
     if not isinstance(config, dict) or "distributed_type" not in config:
         raise ValueError(f"{path}: must be an accelerate configuration with 'distributed_type'")

@@ -1,10 +1,13 @@
 """The memory of every model and phase of a run."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from transformers import PreTrainedConfig
+
+from pangu_trl.recipe import sequence_limit
 
 from .activations import activation_bytes, cache_bytes, fused_head_bytes, logit_bytes
 from .launch import Launch
@@ -147,6 +150,16 @@ class Plan:
         yield from fetched_weights([*self.trained.values(), *self.frozen.values()], launch, precision)
 
     @property
+    def max_tokens(self) -> int:
+        """Most tokens of a sequence, T: never more than the model has positions for."""
+        limit = sequence_limit(self.config, self.settings.max_tokens)
+        if limit == sys.maxsize:
+            raise ValueError(
+                f"{self.settings.model} has positions without end; the plan needs max_length in the recipe"
+            )
+        return limit
+
+    @property
     def sequences_per_batch(self) -> int:
         """Sequences of a forward pass that learns."""
         per_example = {"reward": self.num_answers, "dpo": 2}.get(self.settings.stage, 1)
@@ -172,8 +185,8 @@ class Plan:
         settings, sequences = self.settings, self.sequences_per_batch
         if settings.get("prefix_sharing"):
             prompts = settings["per_device_train_batch_size"]
-            return prompts * settings.max_tokens // 2 + sequences * settings.max_tokens // 2
-        return sequences * settings.max_tokens
+            return prompts * self.max_tokens // 2 + sequences * self.max_tokens // 2
+        return sequences * self.max_tokens
 
     def _learning(self) -> Iterator[Item]:
         settings, tokens = self.settings, self.tokens_per_batch
@@ -218,6 +231,6 @@ class Plan:
             if cached < weight:
                 yield Item("policy: bfloat16 copies", policy.num_trainable * 2, GENERATION)
         batch = self.answers_at_once
-        yield Item("key-value cache", cache_bytes(policy, cached, batch * settings.max_tokens), GENERATION)
+        yield Item("key-value cache", cache_bytes(policy, cached, batch * self.max_tokens), GENERATION)
         # Logits of the last token, sorted and filtered in float32.
         yield Item("logits of a token", batch * policy.vocab_size * 16, GENERATION)

@@ -46,7 +46,9 @@ class Settings:
 
     @property
     def checkpoints_activations(self) -> bool:
-        return bool(self.get("activation_checkpointing") or self.get("gradient_checkpointing"))
+        # The second is the older name of the first, and counts where that says nothing.
+        chosen, older = self["activation_checkpointing"], self["gradient_checkpointing"]
+        return bool(older if chosen is None else chosen)
 
     @property
     def loaded_size(self) -> int:
@@ -60,13 +62,13 @@ class Settings:
         return bool(self["use_peft"]) and self["lora_dropout"] > 0 and not is_off
 
     @property
-    def max_tokens(self) -> int:
-        """Most tokens of a sequence, T."""
+    def max_tokens(self) -> int | None:
+        """Most tokens of a sequence that the options allow; None for any number."""
         if self.stage == "ppo":
             return self["max_prompt_length"] + self["max_completion_length"]
         if self.stage == "grpo":
             return GRPO_PROMPT_TOKENS + self["max_completion_length"]
-        return self["max_length"] or 1024
+        return self["max_length"]
 
 
 def read_settings(path: str | Path, model: str | None = None) -> Settings:
@@ -77,10 +79,13 @@ def read_settings(path: str | Path, model: str | None = None) -> Settings:
         model: Folder, Hub id or size in place of the recipe's `model_name_or_path`, or of the recipe's folder.
 
     Raises:
+        FileNotFoundError: There is no such file.
         ValueError: The stage cannot be told from the path, an option is none or is not planned for, or no model is
             named.
     """
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such recipe; those of the PanGu sizes are recipes/SIZE/STAGE/METHOD.yaml")
     given = yaml.safe_load(path.read_text("utf-8")) or {}
     if not isinstance(given, dict):
         raise ValueError(f"{path}: must hold options, one `name: value` a line; got a {type(given).__name__}")

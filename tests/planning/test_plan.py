@@ -34,7 +34,8 @@ def recipe(tmp_path):
 
     def write(stage: str, text: str = "", model: str = "pangu-2.6b"):
         path = tmp_path / f"{stage}.yaml"
-        path.write_text("max_length: 512\n" * (stage not in ("ppo", "grpo")) + text)
+        is_open = stage not in ("ppo", "grpo") and "max_length" not in text
+        path.write_text("max_length: 512\n" * is_open + text)
         return read_settings(path, model)
 
     return write
@@ -210,6 +211,19 @@ def test_options_of_ppo_that_need_memory_have_it(plan):
     }
 
 
+@pytest.mark.parametrize(("length", "expected"), [("512", 512), ("4096", 1024), ("null", 1024)])
+def test_no_sequence_is_longer_than_the_model_has_positions(plan, length, expected):
+    found = plan("sft", Launch(1, "none"), f"max_length: {length}\nper_device_train_batch_size: 3")
+    assert found.tokens_per_batch == 3 * expected
+
+
+def test_the_newer_name_of_gradient_checkpointing_wins(recipe):
+    assert recipe("sft").checkpoints_activations
+    assert not recipe("sft", "gradient_checkpointing: false").checkpoints_activations
+    assert not recipe("sft", "activation_checkpointing: false").checkpoints_activations
+    assert recipe("sft", "activation_checkpointing: true\ngradient_checkpointing: false").checkpoints_activations
+
+
 def test_offloaded_states_are_in_the_memory_of_the_host(plan):
     on_device, offloaded = (
         plan("sft", Launch(8, "zero3", True, offload_optimizer=off, offload_weights=off)) for off in (False, True)
@@ -323,3 +337,11 @@ def test_what_cannot_be_planned_is_refused(tmp_path, capsys, recipe_text, config
     paths = ["--config", str(tmp_path / "sft.yaml"), "--accelerate", str(tmp_path / "accelerate.yaml")]
     assert main(["plan", *paths]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path, capsys):
+    recipe, config = str(ROOT / "recipes/tiny/sft/full.yaml"), str(ROOT / "accelerate_configs/cpu.yaml")
+    assert main(["plan", "--config", f"{tmp_path}/sft.yaml", "--accelerate", config]) == 2
+    assert f"{tmp_path}/sft.yaml: no such recipe" in capsys.readouterr().err
+    assert main(["plan", "--config", recipe, "--accelerate", f"{tmp_path}/ddp.yaml"]) == 2
+    assert f"{tmp_path}/ddp.yaml: no such accelerate configuration" in capsys.readouterr().err
