@@ -1,6 +1,7 @@
 """`pangu-trl evaluate-reward`: a saved reward model against annotated rankings, with probes and pictures."""
 
 import argparse
+from collections.abc import Iterable, Sequence
 
 from pangu_trl.commands.options import add_output, positive_int, refuse_existing, score_gap
 
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
     from pangu_trl.reward.scoring import ScoringError, load_reward_model
 
     dataset = load_records(args.data, "ranking", args.split)
+    _refuse_without_pair(dataset["scores"], args)
     rankings = dataset.to_list()
     model, tokenizer = load_reward_model(args.model)
     try:
@@ -51,14 +53,27 @@ def run(args: argparse.Namespace) -> None:
         places = [(row, index) for row, ranking in enumerate(rankings) for index in range(len(ranking["responses"]))]
         row, index = places[error.index]
         raise ValueError(f"{place_of(dataset, row)}: 'responses[{index}]': {error}") from error
-    if evaluation.metrics["num_pairs"] == 0:
-        raise ValueError(
-            f"{args.data}[{args.split}]: no two answers to a prompt have scores that differ by --min-score-gap "
-            f"{args.min_score_gap:g}, so there is nothing to measure; lower it"
-        )
     source = {"model": args.model, "data": f"{args.data}[{args.split}]", "min_score_gap": args.min_score_gap}
     write_report(args.output, evaluation, source)
     for name, value in evaluation.metrics.items():
         print(f"{name:42}  {value:.4g}")
     for name, probe in evaluation.probes.items():
         print(f"{f'best answer beats {name}':42}  {probe['best_answer_wins']:.4g}  ({probe['prompts']} prompts)")
+
+
+def _refuse_without_pair(scores: Iterable[Sequence[float]], args: argparse.Namespace) -> None:
+    """Before the model is loaded and gives its scores."""
+    import torch
+
+    from pangu_trl.reward.evaluation import counted_pairs
+
+    extremes = torch.tensor([[max(group), min(group)] for group in scores], dtype=torch.float64)
+    if not counted_pairs(extremes, torch.ones_like(extremes, dtype=torch.bool), args.min_score_gap).any():
+        gap = (
+            f"scores that differ by --min-score-gap {args.min_score_gap:g}"
+            if args.min_score_gap
+            else "different scores"
+        )
+        raise ValueError(
+            f"{args.data}[{args.split}]: no two answers to a prompt have {gap}, so there is nothing to measure"
+        )

@@ -1,6 +1,7 @@
-"""What KWiseRewardTrainer refuses or warns of before it trains: a model that would learn nothing, or be misread."""
+"""What KWiseRewardTrainer refuses or warns of before it trains: what cannot learn, or would be misread."""
 
 import logging
+from collections.abc import Iterable, Sequence
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -8,6 +9,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .config import KWiseRewardConfig
 
 logger = logging.getLogger(__name__)
+
+
+def check_rankings(scores: Iterable[Sequence[float]], name: str) -> None:
+    """Looks for answers to one prompt that have different scores.
+
+    Args:
+        scores: Of each ranking.
+        name: What the trainer calls the set, "train" the one that it learns from.
+
+    Raises:
+        ValueError: There are none in a set to evaluate on.
+    """
+    if any(min(group) < max(group) for group in scores):
+        return
+    flaw = f"the {name} set has no prompt with two answers of different scores"
+    if name != "train":
+        raise ValueError(f"KWiseRewardTrainer: {flaw}, so there is nothing to measure. Leave the set out.")
+    logger.warning("%s, so there is nothing to learn. Different scores silence this.", flaw.capitalize())
 
 
 def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: KWiseRewardConfig) -> None:

@@ -23,7 +23,7 @@ from pangu_trl.data.tokenizing import tokenize_rankings
 
 from .calibration import win_share
 from .card import RewardCard, read_reward_card
-from .checks import check_model
+from .checks import check_model, check_rankings
 from .config import KWiseRewardConfig
 from .evaluation import ranking_metrics
 from .losses import centring_loss, has_pair, ordered_pairs, pairwise_loss, plackett_luce_loss, tokenwise_loss
@@ -109,9 +109,11 @@ class KWiseRewardTrainer(RewardTrainer):
             if origin is None or origin.kind != "ranking":
                 dataset = dataset.map(_canonical_ranking, with_indices=True, fn_kwargs={"source": dataset_name})
             try:
-                return tokenize_rankings(dataset, processing_class, max_length, num_proc=args.dataset_num_proc)
+                dataset = tokenize_rankings(dataset, processing_class, max_length, num_proc=args.dataset_num_proc)
             except ValueError as error:
                 raise ValueError(f"{dataset_name} {error}") from error
+        check_rankings(dataset["scores"], dataset_name)
+        return dataset
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """RewardTrainer's, also after an evaluation.

@@ -104,6 +104,11 @@ def test_evaluate_reward_without_a_pair_that_counts_writes_nothing(saved_model, 
     words = ["evaluate-reward", saved_model, "--data", data, "--output", str(output)]
     assert main([*words, "--min-score-gap", "1e9"]) == 2
     assert "no two answers to a prompt have scores that differ by --min-score-gap 1e+09" in capsys.readouterr().err
+    # Before the model is even looked for.
+    write_jsonl(tmp_path / "ties.jsonl", [ranking | {"scores": [1.0] * len(ranking["scores"])} for ranking in RANKINGS])
+    ties = ["--data", str(tmp_path / "ties.jsonl"), "--output", str(output)]
+    assert main(["evaluate-reward", str(tmp_path / "absent"), *ties]) == 2
+    assert "ties.jsonl[train]: no two answers to a prompt have different scores" in capsys.readouterr().err
     assert not output.exists()
     assert main([*words, "--min-score-gap", "0.5"]) == 0
     assert "- min_score_gap: 0.5" in (output / "report.md").read_text("utf-8")
