@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pangu_trl.data.records import answer_text
+from pangu_trl.data.records import answer_text, is_finite_number
 from pangu_trl.reward.evaluation import ranking_metrics
 from pangu_trl.reward.scoring import ScoringError, load_reward_model, score_responses
 from pangu_trl.sampling import (
@@ -29,7 +29,6 @@ from pangu_trl.sampling import (
     Record,
     Scores,
     first_occurrences,
-    is_finite_number,
     per_answer_columns,
 )
 
@@ -72,8 +71,9 @@ class Judge:
         return scores
 
     def _checked(self, returned: Any, expected: int, start: int) -> list[float]:
-        if not isinstance(returned, list | tuple | np.ndarray | torch.Tensor) or len(returned) != expected:
-            found = f"{len(returned)} numbers" if isinstance(returned, list) else type(returned).__name__
+        is_list = isinstance(returned, list | tuple | np.ndarray | torch.Tensor)
+        if not is_list or len(returned) != expected:
+            found = f"{len(returned)} numbers" if is_list else type(returned).__name__
             message = f"judge {self.name} must return a list of {expected} numbers for {expected} answers; got {found}"
             raise ScoringError(message, start)
         for index, score in enumerate(returned):

@@ -1,6 +1,5 @@
 """Samples K answers to every prompt, and keeps them in files: the raw material of rankings and evaluations."""
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from transformers import (
 
 from pangu_trl.data.collators import pad_sequences
 from pangu_trl.data.jsonl import read_numbered_jsonl
-from pangu_trl.data.records import RecordError, answer_text, validate_record
+from pangu_trl.data.records import RecordError, answer_text, is_finite_number, validate_record
 from pangu_trl.data.tokenizing import encode_prompt
 from pangu_trl.reward.scoring import evaluation_mode, position_limit
 
@@ -209,14 +208,6 @@ def per_answer_columns(record: Record) -> set[str]:
 def first_occurrences(responses: Sequence[Any]) -> list[int]:
     """Places of the answers to one prompt that repeat none before them."""
     return [index for index, response in enumerate(responses) if responses.index(response) == index]
-
-
-def is_finite_number(value: Any) -> bool:
-    """Whether a value can serve as a score; None, texts, NaN and infinity cannot."""
-    try:
-        return math.isfinite(value)
-    except TypeError:
-        return False
 
 
 def is_empty(response: Any) -> bool:

@@ -103,6 +103,7 @@ def test_a_judge_gets_batches_of_prompts_completions_and_columns():
     ("judge", "index", "message"),
     [
         (lambda prompts, completions, **_: [0.0], 0, "a list of 2 numbers for 2 answers; got 1 numbers"),
+        (lambda prompts, completions, **_: (0.0, 0.0, 0.0), 0, "for 2 answers; got 3 numbers"),
         (lambda prompts, completions, **_: None, 0, "got NoneType"),
         (lambda prompts, completions, **_: "ab", 0, "got str"),
         (lambda prompts, completions, **_: [math.nan if c == "c" else 0 for c in completions], 2, "got nan"),

@@ -84,6 +84,14 @@ def answer_text(answer: str | list[Message]) -> str:
     return answer if isinstance(answer, str) else "".join(message["content"] for message in answer)
 
 
+def is_finite_number(value: Any) -> bool:
+    """Whether a value can serve as a score; None, texts, NaN, infinity and what no float can hold cannot."""
+    try:
+        return math.isfinite(value)
+    except (TypeError, OverflowError):
+        return False
+
+
 def _canonical_ranking(record: Mapping[str, Any], prompt: str | list[Message], where: str) -> dict[str, Any]:
     canonical = dict(record)
     if _has(record, "chosen") or _has(record, "rejected"):
@@ -124,7 +132,7 @@ def _canonical_scores(record: Mapping[str, Any], num_responses: int, where: str)
         )
     for index, score in enumerate(scores):
         # bool is an int in Python, but a JSON true among scores is a mistake.
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        if isinstance(score, bool) or not isinstance(score, int | float) or not is_finite_number(score):
             raise _refusal(where, f"scores[{index}]", "a finite number", score)
     return [float(score) for score in scores]
 

@@ -116,6 +116,7 @@ def test_input_record_is_not_changed() -> None:
         ),
         ({"responses": ["甲", "乙"], "scores": 1.0}, "'scores' must be a list of numbers; got 1.0 (float)."),
         ({"responses": ["甲", "乙"], "scores": [1, "2"]}, "'scores[1]' must be a finite number; got '2' (str)."),
+        ({"responses": ["甲", "乙"], "scores": [10**400, 0]}, "'scores[0]' must be a finite number; got 1000"),
         ({"responses": ["甲", "乙"], "scores": [True, 0]}, "'scores[0]' must be a finite number; got True (bool)."),
         ({"responses": ["甲", "乙"], "scores": [1, None]}, "'scores[1]' must be a finite number; got None (NoneType)."),
         ({"responses": ["甲", "乙"], "scores": [math.nan, 0]}, "'scores[0]' must be a finite number; got nan (float)."),
