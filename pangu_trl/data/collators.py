@@ -112,6 +112,8 @@ def _stack_annotations(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         lengths = [len(response) for response in example["response_input_ids"]]
         if len(lengths) != len(example["scores"]):
             raise ValueError(f"a ranking needs one score for each answer; got {len(example['scores'])}, {len(lengths)}")
+        if not all(lengths):
+            raise ValueError(f"a ranking needs a token in each answer, its end of sequence at least; got {lengths}")
         scores[row, : len(lengths)] = torch.tensor(example["scores"], dtype=torch.float32)
         answer_lengths[row, : len(lengths)] = torch.tensor(lengths)
     return {

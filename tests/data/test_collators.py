@@ -58,6 +58,12 @@ def test_a_ranking_needs_a_score_for_each_answer():
         RankingCollator(0)([EXAMPLES[0] | {"scores": [1.0]}])
 
 
+@pytest.mark.parametrize("collator", [RankingCollator(0), PackedRankingCollator(0, 100)])
+def test_an_answer_without_a_token_is_not_taken_for_padding(collator):
+    with pytest.raises(ValueError, match=r"a token in each answer.* got \[1, 0\]"):
+        collator([EXAMPLES[0] | {"response_input_ids": [[3], []]}])
+
+
 def test_sequences_are_padded_on_the_side_asked_for():
     ids, mask = pad_sequences([[1, 2], [3]], pad_token_id=9, side="left")
     assert ids.tolist() == [[1, 2], [9, 3]] and mask.tolist() == [[1, 1], [0, 1]]
