@@ -92,12 +92,11 @@ def load_judges(
         raise ValueError(f"value_model has no effect with share_backbone={share_backbone}; leave it out.")
     if share_backbone == "all":
         return reward_args.reward_model, None
-    reward_model = load_reward_model(reward_args.reward_model, load_merged, **loading)[0]
+    reward_model, _ = load_reward_model(reward_args.reward_model, load_merged, **loading)
     if share_backbone == "value":
         return reward_model, None
-    return reward_model, load_reward_model(reward_args.value_model or reward_args.reward_model, load_merged, **loading)[
-        0
-    ]
+    value_model, _ = load_reward_model(reward_args.value_model or reward_args.reward_model, load_merged, **loading)
+    return reward_model, value_model
 
 
 def trust_reward_model(name: str, reward_model: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -18,9 +18,14 @@ class StandIn:
             output_dir=str(output_dir), save_total_limit=2, should_save=True, save_only_model=False, push_to_hub=False
         )
         self.state = SimpleNamespace(global_step=0, best_model_checkpoint=None)
-        self.accelerator = SimpleNamespace(wait_for_everyone=lambda: None)
+        self.accelerator = SimpleNamespace(wait_for_everyone=self._wait)
         self.fails = False
         self.pushed = []
+        self.seen_while_waiting = []
+
+    def _wait(self):
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        self.seen_while_waiting.append(sorted(path.name for path in folder.rglob("*") if path.is_file()))
 
     def _get_output_dir(self, trial):
         return self.args.output_dir
@@ -98,6 +103,14 @@ def test_a_mark_of_an_earlier_run_does_not_stand_for_what_is_half_written_anew(t
     save(2)
     save(2, is_whole=False)
     assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+
+
+def test_the_mark_waits_for_the_other_ranks(tmp_path, trainer, save):
+    save(1)
+    save(1)
+    # Before anything is written the old mark is away on all ranks; after all of it, before the new one is written.
+    assert trainer.seen_while_waiting[2:] == [["model.safetensors", "optimizer.pt"]] * 2
+    assert (tmp_path / "checkpoint-1" / MARK).is_file()
 
 
 def test_what_is_pushed_is_whole_and_has_its_mark(trainer, save):

@@ -102,6 +102,11 @@ def check_passed_models(
             "PPOTrainer: ref_model is model, but the policy learns while the reference must stay. Load a second copy, "
             "or leave ref_model out to have it copied."
         )
+    _check_adapters(policy, value_model, rewards, share_backbone)
+
+
+def _check_adapters(policy: nn.Module, value_model: Any, rewards: list[Any], share_backbone: str) -> None:
+    """Refuses adapters that would not be learnt or saved, in the models that are passed and the one that is copied."""
     copied = None
     if value_model is None and share_backbone == "none":
         copied = next((reward for reward in rewards if isinstance(reward, nn.Module)), None)

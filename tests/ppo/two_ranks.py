@@ -1,4 +1,4 @@
-"""Runs on every rank of test_two_processes.py: a few steps of SGD, and a run that is resumed.
+"""Runs on every rank of test_two_processes.py: a few steps of SGD, and runs that are resumed.
 
     torchrun --nproc_per_node 2 tests/ppo/two_ranks.py FOLDER LAYOUT ZERO_STAGE
 
@@ -7,6 +7,8 @@ is DDP without DeepSpeed. Rank 0 writes the weights that it ends with into FOLDE
 """
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import save_file
+from transformers import TrainerCallback
 
 from pangu_trl import (
     GPTPanguForCausalLM,
@@ -47,6 +50,14 @@ RESUMED = dict(
     critic_warmup_steps=2,
 )
 CHECKPOINT_STEP = 9
+
+
+class SigtermOnLastRank(TrainerCallback):
+    """Sends the last rank alone SIGTERM in the step that ends at the checkpoint."""
+
+    def on_pre_optimizer_step(self, args, state, control, **_):
+        if state.global_step + 1 == CHECKPOINT_STEP and args.process_index == args.world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def make_trainer(
@@ -143,6 +154,13 @@ def main() -> None:
     trainer = make_trainer(folder, out.name, **setup, **RESUMED)
     trainer.train(resume_from_checkpoint=str(out / f"checkpoint-{CHECKPOINT_STEP}"))
     found["resumed"] = weights(trainer) | average(trainer)
+    stopped = make_trainer(folder, f"{out.name}-stopped", save_strategy="steps", save_steps=100, **setup, **RESUMED)
+    stopped.add_callback(SigtermOnLastRank())
+    stopped.train()
+    assert stopped.state.global_step == CHECKPOINT_STEP
+    trainer = make_trainer(folder, f"{out.name}-stopped", **setup, **RESUMED)
+    trainer.train(resume_from_checkpoint=True)
+    found["resumed_after_signal"] = weights(trainer) | average(trainer)
     if PartialState().is_main_process:
         for name, tensors in found.items():
             save_file(tensors, out / f"{name}.safetensors")
