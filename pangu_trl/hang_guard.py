@@ -76,10 +76,14 @@ class HangGuard(TrainerCallback):
 
     def _watch(self) -> None:
         while not self._is_closed.wait(min(self.seconds / 4, 10.0)):
-            waited = time.monotonic() - self._last_progress
-            if waited > self.seconds:
-                logger.warning("%s", self.report(waited))
-                self._note_progress()
+            self.check()
+
+    def check(self) -> None:
+        """Reports if the last progress is too long ago, and waits as long again."""
+        waited = time.monotonic() - self._last_progress
+        if waited > self.seconds:
+            logger.warning("%s", self.report(waited))
+            self._note_progress()
 
     def report(self, waited: float) -> str:
         """What this rank has been doing for so many seconds."""

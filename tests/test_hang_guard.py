@@ -1,13 +1,14 @@
 """The guard against hangs: what counts as progress, and what it calls the place where a run stands still."""
 
 import inspect
-import logging
+import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from pangu_trl import hang_guard
 from pangu_trl.hang_guard import HangGuard, phase_of
 
 
@@ -22,20 +23,40 @@ def test_the_phase_is_the_innermost_known_function_on_the_stack(function):
     assert phase_of(None) == ("between steps", "no Python code")
 
 
-def test_a_rank_without_progress_reports_and_one_that_computes_does_not(policy, caplog):
-    caplog.set_level(logging.WARNING)
-    guard = HangGuard(policy, seconds=0.4, rank=1, num_ranks=4)
-    guard.on_train_begin()
-    guard.on_step_begin(None, SimpleNamespace(global_step=6), None)
+def test_what_computes_or_ends_a_step_is_progress(policy, monkeypatch, caplog):
+    now = 0.0
+    monkeypatch.setattr(hang_guard, "time", SimpleNamespace(monotonic=lambda: now))
+    guard = HangGuard(policy, seconds=10, rank=1, num_ranks=4)
     ids = torch.arange(10, 14).unsqueeze(0)
-    deadline = time.monotonic() + 1.2
-    while time.monotonic() < deadline:
-        policy(ids)
-    # A stall of the machine may look like one of the run, but not for a whole second.
-    calm = len(caplog.records)
+    guard.on_step_begin(None, SimpleNamespace(global_step=6), None)
+    for progress in (lambda: policy(ids), guard.on_step_end, guard.on_save):
+        now += 9
+        guard.check()
+        progress()
+    now += 9
+    guard.check()
+    assert not caplog.records
+    now += 2
+    guard.check()
+    assert "rank 1 of 4: no progress for 11 s in phase between steps of step 7; it is in " in caplog.text
+    now += 9
+    guard.check()
+    assert len(caplog.records) == 1
+    now += 2
+    guard.check()
+    assert len(caplog.records) == 2
+    guard.close()
+
+
+def test_the_watch_reports_by_itself_until_it_is_closed(policy, caplog):
+    guard = HangGuard(policy, seconds=0.1, rank=1, num_ranks=4)
+    others = threading.enumerate()
+    guard.on_train_begin()
+    [watch] = [thread for thread in threading.enumerate() if thread not in others]
     deadline = time.monotonic() + 20
-    while len(caplog.records) == calm and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while not caplog.records and time.monotonic() < deadline:
+        time.sleep(0.02)
     guard.close()
     assert "rank 1 of 4: no progress for" in caplog.text
-    assert "of step 7; it is in " in caplog.text
+    watch.join(timeout=20)
+    assert not watch.is_alive()
