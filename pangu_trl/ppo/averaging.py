@@ -29,11 +29,6 @@ class WeightAverage:
             raise ValueError("PPOTrainer: ema_decay is not supported under FSDP; leave it out, or use DDP or ZeRO.")
         self._average = {name: _local_part(p).float().clone() for name, p in self._parameters.items()}
 
-    @property
-    def is_sharded(self) -> bool:
-        """Whether every rank holds another part."""
-        return any(hasattr(parameter, "ds_tensor") for parameter in self._parameters.values())
-
     @torch.no_grad()
     def update(self) -> None:
         """Moves the average towards the current weights."""
@@ -73,6 +68,11 @@ class WeightAverage:
         frozen = {name: p for name, p in self.policy.named_parameters() if not p.requires_grad}
         untouched = {name: _whole(p, _local_part(p)) for name, p in frozen.items()}
         return averaged | untouched | dict(_saved_buffers(self.policy))
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether every rank holds another part of the weights, as under ZeRO-3."""
+    return any(hasattr(parameter, "ds_tensor") for parameter in model.parameters())
 
 
 def _saved_buffers(model: nn.Module) -> dict[str, Tensor]:

@@ -178,7 +178,7 @@ class RunState:
             if state is not None and state["options"][name] != value:
                 raise ValueError(
                     f"{folder}: written with {name}={state['options'][name]}; this run has {name}={value}. Resume with "
-                    "the same value: the order of prompts and mini-batches depends on it."
+                    "the same value: the order of prompts, mini-batches and texts depends on it."
                 )
         # Without its mark a checkpoint can hold all this and lack the optimiser.
         missing = next((file for file in (folder / STATE_FILE, path, folder / MARK) if not file.is_file()), None)
@@ -202,15 +202,16 @@ def _average_file(folder: Path, rank: int) -> Path:
     return folder / f"ema-{rank}.safetensors"
 
 
-def rollout_options(args: PPOConfig) -> dict[str, int | None]:
-    """The options on which the order of prompts and mini-batches depends, as a run must keep them on resume."""
+def rollout_options(args: PPOConfig, num_prompts: int, num_texts: int) -> dict[str, int | None]:
+    """On what the order of prompts, mini-batches and texts depends, as a run must keep it on resume."""
     names = (
         "per_device_train_batch_size",
         "num_rollout_batches",
         "num_generations",
         "num_ppo_epochs",
         "gradient_accumulation_steps",
+        "world_size",
         "seed",
         "data_seed",
     )
-    return {"world_size": args.world_size} | {name: getattr(args, name) for name in names}
+    return {name: getattr(args, name) for name in names} | {"num_prompts": num_prompts, "num_texts": num_texts}

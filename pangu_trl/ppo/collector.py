@@ -75,6 +75,7 @@ class RolloutCollector:
         self.score(model, rollout, examples)
         if watch.logprobs is not None:
             self._check_sampling(watch.gap(rollout.logprobs, rollout.completion_mask))
+        self._check_finite(rollout, examples)
         self._estimate_advantages(rollout)
         scored = time.perf_counter()
         self.figures.record(rollout_figures(rollout) | {"kl/coef": self.kl_controller.coefficient})
@@ -181,6 +182,22 @@ class RolloutCollector:
                 "vLLM server in another dtype.",
                 gap.item(),
             )
+
+    def _check_finite(self, rollout: Rollout, examples: list[dict[str, Any]]) -> None:
+        """Refuses what would make every advantage NaN, and with the first step every weight of the policy."""
+        for what, computed in (
+            ("policy's log-probabilities", rollout.logprobs),
+            ("reference's log-probabilities", rollout.ref_logprobs),
+            ("critic's values", rollout.values),
+        ):
+            bad = (~torch.isfinite(computed) & rollout.completion_mask).any(dim=1).nonzero().flatten().tolist()
+            if bad:
+                answer = self.tokenizer.decode(rollout.completions()[bad[0]])
+                raise ValueError(
+                    f"The {what} are not finite numbers in {len(bad)} of {len(examples)} answers; the first is to "
+                    f"prompt {examples[bad[0]]['prompt']!r} and answer {answer!r}. No update was made with them. Check "
+                    "that model's weights and dtype (float16 overflows where bfloat16 does not) and the learning rate."
+                )
 
     def _print(self, rollout: Rollout, examples: list[dict[str, Any]], step: int) -> None:
         texts = completion_texts(self.tokenizer, rollout)[:4]

@@ -16,7 +16,7 @@ from transformers.trainer_utils import TrainOutput
 
 from pangu_trl.checkpoints import checkpoint_dir, keep_whole_checkpoints, last_whole_checkpoint
 
-from .averaging import WeightAverage
+from .averaging import WeightAverage, is_sharded
 from .callbacks import AverageAfterStep, SaveOnSigterm
 from .checkpoint import (
     EMA_FOLDER,
@@ -130,6 +130,8 @@ class PPOTrainer(Trainer):
         )
         self.evaluation = Evaluation(self.collector, judge)
         self.texts = None if ptx_dataset is None else TextBatches(ptx_dataset, processing_class, args)
+        num_texts = 0 if self.texts is None else len(self.texts.texts)
+        self._rollout_options = rollout_options(args, len(self.train_dataset), num_texts)
         self.average: WeightAverage | None = None
         self.passes = PassesOverRollout(args, self.accelerator)
         self.step_was_skipped = False
@@ -326,26 +328,25 @@ class PPOTrainer(Trainer):
         super()._save_checkpoint(model, trial)
 
     def _run_state(self) -> RunState:
-        average = self.average
-        if average is not None and not average.is_sharded and not self.args.should_save:
-            average = None
+        # Where no rank holds a part of its own, one writes the average for all.
+        keeps_average = self.average is not None and (self.args.should_save or is_sharded(self.model))
         return RunState(
             rollout=self.passes.rollout,
             kl_coef=self.collector.kl_controller.coefficient,
             score_statistics=asdict(self.collector.score_statistics),
             micro_step=self.passes.micro_step,
             passes_stopped=self.passes.is_stopped,
-            options=rollout_options(self.args),
-            average=None if average is None else average.state_dict(),
+            options=self._rollout_options,
+            average=self.average.state_dict() if keeps_average else None,
         )
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Also takes up the state of the run."""
         if checkpoint is not None:
-            # Under ZeRO-3 every rank holds, and wrote, another part of the average.
-            sharded = any(hasattr(parameter, "ds_tensor") for parameter in self.model.parameters())
+            # Then every rank holds, and wrote, another part of the average.
+            sharded = is_sharded(self.model)
             rank, device = self.accelerator.process_index, self.accelerator.device
-            state = RunState.load(checkpoint, rank, device, rollout_options(self.args), sharded)
+            state = RunState.load(checkpoint, rank, device, self._rollout_options, sharded)
             self.passes.resume(state.rollout, state.micro_step, state.passes_stopped)
             self.collector.kl_controller.coefficient = state.kl_coef
             self.collector.score_statistics = RunningStd(**state.score_statistics)

@@ -65,6 +65,16 @@ def test_a_resume_under_other_options_is_refused(make_trainer, tmp_path, name, w
         make_trainer(max_steps=4, **{name: resumed}).train(resume_from_checkpoint=checkpoint)
 
 
+def test_a_resume_with_other_prompts_or_texts_is_refused(make_trainer, prompts, tmp_path):
+    make_trainer(max_steps=2, save_strategy="steps", save_steps=2).train()
+    checkpoint = str(tmp_path / "run" / "checkpoint-2")
+    with pytest.raises(ValueError, match="checkpoint-2: written with num_prompts=12; this run has num_prompts=11"):
+        make_trainer(data=prompts.select(range(11)), max_steps=4).train(resume_from_checkpoint=checkpoint)
+    texts = prompts.rename_column("prompt", "text")
+    with pytest.raises(ValueError, match="checkpoint-2: written with num_texts=0; this run has num_texts=12"):
+        make_trainer(models=dict(ptx_dataset=texts), max_steps=4).train(resume_from_checkpoint=checkpoint)
+
+
 def test_a_resume_on_another_number_of_ranks_is_refused(make_trainer, tmp_path):
     make_trainer(max_steps=2, save_strategy="steps", save_steps=2).train()
     state_file = tmp_path / "run" / "checkpoint-2" / "ppo_state.json"

@@ -77,6 +77,19 @@ def test_stored_scaling_takes_the_statistics_of_the_reward_model(make_trainer, r
     assert returns_of(trainer) == pytest.approx(((trainer.passes.rollout.scores - 2) / 4).tolist(), abs=1e-5)
 
 
+def test_whitened_rewards_have_deviation_one_and_keep_their_sign(make_trainer, reward_model):
+    # With gamma = lam = 1, no KL and answers of one score, each return is the one whitened reward at its end.
+    scores = [1.0, 2.0, 3.0, 6.0]
+    models = dict(reward_model=lambda prompts, completions, **_: scores, value_model=copy.deepcopy(reward_model))
+    trainer = make_trainer(
+        models=models, max_steps=1, kl_coef=0.0, lam=1.0, reward_clip=None, whiten_rewards=True, max_completion_length=1
+    )
+    trainer.train()
+    # One token an answer: mean 3, variance (4 + 1 + 0 + 9) / 4 = 3.5; divided, not shifted.
+    expected = [score / 3.5**0.5 for score in scores]
+    assert trainer.passes.rollout.returns[:, 0].tolist() == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_short_answer_is_penalised_after_the_clip_and_kept(make_trainer, constant_reward):
     # 9 is clipped to 5; every answer has at most 8 tokens, so all lose 1.5.
     trainer = make_trainer(models=constant_reward(9.0), min_completion_length=9, short_completion_penalty=1.5, **PLAIN)
@@ -104,6 +117,16 @@ def test_the_critic_learns_alone_while_it_warms_up(make_trainer, layout):
         if parameter.requires_grad and not later.model.is_critic(name) and not torch.equal(parameter, before[name])
     ]
     assert moved
+
+
+def test_policy_and_critic_have_their_own_learning_rates(make_trainer):
+    trainer = make_trainer(max_steps=1, weight_decay=0.1)
+    trainer.create_optimizer()
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    for group in trainer.optimizer.param_groups:
+        for parameter in group["params"]:
+            is_policy = names[id(parameter)].startswith("policy.")
+            assert group["lr"] == (1e-3 if is_policy else 3e-3)
 
 
 def test_critic_and_policy_have_their_own_weight_decay(make_trainer, layout):

@@ -1,7 +1,12 @@
-"""What an evaluation on held-out prompts says."""
+"""What an evaluation on held-out prompts says, and what is logged."""
 
+import copy
 import json
+import random
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -71,3 +76,36 @@ def test_every_evaluation_set_has_its_own_rivals(make_trainer, prompts):
     metrics = trainer.evaluate()
     assert metrics["eval_a_win_rate"] == metrics["eval_b_win_rate"] == 0.5
     assert metrics["eval_a_reward/mean"] != pytest.approx(metrics["eval_b_reward/mean"])
+
+
+def test_evaluation_repeats_itself_and_leaves_training_alone(make_trainer):
+    trainer = make_trainer()
+    state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    first, second = trainer.evaluate(), trainer.evaluate()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert random.getstate() == python_state
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state[1])
+    assert np.random.get_state()[2:] == numpy_state[2:]
+    for name in ("eval_reward/mean", "eval_kl/mean", "eval_completion/length", "eval_completion/eos_rate"):
+        assert first[name] == second[name]
+    assert first["eval_kl/mean"] == 0
+
+
+def test_the_docs_define_every_figure_that_is_logged_and_no_other(make_trainer, reward_model, prompts):
+    def short(prompts, completions, **columns):
+        return [-float(len(completion)) for completion in completions]
+
+    models = dict(
+        reward_model=[copy.deepcopy(reward_model), short],
+        value_model=copy.deepcopy(reward_model),
+        ptx_dataset=prompts.rename_column("prompt", "text"),
+    )
+    trainer = make_trainer(models=models, max_steps=4, reward_scaling="running", eval_on_start=True)
+    trainer.train()
+    logged = set().union(*(entry.keys() for entry in trainer.state.log_history))
+    logged = {name.removeprefix("eval_") for name in logged if "/" in name or name.endswith("win_rate")}
+    text = (Path(__file__).parents[2] / "docs" / "ppo.md").read_text("utf-8")
+    table = text.split("## What is logged")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    defined = {name for row in rows for name in re.findall("`(.+?)`", row)}
+    assert logged == defined - {"reward/NAME"} | {"reward/model", "reward/short"}

@@ -1,4 +1,4 @@
-"""Several rewards, rewards that read other tokens, and rewards that are no numbers."""
+"""Several rewards, rewards that read other tokens, and models whose rewards or values are no numbers."""
 
 import copy
 
@@ -121,6 +121,22 @@ def test_a_score_that_is_no_number_names_its_reward_prompt_and_answer(make_train
     models = dict(reward_model=[length_reward, lambda prompts, completions, **_: [bad] * 4], value_model=reward_model)
     trainer = make_trainer(models=models)
     before = copy.deepcopy(trainer.model.state_dict())
-    with pytest.raises(ValueError, match=r"The reward \(<lambda>\) of 4 of 4 answers is not a finite number.*prompt '"):
+    with pytest.raises(
+        ValueError, match=rf"The reward \(<lambda>\) of 4 of 4 answers is not a finite number.*{bad} for prompt '"
+    ):
         trainer.train()
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name, who", [("value_model", "critic"), ("ref_model", "reference")])
+def test_a_model_that_computes_no_numbers_is_named_with_prompt_and_answer(
+    make_trainer, policy, reward_model, name, who
+):
+    models = dict(value_model=copy.deepcopy(reward_model), ref_model=copy.deepcopy(policy))
+    with torch.no_grad():
+        models[name].transformer.ln_f.bias[0] = float("nan")
+    trainer = make_trainer(models=models)
+    before = {name: tensor.clone() for name, tensor in trainer.model.policy.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"The {who}.* in 4 of 4 answers; the first is to prompt '.*' and answer '"):
+        trainer.train()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.policy.state_dict().items())
