@@ -13,9 +13,7 @@ from peft import LoraConfig, get_peft_model
 import pangu_trl
 from pangu_trl.cli import main
 from pangu_trl.planning.activations import activation_bytes, cache_bytes
-from pangu_trl.planning.advice import changes_to_fit, fits
 from pangu_trl.planning.launch import Launch, read_launch
-from pangu_trl.planning.memory import GIB, Plan
 from pangu_trl.planning.models import count, load_config
 from pangu_trl.planning.settings import read_settings
 from pangu_trl.planning.states import GENERATION, Precision, precision_of, trained_model
@@ -26,27 +24,6 @@ FLOAT32 = Precision(4, 4, 4, has_masters=False)
 # Of PanGu-alpha 2.6B: word and two position tables, blocks of 12 H^2 weights and 13 H biases and norms, the last norm.
 H, V, POSITIONS, BLOCKS = 2560, 40000, 1024, 32
 PARAMETERS = V * H + 2 * POSITIONS * H + BLOCKS * (12 * H * H + 13 * H) + 2 * H
-
-
-@pytest.fixture
-def recipe(tmp_path):
-    """Writes a recipe of a stage and reads it."""
-
-    def write(stage: str, text: str = "", model: str = "pangu-2.6b"):
-        path = tmp_path / f"{stage}.yaml"
-        is_open = stage not in ("ppo", "grpo") and "max_length" not in text
-        path.write_text("max_length: 512\n" * is_open + text)
-        return read_settings(path, model)
-
-    return write
-
-
-@pytest.fixture
-def plan(recipe):
-    def make(stage: str, launch: Launch, text: str = "", model: str = "pangu-2.6b") -> Plan:
-        return Plan(recipe(stage, text, model), launch, load_config(model))
-
-    return make
 
 
 def test_weights_are_counted_as_by_hand():
@@ -239,31 +216,6 @@ def test_traffic_follows_the_ring(plan):
     accumulating = step_transfers(plan("sft", Launch(8, "zero2", bf16=True), "gradient_accumulation_steps: 4"))
     assert [transfer.num_bytes for transfer in accumulating] == [4 * 2 * PARAMETERS, 2 * PARAMETERS]
     assert step_transfers(plan("sft", Launch(1, "none"))) == []
-
-
-def test_advice_ends_with_a_run_that_fits(plan):
-    found = plan("sft", Launch(1, "none", bf16=True))
-    assert not fits(found, 24 * GIB)
-    changes, better = changes_to_fit(found, 24 * GIB)
-    assert changes and fits(better, 24 * GIB)
-    assert better.settings["gradient_accumulation_steps"] * better.settings["per_device_train_batch_size"] == 8
-    assert changes_to_fit(replace(found, launch=Launch(64, "zero3", bf16=True)), 80 * GIB)[0] == []
-
-
-def test_advice_names_one_configuration_and_each_option_once(plan):
-    found = plan("ppo", Launch(8, "ddp", bf16=True), "use_peft: true\nper_device_train_batch_size: 4", "pangu-13b")
-    changes, _ = changes_to_fit(found, 30 * GIB)
-    assert len([change for change in changes if "accelerate_configs" in change]) == 1
-    names = [change.split(":")[0] for change in changes]
-    assert len(set(names)) == len(names)
-
-
-def test_advice_takes_a_cheaper_way_to_generate_before_another_layout(plan):
-
-    found = plan("ppo", Launch(1, "none", bf16=True), "use_peft: true\ndtype: bfloat16\ngradient_checkpointing: true")
-    changes, better = changes_to_fit(found, found.peak() - 1)
-    assert changes == ["merge_lora_for_generation: false (slower)"]
-    assert better.settings["share_backbone"] == "none"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem)
