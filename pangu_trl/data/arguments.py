@@ -7,14 +7,14 @@ from datasets import Dataset
 
 from .loading import load_records
 
+FORMS = "a .jsonl file, a .md data card, a folder or a Hub dataset"
+
 
 @dataclass
 class DataArguments:
-    """Sources of a recipe's records: a `.jsonl` file, a `.md` data card, a folder or a Hub id."""
+    """Sources of a recipe's records."""
 
-    train_data: str = field(
-        default="", metadata={"help": "Training records: a .jsonl file, a .md data card, a folder or a Hub dataset."}
-    )
+    train_data: str = field(default="", metadata={"help": f"Training records: {FORMS}."})
     eval_data: str | None = field(
         default=None, metadata={"help": "Held-out records, in the same forms. Default: no evaluation."}
     )
@@ -25,7 +25,14 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         if not self.train_data:
-            raise ValueError("train_data is required: a .jsonl file, a .md data card, a folder or a Hub dataset.")
+            raise ValueError(f"train_data is required: {FORMS}.")
+        for name in ("train_data", "eval_data"):
+            source = getattr(self, name)
+            # A YAML file may hold a list, which the parser hands on.
+            if source is not None and not isinstance(source, str):
+                raise ValueError(
+                    f"{name} must be one source: {FORMS}; got {source!r}. Put several files into one, or into a folder."
+                )
 
     def load(self, kind: str) -> tuple[Dataset, Dataset | None]:
         """Loads and validates training and held-out records of one kind; the latter may be None."""
