@@ -102,7 +102,6 @@ class PPOTrainer(Trainer):
         models, ref_model = complete_models(model, value_model, ref_model, rewards, peft_config, args)
         check_models(models, ref_model, rewards, processing_class, args)
         disable_dropout(models)
-
         super().__init__(
             model=models,
             args=args,
@@ -343,10 +342,8 @@ class PPOTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Also takes up the state of the run."""
         if checkpoint is not None:
-            # Then every rank holds, and wrote, another part of the average.
-            sharded = is_sharded(self.model)
             rank, device = self.accelerator.process_index, self.accelerator.device
-            state = RunState.load(checkpoint, rank, device, self._rollout_options, sharded)
+            state = RunState.load(checkpoint, rank, device, self._rollout_options, is_sharded(self.model))
             self.passes.resume(state.rollout, state.micro_step, state.passes_stopped)
             self.collector.kl_controller.coefficient = state.kl_coef
             self.collector.score_statistics = RunningStd(**state.score_statistics)

@@ -182,12 +182,15 @@ def test_several_answers_to_a_prompt_stand_side_by_side(make_trainer):
 
 
 def test_the_preset_has_the_numbers_of_the_old_pipeline(tmp_path):
-    config = PPOConfig.deepspeed_chat(output_dir=str(tmp_path), use_cpu=True, num_ppo_epochs=1)
+    config = PPOConfig.deepspeed_chat(output_dir=str(tmp_path), use_cpu=True)
     assert (config.max_prompt_length, config.max_completion_length) == (96, 512)
     assert (config.per_device_train_batch_size, config.num_rollout_batches) == (4, 50)
     assert (config.kl_coef, config.reward_clip, config.gamma, config.lam) == (0.1, 5.0, 1.0, 0.95)
     assert (config.cliprange, config.cliprange_value, config.whiten_advantages) == (0.2, 0.2, False)
-    assert config.num_ppo_epochs == 1, "what is passed wins"
+    assert (config.num_ppo_epochs, config.lr_scheduler_type, config.warmup_steps) == (100, "cosine", 100)
+    assert (config.learning_rate, config.critic_learning_rate, config.ptx_coef) == (9.65e-6, 5e-6, 27.8)
+    changed = PPOConfig.deepspeed_chat(output_dir=str(tmp_path), use_cpu=True, num_ppo_epochs=1, kl_coef=0.2)
+    assert (changed.num_ppo_epochs, changed.kl_coef, changed.lam) == (1, 0.2, 0.95), "what is passed wins"
 
 
 @pytest.mark.parametrize(
