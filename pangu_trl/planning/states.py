@@ -57,8 +57,17 @@ class Precision:
 
 
 def precision_of(settings: Settings, launch: Launch) -> Precision:
-    """Which precision the options of recipe and launcher come to."""
-    in_options = settings.get("bf16")
+    """Which precision the options of recipe and launcher come to.
+
+    Raises:
+        ValueError: They contradict each other.
+    """
+    in_options = settings["bf16"]
+    if launch.uses_deepspeed and launch.bf16 and in_options is False:
+        raise ValueError(
+            "bf16 is off in the recipe and on in the accelerate configuration, with which the Trainer does not start "
+            "under DeepSpeed; set bf16: true in the recipe"
+        )
     # TRL trains in bfloat16 where its recipe says nothing, except on CPU.
     by_default = in_options is None and not launch.on_cpu
     bf16 = launch.bf16 or bool(in_options) or by_default

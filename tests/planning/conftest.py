@@ -15,7 +15,8 @@ def recipe(tmp_path):
     def write(stage: str, text: str = "", model: str = "pangu-2.6b"):
         path = tmp_path / f"{stage}.yaml"
         is_open = stage not in ("ppo", "grpo") and "max_length" not in text
-        path.write_text("max_length: 512\n" * is_open + text)
+        # PPO alone is in float32 unless told otherwise.
+        path.write_text("max_length: 512\n" * is_open + "bf16: true\n" * (stage == "ppo") + text)
         return read_settings(path, model)
 
     return write

@@ -291,6 +291,14 @@ def test_what_cannot_be_planned_is_refused(tmp_path, capsys, recipe_text, config
     assert message in capsys.readouterr().err
 
 
+def test_precisions_with_which_deepspeed_does_not_start_are_refused(tmp_path, capsys):
+    (tmp_path / "ppo.yaml").write_text("model_name_or_path: tiny")
+    paths = ["--config", str(tmp_path / "ppo.yaml"), "--accelerate"]
+    assert main(["plan", *paths, str(ROOT / "accelerate_configs" / "zero3.yaml")]) == 2
+    assert "set bf16: true in the recipe" in capsys.readouterr().err
+    assert main(["plan", *paths, str(ROOT / "accelerate_configs" / "ddp.yaml")]) == 0
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path, capsys):
     recipe, config = str(ROOT / "recipes/tiny/sft/full.yaml"), str(ROOT / "accelerate_configs/cpu.yaml")
     assert main(["plan", "--config", f"{tmp_path}/sft.yaml", "--accelerate", config]) == 2

@@ -52,6 +52,14 @@ def test_the_memory_in_a_header_is_the_plans(path):
     assert "Not yet run on GPUs." in text.splitlines()[0]
 
 
+@pytest.mark.parametrize("path", OF_PUBLISHED_SIZES, ids=name_of)
+def test_recipe_and_launcher_name_the_same_precision(path):
+    """With DeepSpeed the Trainer refuses a launcher's bfloat16 that the options do not ask for."""
+    # TRL's own configurations leave it open, which means bfloat16 on a GPU; ours are those of transformers.
+    assert read_settings(path)["bf16"] in (None, True)
+    assert read_launch(ROOT / MEMORY.search(path.read_text("utf-8"))[3]).bf16
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_the_command_in_a_header_starts_the_recipe(path):
     words = header_command(path)
