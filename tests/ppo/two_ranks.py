@@ -11,6 +11,8 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -26,6 +28,7 @@ from pangu_trl import (
     PPOConfig,
     PPOTrainer,
 )
+from pangu_trl.ppo import rollout
 
 # Greedy answers, so that they do not depend on which rank gives them; SGD, so that the step is the gradient.
 SAME_STEP = dict(
@@ -133,6 +136,18 @@ def evaluate(trainer: PPOTrainer) -> dict[str, float]:
     return trainer.evaluate(trainer.train_dataset.select(range(11)))
 
 
+def count_calls(module: ModuleType, name: str) -> list[str]:
+    """A list that grows by one with every call of a function of a module."""
+    calls, function = [], getattr(module, name)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        return function(*args, **kwargs)
+
+    setattr(module, name, counted)
+    return calls
+
+
 def main() -> None:
     torch.set_num_threads(1)
     folder, layout, zero_stage = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -140,12 +155,18 @@ def main() -> None:
     out = folder / f"{layout}-{zero_stage}"
     setup = dict(layout=layout, zero_stage=zero_stage)
     found = {}
+    gathered = count_calls(rollout, "_gathered")
     trainer = make_trainer(folder, out.name, **setup, **SAME_STEP)
     trainer.train()
+    # Under ZeRO-3 once for each of the two rollouts, or never, at every token a layer.
+    assert len(gathered) == (2 if zero_stage == 3 else 0)
     found["same_step"] = weights(trainer)
     metrics = evaluate(trainer)
-    trainer = make_trainer(folder, out.name, texts=False, activation_checkpointing=True, **setup, **SAME_STEP)
+    gathered.clear()
+    options = dict(texts=False, activation_checkpointing=True, ds3_gather_for_generation=False)
+    trainer = make_trainer(folder, out.name, **options, **setup, **SAME_STEP)
     trainer.train()
+    assert not gathered
     found["same_step_recomputed"] = weights(trainer)
     trainer = make_trainer(folder, out.name, save_strategy="steps", save_steps=CHECKPOINT_STEP, **setup, **RESUMED)
     trainer.train()
