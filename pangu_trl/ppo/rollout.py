@@ -27,7 +27,7 @@ from .whole_weights import whole_weights
 class Rollout:
     """N answers on this rank; prompts are padded on the left to P, answers on the right to C, T = P + C.
 
-    The fields after `completion_mask` are filled by the trainer once the answers exist.
+    The fields after `ended` are None until the answers have been scored.
     """
 
     input_ids: Tensor  # (N, T) prompt and answer

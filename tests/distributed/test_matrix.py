@@ -155,3 +155,16 @@ def test_zero3_in_bfloat16_learns_what_float32_learns(workspace, stage_options, 
     # Eight bits of mantissa: the losses agree to two or three digits.
     assert two == pytest.approx(one, rel=1e-2)
     assert two != pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_ppo_under_zero3_in_bfloat16_starts_from_its_own_samples_and_moves(workspace, stage_options):
+    folder = workspace / "ppo-zero3-bfloat16"
+    launch(config_for_cpu("zero3", workspace, mixed_precision="bf16"), "ppo", stage_options("ppo", folder, bf16=True))
+    notes = json.loads((folder / "rank-0.json").read_text())
+    assert notes["dtypes"] == ["torch.bfloat16"] and notes["zero3_parts"] == notes["parameters"]
+    assert {str(tensor.dtype) for tensor in load_file(folder / "model.safetensors").values()} == {"torch.bfloat16"}
+    # Two passes over each rollout: the first begins with what was sampled, the second with what it has learnt.
+    divergences = logged(folder, "policy/approx_kl")
+    assert divergences[0] == 0 and divergences[2] == 0
+    assert divergences[1] > 0 and divergences[3] > 0
