@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import logging
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
+
+logger = logging.getLogger(__name__)
 
 CARD_FILE = "reward_card.json"
 
@@ -73,7 +76,12 @@ def read_reward_card(model_id: str | Path) -> RewardCard | None:
     """
     try:
         path = cached_file(str(model_id), CARD_FILE)
-    except OSError:
+    except OSError as error:
+        if not Path(model_id).is_dir():
+            # Having none and being out of reach look alike from here.
+            logger.warning(
+                "%s: no %s could be fetched, so no tokenizer is checked against it. %s", model_id, CARD_FILE, error
+            )
         return None
     try:
         content = json.loads(Path(path).read_text("utf-8"))

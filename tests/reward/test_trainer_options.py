@@ -236,7 +236,7 @@ def test_the_saved_folder_says_what_ppo_has_to_know(make_trainer, tokenizer, tmp
     assert read_reward_card(tmp_path / "later").score_statistics == dict.fromkeys(card.score_statistics)
 
 
-def test_the_card_of_a_model_on_the_hub_is_read(tokenizer, tmp_path, monkeypatch):
+def test_the_card_of_a_model_on_the_hub_is_read_and_missed_aloud(tokenizer, tmp_path, monkeypatch, caplog):
     # What the client keeps of a repository that it has loaded.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     repository = tmp_path / "models--who--reward"
@@ -244,6 +244,7 @@ def test_the_card_of_a_model_on_the_hub_is_read(tokenizer, tmp_path, monkeypatch
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("11")
     assert read_reward_card("who/reward") is None
+    assert "who/reward: no reward_card.json could be fetched, so no tokenizer is checked against it" in caplog.text
     card = RewardCard.describe(tokenizer, loss_type="pairwise", max_answers=4, score_mean=0.5, score_std=2.0)
     card.save(repository / "snapshots" / "11")
     assert read_reward_card("who/reward") == card
