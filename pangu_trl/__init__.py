@@ -7,7 +7,7 @@ when they are first used.
 from importlib import import_module
 from typing import Any
 
-from .gptpangu import (
+from pangu_trl.gptpangu import (
     GPTPanguConfig,
     GPTPanguForCausalLM,
     GPTPanguForSequenceClassification,

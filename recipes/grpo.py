@@ -25,10 +25,10 @@ from transformers.integrations.deepspeed import (
 from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
 import pangu_trl  # noqa: F401  (registers GPTPangu)
-from pangu_trl.adapters import find_base_model
+from pangu_trl.answers.judge import load_judge
 from pangu_trl.data.arguments import DataArguments
-from pangu_trl.judging import load_judge
-from pangu_trl.recipe import claim_output_dir, finish, guard, load_start, loading_options, parse_options
+from pangu_trl.models.loading import find_base_model
+from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, loading_options, parse_options
 
 
 @dataclass

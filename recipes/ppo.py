@@ -19,12 +19,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from trl import ModelConfig
 
 from pangu_trl import PPOConfig, PPOTrainer
-from pangu_trl.adapters import load_merged
 from pangu_trl.data.arguments import DataArguments
 from pangu_trl.data.loading import load_records
-from pangu_trl.recipe import claim_output_dir, finish, guard, load_start, loading_options, parse_options
+from pangu_trl.models.loading import load_merged
+from pangu_trl.models.reward_model import load_reward_model
 from pangu_trl.reward.card import check_reward_card, read_reward_card
-from pangu_trl.reward.scoring import load_reward_model
+from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, loading_options, parse_options
 
 
 @dataclass

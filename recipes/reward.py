@@ -15,7 +15,8 @@ from trl import ModelConfig
 
 from pangu_trl import KWiseRewardConfig, KWiseRewardTrainer
 from pangu_trl.data.arguments import DataArguments
-from pangu_trl.recipe import claim_output_dir, finish, guard, load_start, parse_options, sequence_limit
+from pangu_trl.models.modes import sequence_limit
+from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, parse_options
 
 
 def main() -> None:

@@ -3,13 +3,7 @@
 import argparse
 from typing import Any
 
-from pangu_trl.commands.options import (
-    add_answers_and_batch_size,
-    add_judge_option,
-    add_output,
-    note,
-    refuse_existing,
-)
+from .options import add_answers_and_batch_size, add_judge_option, add_output, note, refuse_existing
 
 SUMMARY = "keep the best of N sampled answers to every prompt, as demonstrations"
 
@@ -33,9 +27,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     refuse_existing(args)
+    from pangu_trl.answers.judge import load_judge, score_answers
+    from pangu_trl.answers.records import Answers
     from pangu_trl.data.jsonl import write_jsonl
-    from pangu_trl.judging import load_judge, score_answers
-    from pangu_trl.sampling import Answers
 
     answers = Answers.load(args.answers)
     if args.judge is not None:
@@ -68,8 +62,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _best_answer(record: dict[str, Any], scores: list[float], place: str, score_column: str) -> dict[str, Any] | None:
     """A demonstration with the best answer that is not empty; None if all are."""
+    from pangu_trl.answers.records import is_empty, per_answer_columns
     from pangu_trl.data.records import validate_record
-    from pangu_trl.sampling import is_empty, per_answer_columns
 
     responses = record["responses"]
     candidates = [index for index, response in enumerate(responses) if not is_empty(response)]

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pangu_trl.commands.options import note, positive_int
+from .options import note, positive_int
 
 SUMMARY = "convert a PanGu-alpha checkpoint to the HF format, or back"
 

@@ -3,17 +3,10 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from pangu_trl.commands.options import (
-    add_answers_and_batch_size,
-    add_judge_option,
-    add_output,
-    note,
-    refuse_existing,
-    score_gap,
-)
+from .options import add_answers_and_batch_size, add_judge_option, add_output, note, refuse_existing, score_gap
 
 if TYPE_CHECKING:
-    from pangu_trl.sampling import Answers
+    from pangu_trl.answers.records import Answers
 
 SUMMARY = "sum up sampled answers, their scores and their judge"
 
@@ -49,9 +42,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.output is not None:
         refuse_existing(args)
+    from pangu_trl.answers.judge import load_judge, score_answers
+    from pangu_trl.answers.records import Answers
+    from pangu_trl.answers.summary import summarise_answers
     from pangu_trl.data.jsonl import write_jsonl
-    from pangu_trl.judging import judge_agreement, load_judge, score_answers, summarise_answers
-    from pangu_trl.sampling import Answers
+    from pangu_trl.reward.evaluation import judge_agreement
 
     answers = Answers.load(args.answers)
     others = None if args.against is None else Answers.load(args.against)
@@ -86,7 +81,7 @@ def _compare(
     others: "Answers",
     other_scores: list[list[float]],
 ) -> dict[str, float]:
-    from pangu_trl.judging import compare_scores, match_prompts
+    from pangu_trl.answers.summary import compare_scores, match_prompts
 
     matched = match_prompts(answers.records, others.records)
     if not matched:

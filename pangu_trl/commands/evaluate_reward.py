@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterable, Sequence
 
-from pangu_trl.commands.options import add_output, positive_int, refuse_existing, score_gap
+from .options import add_output, positive_int, refuse_existing, score_gap
 
 SUMMARY = "measure a saved reward model against rankings: figures, probes, pictures"
 
@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> None:
     except ImportError as error:
         raise ValueError("evaluate-reward draws pictures with matplotlib: pip install matplotlib") from error
     from pangu_trl.data.loading import load_records, place_of
+    from pangu_trl.models.reward_model import ScoringError, load_reward_model
     from pangu_trl.reward.report import evaluate_rankings, write_report
-    from pangu_trl.reward.scoring import ScoringError, load_reward_model
 
     dataset = load_records(args.data, "ranking", args.split)
     _refuse_without_pair(dataset["scores"], args)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pangu_trl.sampling import Answers
+    from pangu_trl.answers.records import Answers
 
 # Columns that describe the answers a file holds; new answers must not inherit them.
 ANSWER_COLUMNS = ("responses", "scores", "finished", "ranked", "chosen", "rejected")

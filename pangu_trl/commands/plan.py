@@ -2,7 +2,7 @@
 
 import argparse
 
-from pangu_trl.commands.options import positive_int
+from .options import positive_int
 
 SUMMARY = "say what memory a recipe needs on each device, whether it fits, and what its ranks send"
 

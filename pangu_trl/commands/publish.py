@@ -2,7 +2,7 @@
 
 import argparse
 
-from pangu_trl.commands.options import note
+from .options import note
 
 SUMMARY = "publish a saved model, adapter, reward model or tokenizer on the Hub"
 

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from pangu_trl.commands.options import ANSWER_COLUMNS, add_output, count_answers, note, positive_int, refuse_existing
+from .options import ANSWER_COLUMNS, add_output, count_answers, note, positive_int, refuse_existing
 
 SUMMARY = "sample K answers to every prompt of a file"
 
@@ -69,9 +69,10 @@ def run(args: argparse.Namespace) -> None:
     refuse_existing(args)
     from transformers import AutoModelForCausalLM
 
-    from pangu_trl.adapters import load_with_adapter
+    from pangu_trl.answers.records import Answers
+    from pangu_trl.answers.sampling import SamplingConfig, sample_answers
     from pangu_trl.data.jsonl import write_jsonl
-    from pangu_trl.sampling import Answers, SamplingConfig, sample_answers
+    from pangu_trl.models.loading import load_with_adapter
 
     config = SamplingConfig(args.max_new_tokens, args.temperature, args.top_p, args.top_k)
     prompts, places = _read_prompts(args)
@@ -109,10 +110,10 @@ def run(args: argparse.Namespace) -> None:
 
 def _read_prompts(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
     """Reads the prompts and their places, without the columns that describe answers which a file may hold already."""
+    from pangu_trl.answers.records import per_answer_columns
     from pangu_trl.data.jsonl import read_numbered_jsonl
     from pangu_trl.data.loading import load_records
     from pangu_trl.data.records import validate_record
-    from pangu_trl.sampling import per_answer_columns
 
     # Without `datasets` between, lines keep their numbers and columns need not have one type.
     if args.prompts.endswith(".jsonl") and args.split == "train":

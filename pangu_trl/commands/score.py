@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from pangu_trl.commands.options import (
+from .options import (
     ANSWER_COLUMNS,
     add_answers_and_batch_size,
     add_judge_option,
@@ -14,7 +14,7 @@ from pangu_trl.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from pangu_trl.sampling import Answers
+    from pangu_trl.answers.records import Answers
 
 SUMMARY = "have sampled answers scored by a judge"
 
@@ -34,10 +34,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     refuse_existing(args)
+    from pangu_trl.answers.judge import load_judge, score_answers
+    from pangu_trl.answers.records import Answers, without_empty_answers
     from pangu_trl.data.jsonl import write_jsonl
     from pangu_trl.data.records import validate_record
-    from pangu_trl.judging import load_judge, score_answers
-    from pangu_trl.sampling import Answers, without_empty_answers
 
     answers = Answers.load(args.answers)
     _refuse_taken_column(args, answers)

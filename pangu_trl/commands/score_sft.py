@@ -2,7 +2,7 @@
 
 import argparse
 
-from pangu_trl.commands.options import add_batch_size, add_judge_option, add_output, refuse_existing
+from .options import add_batch_size, add_judge_option, add_output, refuse_existing
 
 SUMMARY = "have the demonstrations of an SFT set scored by a judge"
 
@@ -24,10 +24,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     refuse_existing(args)
+    from pangu_trl.answers.judge import load_judge
     from pangu_trl.data.jsonl import write_jsonl
     from pangu_trl.data.loading import load_records, place_of
-    from pangu_trl.judging import load_judge
-    from pangu_trl.reward.scoring import ScoringError
+    from pangu_trl.models.reward_model import ScoringError
 
     dataset = load_records(args.demonstrations, "demonstration", args.split)
     if args.score_column in dataset.column_names:

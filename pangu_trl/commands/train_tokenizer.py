@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pangu_trl.commands.options import positive_int
+from .options import positive_int
 
 SUMMARY = "train a vocabulary on text, with the rules and the special ids of the official one"
 

@@ -9,14 +9,7 @@ from pathlib import Path
 from sentencepiece import SentencePieceTrainer
 
 from .tokenization_gptpangu import GPTPanguTokenizer
-from .vocabulary_gptpangu import (
-    NEWLINE,
-    RESERVED_PIECES,
-    SPACE,
-    VOCABULARY_FILE,
-    refuse_lone_surrogate,
-    spaced_words,
-)
+from .vocabulary_gptpangu import NEWLINE, RESERVED_PIECES, SPACE, VOCABULARY_FILE, refuse_lone_surrogate, spaced_words
 
 _TOO_LARGE = re.compile(r"Vocabulary size too high .* <= (?P<limit>\d+)")
 _TOO_SMALL = re.compile(r"Vocabulary size is smaller than required_chars. \d+ vs (?P<limit>\d+)")

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from transformers import PreTrainedConfig
 
-from pangu_trl.recipe import sequence_limit
+from pangu_trl.models.modes import sequence_limit
 
 from .activations import activation_bytes, cache_bytes, fused_head_bytes, logit_bytes
 from .launch import Launch

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 from trl import ModelConfig, get_peft_config
 
-from pangu_trl.ppo.adapter_selection import can_merge
+from pangu_trl.models.adapter_selection import can_merge
 
 from .settings import SIZES
 

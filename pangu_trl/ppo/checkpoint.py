@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pangu_trl.checkpoints import MARK
+from pangu_trl.models.adapter_selection import POLICY_ADAPTER, VALUE_ADAPTER
+from pangu_trl.runs.checkpoints import MARK
 
-from .adapter_selection import POLICY_ADAPTER, VALUE_ADAPTER
+from .actor_critic.policy_value import PolicyAndValue
 from .config import PPOConfig
-from .policy_value import PolicyAndValue
 from .rollout import Rollout
 
 logger = logging.getLogger(__name__)

@@ -1,17 +1,16 @@
 """What PPOTrainer refuses before anything is sampled: models, tokenizer and options that cannot work together."""
 
-import logging
-from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, TrainingArguments
 
-from .config import PPOConfig
-from .scoring import RewardSource
+from pangu_trl.models.modes import position_limit
 
-logger = logging.getLogger(__name__)
+from .actor_critic.policy_value import PolicyAndValue
+from .config import PPOConfig
+from .reward_sources import AdapterReward, ModelReward, RewardSource
 
 
 def check_constructor(model: Any, args: PPOConfig, train_dataset: Any, tokenizer: Any, data_collator: Any) -> None:
@@ -37,22 +36,16 @@ def check_constructor(model: Any, args: PPOConfig, train_dataset: Any, tokenizer
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Gives the tokenizer a pad token if it has none.
+    """Refuses a tokenizer without an end of sequence, with which no answer could end.
 
     Raises:
-        ValueError: It has no end of sequence, so no answer could end.
+        ValueError: The message says what to set.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "PPOTrainer: the tokenizer must have an eos_token, which ends every answer; it has none. Set it to the "
             "token that the policy ends its answers with, e.g. tokenizer.eos_token = '</s>'."
         )
-    if tokenizer.pad_token_id is None:
-        logger.warning(
-            "The tokenizer has no pad token; its eos token pads. Masks keep the two apart. Set tokenizer.pad_token to "
-            "silence this."
-        )
-        tokenizer.pad_token = tokenizer.eos_token
 
 
 def check_passed_models(
@@ -76,7 +69,7 @@ def check_passed_models(
     Raises:
         ValueError: One model in two roles, or adapters that would not be learnt or saved.
     """
-    share_backbone, rewards = args.share_backbone, [reward.model for reward in rewards]
+    share_backbone = args.share_backbone
     if peft_config is not None and isinstance(policy, PeftModel):
         raise ValueError("PPOTrainer: model is a PeftModel already; pass it without peft_config, or merge its adapter.")
     if share_backbone != "none" and value_model is not None:
@@ -87,15 +80,15 @@ def check_passed_models(
     if share_backbone == "all" and ref_model is not None:
         raise ValueError("PPOTrainer: with share_backbone='all' the reference is the base model; leave ref_model out.")
     for reward in rewards:
-        if value_model is not None and value_model is reward:
+        if value_model is not None and value_model is getattr(reward, "model", None):
             raise ValueError(
                 "PPOTrainer: value_model is reward_model, but the critic learns while the reward must stay. Load a "
                 "second copy, or leave value_model out to have it copied."
             )
-        if isinstance(reward, str | Path) and share_backbone != "all":
+        if isinstance(reward, AdapterReward) and share_backbone != "all":
             raise ValueError(
-                f"PPOTrainer: reward_model {str(reward)!r} is a path. Load the model, or set share_backbone='all' if "
-                "it is the folder of a LoRA adapter of the policy's base model."
+                f"PPOTrainer: reward_model {str(reward.adapter)!r} is a path. Load the model, or set "
+                "share_backbone='all' if it is the folder of a LoRA adapter of the policy's base model."
             )
     if ref_model is not None and ref_model is policy:
         raise ValueError(
@@ -105,11 +98,11 @@ def check_passed_models(
     _check_adapters(policy, value_model, rewards, share_backbone)
 
 
-def _check_adapters(policy: nn.Module, value_model: Any, rewards: list[Any], share_backbone: str) -> None:
+def _check_adapters(policy: nn.Module, value_model: Any, rewards: list[RewardSource], share_backbone: str) -> None:
     """Refuses adapters that would not be learnt or saved, in the models that are passed and the one that is copied."""
     copied = None
     if value_model is None and share_backbone == "none":
-        copied = next((reward for reward in rewards if isinstance(reward, nn.Module)), None)
+        copied = next((reward.model for reward in rewards if isinstance(reward, ModelReward)), None)
     critic = "value_model" if copied is None else "reward_model, which the critic is copied from,"
     for name, model in (("model", policy), (critic, value_model if copied is None else copied)):
         if getattr(model, "_hf_peft_config_loaded", False) and not isinstance(model, PeftModel):
@@ -125,13 +118,13 @@ def _check_adapters(policy: nn.Module, value_model: Any, rewards: list[Any], sha
 
 
 def check_models(
-    models: nn.Module,
+    models: PolicyAndValue,
     ref_model: nn.Module | None,
     rewards: list[RewardSource],
     tokenizer: PreTrainedTokenizerBase,
     args: PPOConfig,
 ) -> None:
-    """Refuses models that cannot work together; gives critic and reward models the pad token of their tokenizer.
+    """Refuses models that cannot work together.
 
     Args:
         models: Policy and critic.
@@ -145,35 +138,25 @@ def check_models(
     """
     vocab_size = models.policy.config.get_text_config().vocab_size
     value_model = getattr(models, "value_model", None)
-    named = [("model", models.policy, None), ("value_model", value_model, None), ("ref_model", ref_model, None)]
-    named += [("reward_model", reward.model, reward.tokenizer) for reward in rewards]
-    for name, model, its_tokenizer in named:
-        if not isinstance(model, nn.Module):
-            continue
-        config = model.config.get_text_config()
-        if its_tokenizer is None:
-            _check_positions(name, config, args)
-            if config.vocab_size != vocab_size:
-                raise ValueError(
-                    f"PPOTrainer: {name} has a vocabulary of {config.vocab_size} tokens, the policy one of "
-                    f"{vocab_size}; they read the same token ids and must agree. A reward model with another tokenizer "
-                    "needs that as reward_processing_class."
-                )
-        if name in ("value_model", "reward_model"):
-            if config.num_labels != 1:
-                raise ValueError(f"PPOTrainer: {name} must have num_labels=1; got {config.num_labels}.")
-            _align_pad_token(name, config, its_tokenizer or tokenizer)
-        if name in ("model", "value_model") and not any(tensor.requires_grad for tensor in model.parameters()):
+    readers = [("model", models.policy), ("value_model", value_model), ("ref_model", ref_model)]
+    readers += [("reward_model", reward.model) for reward in rewards if type(reward) is ModelReward]
+    for name, model in readers:
+        if model is not None:
+            _check_reads_as_policy(name, model.config.get_text_config(), vocab_size, args)
+    for name, model in (("model", models.policy), ("value_model", value_model)):
+        if model is not None and not any(tensor.requires_grad for tensor in model.parameters()):
             raise ValueError(
                 f"PPOTrainer: {name} has no trainable tensor, so it could not learn. Load an adapter with "
                 "PeftModel.from_pretrained(..., is_trainable=True), or call requires_grad_(True)."
             )
+    for name, config, its_tokenizer in models_with_pads(models, rewards, tokenizer):
+        _check_scores(name, config, its_tokenizer)
     if value_model is not None and not hasattr(value_model, "score"):
         raise ValueError(
             f"PPOTrainer: value_model needs a linear head called `score`; {type(value_model).__name__} has none."
         )
     if args.reward_scaling == "stored":
-        config = getattr(rewards[0].model, "config", None)
+        config = getattr(getattr(rewards[0], "model", None), "config", None)
         if len(rewards) > 1 or not getattr(config, "reward_std", None) or not hasattr(config, "reward_mean"):
             raise ValueError(
                 "PPOTrainer: reward_scaling='stored' needs one reward model whose config.json has reward_mean and "
@@ -181,21 +164,39 @@ def check_models(
             )
 
 
-def _check_positions(name: str, config: Any, args: PPOConfig) -> None:
-    length = args.max_prompt_length + args.max_completion_length
-    positions = getattr(config, "max_position_embeddings", None)
+def models_with_pads(
+    models: PolicyAndValue, rewards: list[RewardSource], tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[str, Any, PreTrainedTokenizerBase]]:
+    """Names, configurations and tokenizers of the sequence classification models, which look for pad tokens."""
+    value_model = getattr(models, "value_model", None)
+    scoring = [] if value_model is None else [("value_model", value_model, tokenizer)]
+    for reward in rewards:
+        if isinstance(reward, ModelReward):
+            scoring.append(("reward_model", reward.model, getattr(reward, "tokenizer", tokenizer)))
+    return [(name, model.config.get_text_config(), its_tokenizer) for name, model, its_tokenizer in scoring]
+
+
+def _check_reads_as_policy(name: str, config: Any, vocab_size: int, args: PPOConfig) -> None:
+    """Refuses a model that cannot read the policy's tokens, or not as many."""
+    length, positions = args.max_prompt_length + args.max_completion_length, position_limit(config)
     if positions is not None and length > positions:
         raise ValueError(
             f"PPOTrainer: max_prompt_length + max_completion_length = {length} is more than the {positions} "
             f"positions of {name}. Lower one of the two."
         )
+    if config.vocab_size != vocab_size:
+        raise ValueError(
+            f"PPOTrainer: {name} has a vocabulary of {config.vocab_size} tokens, the policy one of {vocab_size}; they "
+            "read the same token ids and must agree. A reward model with another tokenizer needs that as "
+            "reward_processing_class."
+        )
 
 
-def _align_pad_token(name: str, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A sequence classification model finds the end of a text by its pad token, so it must be the one that pads."""
-    if config.pad_token_id is None:
-        config.pad_token_id = tokenizer.pad_token_id
-    elif config.pad_token_id != tokenizer.pad_token_id:
+def _check_scores(name: str, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a model that gives no single score, or looks for another pad token than its tokenizer writes."""
+    if config.num_labels != 1:
+        raise ValueError(f"PPOTrainer: {name} must have num_labels=1; got {config.num_labels}.")
+    if config.pad_token_id not in (None, tokenizer.pad_token_id):
         raise ValueError(
             f"PPOTrainer: {name}.config.pad_token_id is {config.pad_token_id}, the tokenizer pads with "
             f"{tokenizer.pad_token_id} ({tokenizer.pad_token!r}). Set one to the other."
@@ -226,21 +227,6 @@ def check_launch(args: PPOConfig, num_prompts: int, is_deepspeed_enabled: bool) 
             "PPOTrainer: one rollout needs per_device_train_batch_size * num_rollout_batches / num_generations * ranks "
             f"= {prompts_needed} prompts; the training set has {num_prompts}."
         )
-
-
-def require_reentrant_checkpoints(args: PPOConfig) -> None:
-    """Makes gradient checkpoints re-entrant, which a PEFT model under ZeRO-3 needs.
-
-    The other kind compares shapes of saved and recomputed tensors, and ZeRO-3 partitions frozen weights in between.
-    """
-    if args.activation_checkpointing:
-        options = dict(args.activation_checkpointing_kwargs or {})
-        if options.get("use_reentrant") is False:
-            logger.warning(
-                "PEFT under ZeRO-3 needs re-entrant gradient checkpoints: use_reentrant is set to True. Leave it out "
-                "of activation_checkpointing_kwargs to silence this."
-            )
-        args.activation_checkpointing_kwargs = options | {"use_reentrant": True}
 
 
 def check_texts(args: PPOConfig) -> None:

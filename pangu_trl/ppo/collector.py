@@ -1,7 +1,6 @@
 """One rollout from prompts to advantages: answers, scores, log-probabilities, rewards."""
 
 import logging
-import time
 from typing import Any
 
 import torch
@@ -10,16 +9,21 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from pangu_trl.models.modes import evaluation_mode
+from pangu_trl.models.score_head import innermost
+from pangu_trl.runs.hang_guard import phase
+
 from .advantages import add_at_last_token, gae, shape_rewards, whiten
 from .config import PPOConfig
 from .control import KLController, RunningStd
-from .figures import RunningMeans, kl_per_answer, rollout_figures
-from .policy_value import innermost
-from .rollout import Rollout, evaluation_mode, generate_rollout, generation_mode, score_tokens
-from .sampled_logprobs import SampledLogprobs
+from .generation.generate import generate_rollout, generation_mode
+from .generation.sampled_logprobs import SampledLogprobs
+from .generation.vllm_server import VLLMServer
+from .metrics import RunningMeans, kl_per_answer, rollout_figures
+from .reward_sources import RewardSource, completion_texts
+from .rollout import Rollout
 from .sampler import batches_by_length
-from .scoring import RewardSource, completion_texts, score_completions, weighted_sum
-from .vllm_server import VLLMServer
+from .scoring import score_completions, score_tokens, weighted_sum
 
 logger = logging.getLogger(__name__)
 
@@ -65,27 +69,22 @@ class RolloutCollector:
             step: Optimiser steps so far, for what is printed.
         """
         examples = [example for example in examples for _ in range(self.args.num_generations)]
-        if not self._told_mode:
-            logger.info("Generation: %s.", generation_mode(model, self.args, self.accelerator))
-            self._told_mode = True
-        started = time.perf_counter()
         watch = SampledLogprobs(self.args.temperature, max_rows=self.args.per_device_train_batch_size)
-        rollout = self.answer(model, examples, watch=watch)
-        generated = time.perf_counter()
-        self.score(model, rollout, examples)
-        if watch.logprobs is not None:
-            self._check_sampling(watch.gap(rollout.logprobs, rollout.completion_mask))
+        self._tell_generation_mode(model)
+
+        # 1. Sample an answer to every prompt.
+        with self.figures.timed("generation"):
+            rollout = self.answer(model, examples, watch=watch)
+        # 2. Score the answers; of their tokens, log-probabilities of policy and reference, and values.
+        with self.figures.timed("scoring"):
+            self.score(model, rollout, examples)
+        # 3. Stop, or warn, before anything is learnt from numbers that are off.
+        self._check_sampling(watch, rollout)
         self._check_finite(rollout, examples)
+        # 4. Rewards from scores and divergence; from these advantages and returns.
         self._estimate_advantages(rollout)
-        scored = time.perf_counter()
-        self.figures.record(rollout_figures(rollout) | {"kl/coef": self.kl_controller.coefficient})
-        self.figures.record({"time/generation": generated - started, "time/scoring": scored - generated})
-        if len(self.rewards) > 1:
-            means = rollout.source_scores.mean(dim=0)
-            names = [reward.name for reward in self.rewards]
-            self.figures.record({f"reward/{name}": mean for name, mean in zip(names, means, strict=True)})
-        if self.args.log_completions and self.accelerator.is_main_process:
-            self._print(rollout, examples, step)
+        self._record(rollout, examples, step)
+        # 5. Move the weight of the divergence for the next rollout.
         divergence = self.accelerator.reduce(kl_per_answer(rollout).mean(), reduction="mean").item()
         self.kl_controller.update(divergence, self.args.rollout_batch_size * self.accelerator.num_processes)
         return rollout
@@ -100,9 +99,10 @@ class RolloutCollector:
         """Samples one answer to each prompt, by the policy or by the reference."""
         reference = (self.ref_model or "adapter off") if by_reference else None
         prompts = [example["prompt_input_ids"] for example in examples]
-        if self.server is not None and reference is None:
-            return self.server.answer(model, prompts, watch)
-        return generate_rollout(model, self.tokenizer, prompts, self.args, self.accelerator, watch, reference)
+        with phase("rollout"):
+            if self.server is not None and reference is None:
+                return self.server.answer(model, prompts, watch)
+            return generate_rollout(model, self.tokenizer, prompts, self.args, self.accelerator, watch, reference)
 
     def score(self, model: nn.Module, rollout: Rollout, examples: list[dict[str, Any]]) -> None:
         """Scores of the answers; log-probabilities of policy and reference, and values, of their tokens.
@@ -117,13 +117,14 @@ class RolloutCollector:
         )
         batches = [batch.to(self.accelerator.device) for batch in batches]
         self.score_answers(model, rollout, examples)
-        with evaluation_mode(self.accelerator.unwrap_model(model)), self.accelerator.autocast():
+        unwrapped = self.accelerator.unwrap_model(model)
+        with phase("scoring"), evaluation_mode(unwrapped), self.accelerator.autocast():
             score_tokens(model, self.ref_model, rollout, batches, args.temperature)
 
     def score_answers(self, model: nn.Module, rollout: Rollout, examples: list[dict[str, Any]]) -> None:
         """Fills in the scores of the answers."""
         batch_size = self.args.per_device_train_batch_size
-        with evaluation_mode(self.accelerator.unwrap_model(model)):
+        with phase("scoring"), evaluation_mode(self.accelerator.unwrap_model(model)):
             rollout.source_scores = score_completions(
                 self.rewards, model, self.tokenizer, rollout, examples, batch_size
             )
@@ -170,8 +171,11 @@ class RolloutCollector:
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor, reduction="sum")
 
-    def _check_sampling(self, gap: Tensor) -> None:
+    def _check_sampling(self, watch: SampledLogprobs, rollout: Rollout) -> None:
         """Warns where the policy sampled from another distribution than the one whose probabilities are learnt."""
+        if watch.logprobs is None:
+            return
+        gap = watch.gap(rollout.logprobs, rollout.completion_mask)
         self.figures.record({"policy/sampling_gap": gap})
         if gap > LARGEST_SAMPLING_GAP:
             logger.warning(
@@ -199,7 +203,19 @@ class RolloutCollector:
                     "that model's weights and dtype (float16 overflows where bfloat16 does not) and the learning rate."
                 )
 
-    def _print(self, rollout: Rollout, examples: list[dict[str, Any]], step: int) -> None:
-        texts = completion_texts(self.tokenizer, rollout)[:4]
-        for example, text, score in zip(examples, texts, rollout.scores.tolist(), strict=False):
-            tqdm.write(f"step {step} | {score:+.2f} | {example['prompt']} => {text}")
+    def _tell_generation_mode(self, model: nn.Module) -> None:
+        if not self._told_mode:
+            logger.info("Generation: %s.", generation_mode(model, self.args, self.accelerator))
+            self._told_mode = True
+
+    def _record(self, rollout: Rollout, examples: list[dict[str, Any]], step: int) -> None:
+        """Figures of the rollout, and a few answers in print."""
+        self.figures.record(rollout_figures(rollout) | {"kl/coef": self.kl_controller.coefficient})
+        if len(self.rewards) > 1:
+            means = rollout.source_scores.mean(dim=0)
+            names = [reward.name for reward in self.rewards]
+            self.figures.record({f"reward/{name}": mean for name, mean in zip(names, means, strict=True)})
+        if self.args.log_completions and self.accelerator.is_main_process:
+            texts = completion_texts(self.tokenizer, rollout)[:4]
+            for example, text, score in zip(examples, texts, rollout.scores.tolist(), strict=False):
+                tqdm.write(f"step {step} | {score:+.2f} | {example['prompt']} => {text}")

@@ -11,10 +11,13 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
+from pangu_trl.answers.summary import distinct_ngrams, win_share
+
 from .collector import RolloutCollector
-from .figures import answer_figures, distinct_ngrams, own_random_numbers
+from .metrics import answer_figures, own_random_numbers
+from .reward_sources import FunctionReward, RewardFunction, completion_texts
 from .rollout import Rollout
-from .scoring import RewardFunction, RewardSource, completion_texts, score_completions
+from .scoring import score_completions
 
 
 @dataclass
@@ -40,7 +43,7 @@ class EvaluatedAnswers:
         return {name: per_answer.mean().item() for name, per_answer in self.figures.items()} | {
             "completion/distinct_1": distinct_ngrams(self.tokens, 1),
             "completion/distinct_2": distinct_ngrams(self.tokens, 2),
-            "win_rate": win_rate(self.judged, rivals.judged),
+            "win_rate": win_share(self.judged - rivals.judged).mean().item(),
         }
 
     def write_table(self, path: Path, rivals: "EvaluatedAnswers") -> None:
@@ -57,12 +60,6 @@ class EvaluatedAnswers:
         names = ("prompt", "completion", "score", "reference_completion", "reference_score")
         lines = [json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) for row in rows]
         path.write_text("\n".join(lines) + "\n", "utf-8")
-
-
-def win_rate(scores: Tensor, rival_scores: Tensor) -> float:
-    """Share of the prompts (N,) whose answer scores higher than the rival's; a tie counts half."""
-    wins = (scores > rival_scores).float() + 0.5 * (scores == rival_scores).float()
-    return torch.mean(wins).item()
 
 
 class Evaluation:
@@ -121,5 +118,5 @@ class Evaluation:
     def _judged(self, model: nn.Module, rollout: Rollout, examples: list[dict[str, Any]]) -> Tensor:
         if self.judge is None:
             return rollout.scores
-        source = RewardSource("judge", self.judge)
-        return score_completions([source], model, self.collector.tokenizer, rollout, examples, len(examples))[:, 0]
+        judge = FunctionReward("judge", 1.0, self.judge, self.collector.tokenizer)
+        return score_completions([judge], model, self.collector.tokenizer, rollout, examples, len(examples))[:, 0]

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from .config import PPOConfig
+from pangu_trl.data.order import epoch_generator
 
-# Seeds of neighbouring runs must not share orders: run 1's second epoch would be run 2's first.
-SEED_STRIDE = 1_000_003
+from .config import PPOConfig
 
 
 class RolloutSampler(Sampler[int]):
@@ -39,7 +38,7 @@ class RolloutSampler(Sampler[int]):
         return cls(num_prompts, chunk_size, repeats, seed, lambda: current_step() // steps_per_epoch)
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * SEED_STRIDE + self.current_epoch())
+        generator = epoch_generator(self.seed, self.current_epoch())
         order = torch.randperm(self.num_prompts, generator=generator).tolist()
         for start in range(0, self.num_prompts - self.chunk_size + 1, self.chunk_size):
             for _ in range(self.repeats):
@@ -83,7 +82,7 @@ def mini_batch_rows(micro_step: int, lengths: Tensor, args: PPOConfig) -> Tensor
     current_pass, index = divmod(micro_step % args.mini_batches_per_rollout, num_batches)
     rows = torch.arange(len(lengths))
     if current_pass > 0:
-        generator = torch.Generator().manual_seed(args.seed * SEED_STRIDE + micro_step - index)
+        generator = epoch_generator(args.seed, micro_step - index)
         rows = rows[torch.randperm(len(rows), generator=generator)]
     return batches_by_length(rows, lengths, args.per_device_train_batch_size, args.gradient_accumulation_steps)[index]
 
@@ -107,7 +106,7 @@ def text_rows(micro_step: int, batch_size: int, num_texts: int, rank: int, world
     for place in range(first, first + batch_size):
         epoch, index = divmod(place, num_texts)
         if epoch not in orders:
-            generator = torch.Generator().manual_seed(seed * SEED_STRIDE + epoch)
+            generator = epoch_generator(seed, epoch)
             orders[epoch] = torch.randperm(num_texts, generator=generator).tolist()
         rows.append(orders[epoch][index])
     return rows

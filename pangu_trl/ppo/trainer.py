@@ -14,10 +14,15 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import TrainOutput
 
-from pangu_trl.checkpoints import checkpoint_dir, keep_whole_checkpoints, last_whole_checkpoint
+from pangu_trl.models.modes import disable_dropout
+from pangu_trl.models.sharding import is_sharded, prepare_frozen
+from pangu_trl.runs.checkpoints import checkpoint_dir, keep_whole_checkpoints, last_whole_checkpoint
+from pangu_trl.runs.stopping import save_on_sigterm
 
-from .averaging import WeightAverage, is_sharded
-from .callbacks import AverageAfterStep, SaveOnSigterm
+from .actor_critic.averaging import WeightAverage
+from .actor_critic.build import build_models
+from .actor_critic.optimizer import delay_policy, parameter_groups
+from .callbacks import AverageAfterStep
 from .checkpoint import (
     EMA_FOLDER,
     RunState,
@@ -31,24 +36,24 @@ from .collector import RolloutCollector
 from .config import PPOConfig
 from .control import RunningStd
 from .evaluation import Evaluation
-from .figures import RunningMeans, update_figures
+from .generation.vllm_server import VLLMServer
 from .losses import policy_loss, value_loss
-from .models import complete_models, prepare_frozen
+from .metrics import RunningMeans, update_figures
 from .passes import PassesOverRollout
-from .policy_value import delay_policy, disable_dropout, parameter_groups
+from .resolve import resolve_checkpointing, resolve_model_pad_tokens, resolve_pad_token
+from .reward_sources import ModelReward, Reward, RewardFunction, reward_sources
 from .rollout import Rollout
 from .sampler import RolloutSampler
-from .scoring import Reward, RewardFunction, reward_sources
 from .texts import TextBatches, prepare_prompts
-from .vllm_server import VLLMServer
 
 
 class PPOTrainer(Trainer):
     """Optimises a causal language model against a reward with PPO (arXiv:1707.06347, arXiv:2203.02155).
 
-    A rollout is collected when the loop asks for the first of its mini-batches: answers are sampled, scored by the
-    rewards, the reference and the critic, and turned into advantages; the mini-batches of all passes follow. Policy and
-    critic are one module under one engine with one optimiser, whose groups have their own learning rates.
+    What the loop fetches from the loader are prompts, the same for all mini-batches of a rollout. `training_step`
+    answers them when a rollout is due: answers are sampled, scored by the rewards, the reference and the critic, and
+    turned into advantages. `_prepare_inputs` then puts the mini-batch to learn from in the place of the prompts. Policy
+    and critic are one module under one engine with one optimiser, whose groups have their own learning rates.
 
     Args:
         model: The policy; a PEFT model, or a model with `peft_config`, learns only its adapter.
@@ -95,13 +100,20 @@ class PPOTrainer(Trainer):
         data_collator: Any = None,
         **kwargs: Any,
     ) -> None:
+        # 1. What the user passed: refused, or completed.
         check_constructor(model, args, train_dataset, processing_class, data_collator)
         check_tokenizer(processing_class)
-        rewards = reward_sources(reward_model, reward_processing_class, args.reward_weights)
+        resolve_pad_token(processing_class)
+        rewards = reward_sources(
+            reward_model, reward_processing_class, args.reward_weights, processing_class, args.share_backbone
+        )
         check_passed_models(model, value_model, ref_model, rewards, peft_config, args)
-        models, ref_model = complete_models(model, value_model, ref_model, rewards, peft_config, args)
+        models, ref_model = build_models(model, value_model, ref_model, rewards, peft_config, args)
         check_models(models, ref_model, rewards, processing_class, args)
+        resolve_model_pad_tokens(models, rewards, processing_class)
+        resolve_checkpointing(args, models)
         disable_dropout(models)
+        # 2. The Trainer, which knows devices and engines from here on.
         super().__init__(
             model=models,
             args=args,
@@ -116,10 +128,12 @@ class PPOTrainer(Trainer):
         check_launch(args, len(self.train_dataset), self.is_deepspeed_enabled)
         # Every rank samples its own answers.
         set_seed(args.seed, device_specific=True)
+        # 3. What does not learn.
         self.ref_model = None if ref_model is None else prepare_frozen(ref_model, self.accelerator)
         for reward in rewards:
-            if isinstance(reward.model, nn.Module):
-                reward.model = prepare_frozen(reward.model, self.accelerator)
+            if isinstance(reward, ModelReward):
+                reward.prepare(self.accelerator)
+        # 4. What collects rollouts, and what learns from them.
         self._figures = RunningMeans()
         server = VLLMServer(args, self.accelerator, processing_class, models) if args.use_vllm else None
         if server is not None:
@@ -137,9 +151,8 @@ class PPOTrainer(Trainer):
         self._learning_seconds = 0.0
         self._resumed_state: RunState | None = None
         self.add_callback(AverageAfterStep(self))
-        self._save_on_sigterm = SaveOnSigterm(self.accelerator)
-        self.add_callback(self._save_on_sigterm)
         keep_whole_checkpoints(self)
+        save_on_sigterm(self)
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of the prompts of one rollout, each repeated for every mini-batch that is learnt from it."""
@@ -148,6 +161,9 @@ class PPOTrainer(Trainer):
             batch_size=self.args.prompts_per_rollout,
             sampler=RolloutSampler.of_run(self.args, len(self.train_dataset), lambda: self.state.global_step),
             collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            persistent_workers=self.args.dataloader_persistent_workers,
         )
         return self.accelerator.prepare(loader)
 
@@ -178,10 +194,7 @@ class PPOTrainer(Trainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
         self.passes = PassesOverRollout(self.args, self.accelerator)
-        try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
-        finally:
-            self._save_on_sigterm.give_back()
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     # One step, in the order in which it happens.
 

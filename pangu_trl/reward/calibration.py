@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pangu_trl.answers.summary import win_share
+
 NUM_BINS = 10
 TEMPERATURE_RANGE = (1e-3, 1e3)
 
@@ -34,11 +36,6 @@ class CalibrationCurve:
             return float("nan")
         distance = (self.confidence - self.accuracy).abs().nan_to_num()
         return ((distance * self.counts).sum() / self.counts.sum()).item()
-
-
-def win_share(differences: Tensor) -> Tensor:
-    """How far each pair is right: 1 where the better answer's reward is higher by the difference, 0.5 where equal."""
-    return torch.heaviside(differences, differences.new_tensor(0.5))
 
 
 def calibration_metrics(differences: Tensor) -> dict[str, float]:

@@ -1,9 +1,13 @@
 """Figures of a reward model against annotated rankings, exact over the whole evaluation set."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from .calibration import calibration_metrics, win_share
+from pangu_trl.answers.summary import win_share
+
+from .calibration import calibration_metrics
 from .losses import has_pair, mean_over_pairs, ordered_pairs, pairwise_loss
 
 
@@ -123,3 +127,30 @@ def _correlation(first: Tensor, second: Tensor, mask: Tensor | None = None) -> T
     )
     scale = (first.square().sum(dim=-1) * second.square().sum(dim=-1)).sqrt()
     return torch.where(scale > 0, (first * second).sum(dim=-1) / scale.clamp(min=torch.finfo(scale.dtype).tiny), 0.0)
+
+
+def judge_agreement(
+    scores: Sequence[Sequence[float]], reference_scores: Sequence[Sequence[float]], min_score_gap: float = 0.0
+) -> dict[str, float | None]:
+    """Says how far `scores` order the answers to a prompt as the reference does; see `ranking_metrics`.
+
+    Args:
+        scores: Sequence[Sequence[float]] to examine, for each prompt K.
+        reference_scores: Sequence[Sequence[float]] of another annotator, likewise. Answers that tie here make no pair.
+        min_score_gap: Smallest reference gap of a pair that counts.
+
+    Returns:
+        `judge/pairs`, and `judge/pair_accuracy` over all of them (None without a pair).
+    """
+    if all(len(set(row)) == 1 for row in reference_scores):
+        return {"judge/pairs": 0, "judge/pair_accuracy": None}
+    rewards, labels = (_pad(rows) for rows in (scores, reference_scores))
+    mask = ~labels.isnan()
+    metrics = ranking_metrics(rewards.nan_to_num(), labels.nan_to_num(), mask, min_score_gap)
+    num_pairs = metrics["num_pairs"]
+    return {"judge/pairs": num_pairs, "judge/pair_accuracy": metrics["pair_accuracy"] if num_pairs else None}
+
+
+def _pad(rows: Sequence[Sequence[float]]) -> torch.Tensor:
+    tensors = [torch.tensor(row, dtype=torch.float64) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=torch.nan)

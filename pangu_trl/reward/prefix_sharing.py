@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from .token_scores import token_scores
+from pangu_trl.models.score_head import token_scores
 
 SHARED_PREFIX_SDPA = "sdpa_shared_prefix"
 

@@ -7,8 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pangu_trl.data.records import answer_text
-
-from .scoring import encode_sequence, score_responses
+from pangu_trl.models.reward_model import encode_sequence, score_responses
 
 SENTENCE_END = re.compile(r"(?<=[。！？!?.\n])")
 MAX_PROMPTS = 200

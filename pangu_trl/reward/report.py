@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .calibration import calibration_curve, win_share
+from pangu_trl.answers.summary import win_share
+from pangu_trl.models.modes import position_limit
+from pangu_trl.models.reward_model import encode_response, score_responses
+
+from .calibration import calibration_curve
 from .evaluation import are_highest, counted_pairs, ranking_metrics
 from .probes import probe_metrics
-from .scoring import encode_response, position_limit, score_responses
 
 MAX_GAP_BINS = 8
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
+from pangu_trl.data.order import epoch_generator
+
 # Batches whose examples are sorted among themselves: enough for little padding, few enough for batches to differ.
 BATCHES_SORTED_TOGETHER = 50
-# Seeds of neighbouring runs must not share orders: run 1's second epoch would be run 2's first.
-SEED_STRIDE = 1_000_003
 
 
 class LengthBucketSampler(Sampler[int]):
@@ -29,7 +29,7 @@ class LengthBucketSampler(Sampler[int]):
         self.current_epoch = current_epoch
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * SEED_STRIDE + self.current_epoch())
+        generator = epoch_generator(self.seed, self.current_epoch())
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         # The last batch may not be full. It stays the last, or all later ones would be cut differently.
         num_full = len(order) - len(order) % self.batch_size

@@ -16,12 +16,13 @@ from transformers import EvalPrediction, PreTrainedModel
 from transformers.trainer_utils import TrainOutput
 from trl import RewardTrainer, extract_prompt
 
+from pangu_trl.answers.summary import win_share
 from pangu_trl.data.collators import PackedRankingCollator, RankingCollator
 from pangu_trl.data.loading import origin_of
 from pangu_trl.data.records import validate_record
 from pangu_trl.data.tokenizing import tokenize_rankings
+from pangu_trl.models.score_head import sequence_scores, token_scores
 
-from .calibration import win_share
 from .card import RewardCard, read_reward_card
 from .checks import check_model, check_rankings
 from .config import KWiseRewardConfig
@@ -29,7 +30,6 @@ from .evaluation import ranking_metrics
 from .losses import centring_loss, has_pair, ordered_pairs, pairwise_loss, plackett_luce_loss, tokenwise_loss
 from .prefix_sharing import enable_prefix_sharing, score_packed_answers
 from .sampler import LengthBucketSampler
-from .token_scores import last_token_scores, token_scores
 
 
 class KWiseRewardTrainer(RewardTrainer):
@@ -178,7 +178,7 @@ class KWiseRewardTrainer(RewardTrainer):
             rewards = score_packed_answers(model, self._reward_model(), inputs)
         else:
             texts = (inputs["input_ids"][answer_mask], inputs["attention_mask"][answer_mask])
-            rewards = last_token_scores(model, self._reward_model(), *texts)
+            rewards = sequence_scores(model, *texts)
         padded = torch.zeros(answer_mask.shape, dtype=torch.float32, device=rewards.device)
         return padded.masked_scatter(answer_mask, rewards.float())
 

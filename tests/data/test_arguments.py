@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from pangu_trl.data.arguments import DataArguments
-from pangu_trl.recipe import parse_options
+from pangu_trl.runs.start import parse_options
 
 
 @pytest.mark.parametrize("name", ["train_data", "eval_data"])

@@ -9,7 +9,7 @@ import torch
 from launching import config_for_cpu, launch, launch_command, start, stop, wait
 from safetensors.torch import load_file
 
-from pangu_trl.checkpoints import last_whole_checkpoint
+from pangu_trl.runs.checkpoints import last_whole_checkpoint
 
 STEPS = dict(max_steps=4, save_steps=2, save_total_limit=1)
 CHECKPOINTS = ["checkpoint-2", "checkpoint-4"]

@@ -8,8 +8,8 @@ from launching import ROOT, launch, logged
 from peft.utils import load_peft_weights
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from pangu_trl.adapters import load_with_adapter
-from pangu_trl.reward.scoring import load_reward_model, score_responses
+from pangu_trl.models.loading import load_with_adapter
+from pangu_trl.models.reward_model import load_reward_model, score_responses
 
 COMMON = {
     "max_steps": 2,

@@ -62,7 +62,7 @@ def outputs(source: str | Path, auto_class: str, ids: list[list[int]], **options
 
 
 def adapter_outputs(adapter: str, auto_class: str, ids: list[list[int]], **options: Any) -> torch.Tensor:
-    from pangu_trl.adapters import load_with_adapter
+    from pangu_trl.models.loading import load_with_adapter
 
     model, _, _ = load_with_adapter(getattr(transformers, auto_class), adapter, **options)
     with torch.no_grad():

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from pangu_trl import cli
 from pangu_trl.hub import prepare
+from pangu_trl.models.reward_model import score_responses
 from pangu_trl.reward.card import RewardCard
-from pangu_trl.reward.scoring import score_responses
 
 IDS = [[11, 12, 13, 14, 15], [20, 21, 22, 23, 9]]
 

@@ -2,13 +2,15 @@
 
 import copy
 import signal
+from types import SimpleNamespace
 
 import pytest
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from pangu_trl import PPOConfig
-from pangu_trl.ppo.checks import check_texts, require_reentrant_checkpoints
+from pangu_trl.ppo.checks import check_texts
+from pangu_trl.ppo.resolve import resolve_checkpointing
 
 
 @pytest.fixture
@@ -109,10 +111,13 @@ def test_evaluation_without_prompts_is_refused(make_trainer):
         trainer.evaluate()
 
 
-def test_peft_under_zero3_gets_reentrant_checkpoints_and_nothing_else_changes(tmp_path, caplog):
-    def checkpointing(**options) -> dict | None:
+def test_peft_under_zero3_gets_reentrant_checkpoints_and_nothing_else_changes(policy, tmp_path, caplog):
+    adapted = SimpleNamespace(policy=get_peft_model(policy, LoraConfig(r=4, task_type="CAUSAL_LM")))
+
+    def checkpointing(models=adapted, stage=3, **options) -> dict | None:
         args = PPOConfig(output_dir=str(tmp_path), use_cpu=True, **options)
-        require_reentrant_checkpoints(args)
+        args.deepspeed_plugin = SimpleNamespace(zero_stage=stage)
+        resolve_checkpointing(args, models)
         return args.activation_checkpointing_kwargs
 
     assert checkpointing(activation_checkpointing=True) == {"use_reentrant": True}
@@ -122,6 +127,9 @@ def test_peft_under_zero3_gets_reentrant_checkpoints_and_nothing_else_changes(tm
     assert forced == {"use_reentrant": True, "every_n_layers": 2}
     assert "needs re-entrant gradient checkpoints" in caplog.text
     assert checkpointing() is None
+    assert checkpointing(stage=2, activation_checkpointing=True) is None
+    full = SimpleNamespace(policy=policy, value_model=policy)
+    assert checkpointing(full, activation_checkpointing=True) is None
 
 
 def test_ddp_does_not_look_for_unused_parameters_unless_told(tmp_path):

@@ -10,21 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from pangu_trl.ppo.evaluation import win_rate
-from pangu_trl.ppo.figures import distinct_ngrams
-
-
-def test_a_tie_is_half_a_win():
-    # Higher, equal, lower, higher: (1 + 0.5 + 0 + 1) / 4.
-    assert win_rate(torch.tensor([2.0, 1.0, 0.0, 5.0]), torch.tensor([1.0, 1.0, 1.0, 1.0])) == 0.625
-
-
-def test_distinct_ngrams_by_hand():
-    # Unigrams 1 2 1 1: 2 of 4 differ. Bigrams 12 21 | none of the single token: 2 of 2.
-    assert distinct_ngrams([[1, 2, 1], [1]], 1) == 0.5
-    assert distinct_ngrams([[1, 2, 1], [1]], 2) == 1.0
-    assert distinct_ngrams([[1]], 2) == 0.0
-
 
 def test_before_it_learns_a_policy_wins_half(make_trainer, layout):
     trainer = make_trainer(layout)

@@ -1,10 +1,9 @@
 """What the guard against hangs calls the places in which a PPO run computes."""
 
 import copy
-import inspect
 from collections import defaultdict
 
-from pangu_trl.hang_guard import phase_of
+from pangu_trl.runs.hang_guard import current_phase, watch_for_hangs
 
 
 def test_the_guard_knows_the_phases_of_a_ppo_run(make_trainer, policy, reward_model):
@@ -12,10 +11,11 @@ def test_the_guard_knows_the_phases_of_a_ppo_run(make_trainer, policy, reward_mo
     trainer = make_trainer(
         models={"model": trained, "reward_model": judge}, max_steps=2, save_strategy="steps", save_steps=2
     )
+    watch_for_hangs(trainer)
     phases = defaultdict(set)
 
     def note(subject: str):
-        return lambda *_, **__: phases[subject].add(phase_of(inspect.currentframe())[0])
+        return lambda *_, **__: phases[subject].add(current_phase())
 
     trained.register_forward_pre_hook(note("policy"))
     judge.register_forward_pre_hook(note("judge"))

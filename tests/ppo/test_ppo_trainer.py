@@ -12,9 +12,9 @@ from transformers import (
 )
 
 from pangu_trl import PPOTrainer
-from pangu_trl.adapters import load_with_adapter
-from pangu_trl.ppo.adapter_selection import selected_adapter
-from pangu_trl.ppo.policy_value import completion_logprobs
+from pangu_trl.models.adapter_selection import selected_adapter
+from pangu_trl.models.loading import load_with_adapter
+from pangu_trl.ppo.actor_critic.policy_value import completion_logprobs
 
 
 class Watching(PPOTrainer):

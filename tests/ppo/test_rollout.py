@@ -7,9 +7,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig, OPTConfig, OPTForCausalLM
 
-from pangu_trl.ppo.policy_value import _token_logprobs, disable_dropout, innermost
-from pangu_trl.ppo.rollout import Rollout, generate_rollout
-from pangu_trl.ppo.scoring import RewardSource, score_completions
+from pangu_trl.models.modes import disable_dropout
+from pangu_trl.models.score_head import innermost
+from pangu_trl.ppo.actor_critic.policy_value import _token_logprobs
+from pangu_trl.ppo.generation.generate import generate_rollout
+from pangu_trl.ppo.reward_sources import ModelReward
+from pangu_trl.ppo.rollout import Rollout
+from pangu_trl.ppo.scoring import score_completions
 
 
 def rollout_of(prompts: list[list[int]], answers: list[list[int]], pad_token_id: int) -> Rollout:
@@ -30,7 +34,7 @@ def rollout_of(prompts: list[list[int]], answers: list[list[int]], pad_token_id:
 
 
 def _scores(reward_model, rollout: Rollout) -> torch.Tensor:
-    source = RewardSource("model", reward_model)
+    source = ModelReward("model", 1.0, reward_model)
     examples = [{"prompt": ""}] * len(rollout.input_ids)
     return score_completions([source], None, None, rollout, examples, batch_size=2)[:, 0]
 
@@ -90,7 +94,7 @@ def test_the_policys_own_generation_settings_do_not_reach_the_rollouts(make_trai
 
 @pytest.mark.parametrize("segment_tokens", [1, 3, 8])
 def test_answers_in_segments_are_those_of_one_generation(make_trainer, layout, monkeypatch, segment_tokens):
-    monkeypatch.setattr("pangu_trl.ppo.segments.SEGMENT_TOKENS", segment_tokens)
+    monkeypatch.setattr("pangu_trl.ppo.generation.segments.SEGMENT_TOKENS", segment_tokens)
     trainer = make_trainer(layout, top_k=1, generation_batch_size=5)
     policy = trainer.model.policy
     # Large weights, so that the best token is no matter of rounding, and another one at every place.
@@ -186,7 +190,7 @@ def test_a_policy_that_samples_otherwise_than_it_scores_is_warned_of(make_traine
     assert gaps[0] < 1e-5
     # Positions that start at the first column, as models count by themselves, are not those of `generate`.
     monkeypatch.setattr(
-        "pangu_trl.ppo.policy_value.position_arguments",
+        "pangu_trl.ppo.actor_critic.policy_value.position_arguments",
         lambda model, mask: {"position_ids": torch.arange(mask.shape[1]).expand(mask.shape)},
     )
     shifted = make_trainer(max_steps=1)

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast
 
-from pangu_trl.ppo.scoring import RewardSource, _scores_of_texts, reward_sources
+from pangu_trl.ppo.reward_sources import TextModelReward, reward_sources
 
 
 @pytest.fixture
@@ -95,8 +95,8 @@ def test_an_answer_without_text_is_scored_by_its_end(byte_reward_model, byte_tok
         completion_mask=torch.tensor([[True]]),
         ended=torch.tensor([True]),
     )
-    source = RewardSource("model", byte_reward_model, byte_tokenizer)
-    score = _scores_of_texts(source, tokenizer, rollout, [{"prompt": "ab"}], batch_size=1)
+    source = TextModelReward("model", 1.0, byte_reward_model, byte_tokenizer, tokenizer)
+    score = source.score(None, rollout, [{"prompt": "ab"}], batch_size=1)
     ids = torch.tensor([[*byte_tokenizer("ab")["input_ids"], byte_tokenizer.eos_token_id]])
     with torch.no_grad():
         expected = byte_reward_model.score(byte_reward_model.transformer(ids).last_hidden_state)[0, -1]
@@ -105,9 +105,9 @@ def test_an_answer_without_text_is_scored_by_its_end(byte_reward_model, byte_tok
 
 def test_rewards_tokenizers_and_weights_must_be_as_many():
     with pytest.raises(ValueError, match="got 2 rewards, 2 in reward_processing_class, 1 in reward_weights"):
-        reward_sources([ten, length_reward], None, [1.0])
+        reward_sources([ten, length_reward], None, [1.0], None)
     with pytest.raises(ValueError, match="must be a model, a function or an adapter's folder; got 3"):
-        reward_sources(3, None, None)
+        reward_sources(3, None, None, None)
 
 
 def test_a_reward_function_that_loses_an_answer_is_named(make_trainer, reward_model):

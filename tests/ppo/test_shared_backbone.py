@@ -7,11 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from pangu_trl.ppo.adapter_selection import (
-    merged_policy_adapter,
-    pin_adapter_for_recompute,
-    selected_adapter,
-)
+from pangu_trl.models.adapter_selection import merged_policy_adapter, pin_adapter_for_recompute, selected_adapter
 
 CHECKPOINTING = pytest.mark.parametrize(
     "checkpointing",

@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from pangu_trl import checkpoints
-from pangu_trl.checkpoints import last_whole_checkpoint
+from pangu_trl.runs import checkpoints
+from pangu_trl.runs.checkpoints import last_whole_checkpoint
 
 SAVING = dict(save_strategy="steps", save_steps=2)
 

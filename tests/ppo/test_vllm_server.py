@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from vllm_stub import VLLMStub
 
 from pangu_trl import GPTPanguForCausalLM
-from pangu_trl.ppo.plain_weights import plain_weights
-from pangu_trl.ppo.rollout import Rollout, generate_rollout
+from pangu_trl.ppo.generation.generate import generate_rollout
+from pangu_trl.ppo.generation.plain_weights import plain_weights
+from pangu_trl.ppo.rollout import Rollout
 
 VOCABULARY = 250
 STOPS = list(range(0, VOCABULARY, 11))
@@ -240,7 +241,7 @@ def test_the_log_says_that_a_server_samples(make_served, stub, caplog):
 
 @pytest.mark.parametrize("module", ["vllm", "requests"])
 def test_a_missing_client_is_named(make_served, monkeypatch, module):
-    monkeypatch.setattr(f"pangu_trl.ppo.vllm_server.is_{module}_available", lambda: False)
+    monkeypatch.setattr(f"pangu_trl.ppo.generation.vllm_server.is_{module}_available", lambda: False)
     with pytest.raises(RuntimeError, match=rf"use_vllm needs the package {module} .* pip install 'trl\[vllm\]'"):
         make_served()
 

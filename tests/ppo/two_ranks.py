@@ -21,13 +21,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
-from pangu_trl import (
-    GPTPanguForCausalLM,
-    GPTPanguForSequenceClassification,
-    GPTPanguTokenizer,
-    PPOConfig,
-    PPOTrainer,
-)
+from pangu_trl import GPTPanguForCausalLM, GPTPanguForSequenceClassification, GPTPanguTokenizer, PPOConfig, PPOTrainer
 from pangu_trl.ppo import rollout
 
 # Greedy answers, so that they do not depend on which rank gives them; SGD, so that the step is the gradient.

@@ -64,7 +64,7 @@ class VLLMStub:
 
     def connect(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Has TRL's client find vLLM installed, and hand its tensors over to the stub."""
-        for module in ("trl.generation.vllm_client", "pangu_trl.ppo.vllm_server"):
+        for module in ("trl.generation.vllm_client", "pangu_trl.ppo.generation.vllm_server"):
             monkeypatch.setattr(f"{module}.is_vllm_available", lambda: True)
         monkeypatch.setattr(vllm_client.VLLMClient, "init_communicator", lambda client, device: None)
         monkeypatch.setattr(vllm_client, "NCCLTrainerSendWeightsArgs", dict, raising=False)

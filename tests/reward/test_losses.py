@@ -8,13 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from pangu_trl import GPTPanguConfig, GPTPanguForSequenceClassification
-from pangu_trl.reward.losses import (
-    centring_loss,
-    ordered_pairs,
-    pairwise_loss,
-    plackett_luce_loss,
-    tokenwise_loss,
-)
+from pangu_trl.reward.losses import centring_loss, ordered_pairs, pairwise_loss, plackett_luce_loss, tokenwise_loss
 
 CASES_WITHOUT_TIES = ["scores_full", "scores_variable_k", "scores_extreme", "scores_equal_values"]
 CASES_WITH_TIES = ["scores_ties", "scores_ties_variable_k"]

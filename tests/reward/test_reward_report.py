@@ -8,9 +8,9 @@ import torch
 
 from pangu_trl.cli import main
 from pangu_trl.data.jsonl import read_jsonl, write_jsonl
+from pangu_trl.models.reward_model import score_responses
 from pangu_trl.reward import probes, report
 from pangu_trl.reward.report import Evaluation, accuracy_by_score_gap
-from pangu_trl.reward.scoring import score_responses
 
 RANKINGS = [
     {"prompt": "总体来说，", "responses": ["还不错。喜欢。", "差！", "一般。"], "scores": [3.0, 1.0, 2.0]},

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from pangu_trl.reward.scoring import ScoringError, load_reward_model, score_responses
+from pangu_trl.models.reward_model import ScoringError, load_reward_model, score_responses
 
 TOKENS = ["<pad>", "</s>", "<unk>", *"abcdefgh?你好吗很"]
 EOS = TOKENS.index("</s>")

@@ -11,8 +11,9 @@ from sgd_steps import SGD_STEPS
 from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
+from pangu_trl.models.modes import evaluation_mode
+from pangu_trl.models.reward_model import load_reward_model, score_responses
 from pangu_trl.reward.evaluation import ranking_metrics
-from pangu_trl.reward.scoring import evaluation_mode, load_reward_model, score_responses
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from pangu_trl import KWiseRewardConfig, KWiseRewardTrainer
+from pangu_trl.models.modes import evaluation_mode
+from pangu_trl.models.reward_model import load_reward_model, score_responses
 from pangu_trl.reward.card import CARD_FILE, RewardCard, check_reward_card, read_reward_card
 from pangu_trl.reward.losses import ordered_pairs, plackett_luce_loss, tokenwise_loss
 from pangu_trl.reward.sampler import LengthBucketSampler
-from pangu_trl.reward.scoring import evaluation_mode, load_reward_model, score_responses
 
 
 def weights(trainer) -> dict[str, torch.Tensor]:

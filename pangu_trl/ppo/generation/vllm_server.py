@@ -19,12 +19,15 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl.import_utils import is_requests_available, is_vllm_available
 
-from .config import PPOConfig
+from pangu_trl.models.score_head import innermost
+from pangu_trl.models.sharding import whole_weights
+
+from ..actor_critic.policy_value import PolicyAndValue
+from ..config import PPOConfig
+from ..rollout import Rollout
+from .generate import stop_tokens
 from .plain_weights import check_plain_weights, plain_weights
-from .policy_value import PolicyAndValue, innermost
-from .rollout import Rollout, stop_tokens
 from .sampled_logprobs import SampledLogprobs
-from .whole_weights import whole_weights
 
 if TYPE_CHECKING:
     from trl.generation.vllm_client import VLLMClient

@@ -4,6 +4,8 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -12,16 +14,29 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 logger = logging.getLogger(__name__)
 
-# The innermost of these functions that the main thread is in is the phase; with a module's name only that module's.
+# What every Trainer does, by the methods that do it; a stage enters phases of its own within.
 PHASES = {
-    ("pangu_trl.ppo.collector", "answer"): "rollout",
-    ("pangu_trl.ppo.collector", "score"): "scoring",
-    ("pangu_trl.ppo.collector", "score_answers"): "scoring",
-    (None, "training_step"): "learning",
-    (None, "_save_checkpoint"): "saving",
-    (None, "save_model"): "saving",
-    (None, "evaluate"): "evaluation",
+    "learning": ("training_step",),
+    "saving": ("_save_checkpoint", "save_model"),
+    "evaluation": ("evaluate",),
 }
+# The phases that the main thread has entered, the innermost last.
+_entered: list[str] = []
+
+
+@contextmanager
+def phase(name: str) -> Iterator[None]:
+    """Tells the guard what the body does; also a decorator."""
+    _entered.append(name)
+    try:
+        yield
+    finally:
+        _entered.pop()
+
+
+def current_phase() -> str:
+    """The innermost phase that was entered."""
+    return _entered[-1] if _entered else "between steps"
 
 
 class HangGuard(TrainerCallback):
@@ -87,9 +102,9 @@ class HangGuard(TrainerCallback):
 
     def report(self, waited: float) -> str:
         """What this rank has been doing for so many seconds."""
-        phase, place = phase_of(sys._current_frames().get(self._main_thread))
+        place = place_of(sys._current_frames().get(self._main_thread))
         return (
-            f"rank {self.rank} of {self.num_ranks}: no progress for {waited:.0f} s in phase {phase} of step "
+            f"rank {self.rank} of {self.num_ranks}: no progress for {waited:.0f} s in phase {current_phase()} of step "
             f"{self._step}; it is in {place}. If other ranks report another phase or place, they are what this one "
             "waits for; a rank that reports nothing is dead or busy. (Reported after half of ddp_timeout.)"
         )
@@ -99,19 +114,13 @@ def watch_for_hangs(trainer: Trainer) -> None:
     """Has every rank of a run report after half of `ddp_timeout`, before communication gives up."""
     args = trainer.args
     trainer.add_callback(HangGuard(trainer.model, args.ddp_timeout / 2, args.process_index, args.world_size))
+    for name, methods in PHASES.items():
+        for method in methods:
+            setattr(trainer, method, phase(name)(getattr(trainer, method)))
 
 
-def phase_of(frame: FrameType | None) -> tuple[str, str]:
-    """The phase that a thread is in, and the function that it runs, with file and line."""
-    place = "no Python code" if frame is None else _place(frame)
-    while frame is not None:
-        module, function = frame.f_globals.get("__name__"), frame.f_code.co_name
-        phase = PHASES.get((module, function)) or PHASES.get((None, function))
-        if phase is not None:
-            return phase, place
-        frame = frame.f_back
-    return "between steps", place
-
-
-def _place(frame: FrameType) -> str:
+def place_of(frame: FrameType | None) -> str:
+    """The function that a thread runs, with file and line."""
+    if frame is None:
+        return "no Python code"
     return f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"

@@ -1,23 +1,21 @@
 """The models of a run: those that the user passed, and those that are made from them."""
 
 import copy
-from pathlib import Path
 
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import set_seed
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
-from trl.models.utils import prepare_deepspeed, prepare_fsdp
 
-from .checks import require_reentrant_checkpoints
-from .config import PPOConfig
+from pangu_trl.models.sharding import runs_zero3
+
+from ..config import PPOConfig
+from ..reward_sources import AdapterReward, ModelReward, RewardSource
 from .policy_value import PolicyAndValue
-from .scoring import RewardSource
 from .shared_backbone import add_reward_and_value_adapters, read_reward_adapter
 
 
-def complete_models(
+def build_models(
     policy: PreTrainedModel | PeftModel,
     value_model: PreTrainedModel | PeftModel | None,
     ref_model: PreTrainedModel | None,
@@ -28,13 +26,12 @@ def complete_models(
     """Puts the adapters on the policy and copies the models that were not passed.
 
     Returns:
-        Policy and critic, and the reference; None if that is the policy with its adapter off. With one backbone, the
-        reward source that was its adapter then has no model.
+        Policy and critic, and the reference; None if that is the policy with its adapter off.
 
     Raises:
         ValueError: A model is missing that cannot be copied.
     """
-    zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+    zero3 = runs_zero3(args)
     if peft_config is not None:
         # The adapter's first weights are random, and must not depend on what ran before.
         set_seed(args.seed)
@@ -45,19 +42,15 @@ def complete_models(
             raise ValueError("PPOTrainer: under ZeRO-3 a full policy needs ref_model, a second copy of it.")
         ref_model = copy.deepcopy(policy)
     if args.share_backbone == "all":
-        models = _one_backbone(policy, rewards, zero3)
-    elif args.share_backbone == "value":
-        models = PolicyAndValue(policy, value_head=_value_head(policy))
-    else:
-        models = PolicyAndValue(policy, value_model or _copied_critic(rewards, zero3))
-    if zero3 and any(isinstance(model, PeftModel) for model in (models.policy, getattr(models, "value_model", None))):
-        require_reentrant_checkpoints(args)
-    return models, ref_model
+        return _one_backbone(policy, rewards, zero3), ref_model
+    if args.share_backbone == "value":
+        return PolicyAndValue(policy, value_head=_value_head(policy)), ref_model
+    return PolicyAndValue(policy, value_model or _copied_critic(rewards, zero3)), ref_model
 
 
 def _copied_critic(rewards: list[RewardSource], zero3: bool) -> PreTrainedModel:
     """The critic starts as a copy of the first reward that is a model."""
-    reward_model = next((reward.model for reward in rewards if isinstance(reward.model, nn.Module)), None)
+    reward_model = next((reward.model for reward in rewards if isinstance(reward, ModelReward)), None)
     if reward_model is None or zero3:
         raise ValueError(
             "PPOTrainer: pass value_model; it is copied from a reward model only if there is one and without ZeRO-3. "
@@ -79,23 +72,12 @@ def _one_backbone(policy: PeftModel, rewards: list[RewardSource], zero3: bool) -
             "PPOTrainer: share_backbone='all' needs a policy with LoRA, since policy, critic and reward model are "
             "adapters of one base model. Pass peft_config."
         )
-    source = next((reward for reward in rewards if isinstance(reward.model, str | Path | PeftModel)), None)
+    source = next((reward for reward in rewards if isinstance(reward, AdapterReward)), None)
     if source is None:
         raise ValueError(
             "PPOTrainer: share_backbone='all' needs a reward model that is a LoRA adapter of the policy's base model; "
             "pass its folder, or the PeftModel, as reward_model."
         )
-    adapter = read_reward_adapter(source.model, policy, zero3)
+    adapter = read_reward_adapter(source.adapter, policy, zero3)
     value_head, reward_head = add_reward_and_value_adapters(policy, adapter, zero3)
-    source.model = None
     return PolicyAndValue(policy, value_head=value_head, reward_head=reward_head)
-
-
-def prepare_frozen(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """Readies a model that does not learn: sharded by DeepSpeed or FSDP, otherwise placed on the device."""
-    model.eval().requires_grad_(False)
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return prepare_deepspeed(model, accelerator)
-    if accelerator.distributed_type == DistributedType.FSDP:
-        return prepare_fsdp(model, accelerator)
-    return accelerator.prepare_model(model, evaluation_mode=True)

@@ -1,6 +1,5 @@
 """The policy's weights as a plain transformers model has them: whole, without PEFT's names, with the LoRA added."""
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +9,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from .adapter_selection import POLICY_ADAPTER, can_merge
-from .policy_value import innermost
+from pangu_trl.models.adapter_selection import POLICY_ADAPTER, can_merge
+from pangu_trl.models.score_head import innermost
+from pangu_trl.models.sharding import gathered, whole_shape
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class PlainWeight:
     @property
     def announcement(self) -> tuple[str, str, list[int]]:
         """Name, dtype and shape of the whole weight, of which nothing needs to be gathered for that."""
-        # Under ZeRO-3 the parameter itself is empty.
-        shape = getattr(self.parameter, "ds_shape", self.parameter.shape)
-        return self.name, str(self.parameter.dtype).removeprefix("torch."), list(shape)
+        return self.name, str(self.parameter.dtype).removeprefix("torch."), list(whole_shape(self.parameter))
 
     @torch.no_grad()
     def read(self) -> Tensor:
@@ -44,7 +42,7 @@ class PlainWeight:
         parts = [self.parameter]
         if self.lora is not None:
             parts += [adapter[POLICY_ADAPTER].weight for adapter in (self.lora.lora_A, self.lora.lora_B)]
-        with _gathered(parts):
+        with gathered(parts):
             if self.lora is None:
                 return self.parameter.detach()
             return self.parameter.detach().clone().add_(self.lora.get_delta_weight(POLICY_ADAPTER))
@@ -92,11 +90,3 @@ def check_plain_weights(policy: nn.Module) -> None:
             f"the adapter cannot be added: {', '.join(refused)}. Use LoRA on linear layers without DoRA, lora_bias, "
             "modules_to_save and quantisation, and not on a head that is tied to the embedding; or leave out use_vllm."
         )
-
-
-def _gathered(parameters: list[nn.Parameter]) -> AbstractContextManager:
-    if not hasattr(parameters[0], "ds_shape"):
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(parameters)

@@ -7,17 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pangu_trl.judging import (
-    Judge,
-    compare_scores,
-    judge_agreement,
-    load_judge,
-    match_prompts,
-    score_answers,
-    summarise_answers,
-)
-from pangu_trl.reward.scoring import ScoringError
-from pangu_trl.sampling import Answers
+from pangu_trl.answers.judge import Judge, load_judge, score_answers
+from pangu_trl.answers.records import Answers
+from pangu_trl.answers.summary import compare_scores, match_prompts, summarise_answers
+from pangu_trl.models.reward_model import ScoringError
+from pangu_trl.reward.evaluation import judge_agreement
 
 LENGTH_JUDGE = "def length(prompts, completions, **columns):\n    return [float(len(text)) for text in completions]\n"
 

@@ -1,12 +1,10 @@
 """Loading a trained reward model and scoring whole answers with it."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
 from tqdm import tqdm
 from transformers import (
     AutoConfig,
@@ -15,12 +13,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from pangu_trl.adapters import find_base_model, load_with_adapter
 from pangu_trl.data.collators import pad_sequences
 from pangu_trl.data.records import answer_text
 from pangu_trl.data.tokenizing import encode_completion, encode_prompt
 
-from .token_scores import last_token_scores
+from .loading import find_base_model, load_with_adapter
+from .modes import evaluation_mode, position_limit
+from .score_head import sequence_scores
 
 
 class ScoringError(ValueError):
@@ -46,7 +45,7 @@ def score_responses(
 ) -> list[float]:
     """Scores each response as an answer to the prompt at the same place.
 
-    The score is the classification head's output at the end of sequence, see `last_token_scores`. It does not depend on
+    The score is the classification head's output at the end of sequence, see `sequence_scores`. It does not depend on
     which other responses share the batch.
 
     Args:
@@ -72,7 +71,8 @@ def score_responses(
     # Longest first: little padding, and a batch that does not fit into memory fails at once rather than at the end.
     order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
     scores = [0.0] * len(sequences)
-    with evaluation_mode(model), tqdm(total=len(order), desc="scoring", disable=not show_progress) as progress:
+    progress = tqdm(total=len(order), desc="scoring", disable=not show_progress)
+    with evaluation_mode(model), torch.no_grad(), progress:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             batch_scores = _score_batch(model, [sequences[index] for index in batch])
@@ -80,19 +80,6 @@ def score_responses(
                 scores[index] = score
             progress.update(len(batch))
     return scores
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switches dropout and gradients off, and gives every submodule its own mode back at the end."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, was_training in modes:
-            module.training = was_training
 
 
 def load_reward_model(
@@ -159,9 +146,8 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], response
 
 
 def _score_batch(model: PreTrainedModel | PeftModel, sequences: list[list[int]]) -> list[float]:
-    reward_model = model.get_base_model() if isinstance(model, PeftModel) else model
     input_ids, attention_mask = pad_sequences(sequences, model.config.get_text_config().pad_token_id, side="right")
-    scores = last_token_scores(model, reward_model, input_ids.to(model.device), attention_mask.to(model.device))
+    scores = sequence_scores(model, input_ids.to(model.device), attention_mask.to(model.device))
     return scores.float().tolist()
 
 
@@ -176,11 +162,6 @@ def _check_reward_model(model: PreTrainedModel) -> None:
             "the reward model's config.json has no 'pad_token_id', so the last token of an answer cannot be told "
             "from padding; set it to the pad token id the model was trained with"
         )
-
-
-def position_limit(model: PreTrainedModel) -> int | None:
-    """Most tokens that the model has positions for, None if it has no such limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def _check_lengths(sequences: list[list[int]], model: PreTrainedModel) -> None:

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pangu_trl.checkpoints import MARK, keep_whole_checkpoints, last_whole_checkpoint
-from pangu_trl.recipe import claim_output_dir
+from pangu_trl.runs.checkpoints import MARK, keep_whole_checkpoints, last_whole_checkpoint
+from pangu_trl.runs.start import claim_output_dir
 
 
 class StandIn:

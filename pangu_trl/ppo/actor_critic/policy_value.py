@@ -1,19 +1,21 @@
 """Policy and critic in one module, so that one engine (DDP, DeepSpeed, FSDP) and one optimiser hold both."""
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
-from .adapter_selection import REWARD_ADAPTER, VALUE_ADAPTER, pin_adapter_for_recompute, selected_adapter
-from .config import PPOConfig
+from pangu_trl.models.adapter_selection import (
+    REWARD_ADAPTER,
+    VALUE_ADAPTER,
+    pin_adapter_for_recompute,
+    selected_adapter,
+)
+from pangu_trl.models.score_head import at_last_token, innermost, position_arguments
 
 
 class PolicyAndValue(nn.Module):
@@ -191,33 +193,6 @@ def _token_logprobs(logits: Tensor, input_ids: Tensor, temperature: float) -> tu
     return torch.stack(logprobs), torch.stack(entropy)
 
 
-def position_arguments(model: nn.Module, attention_mask: Tensor) -> dict[str, Tensor]:
-    """Positions that count real tokens only, for the models that take positions.
-
-    Many models count from the first column when they get a mask without positions, which moves a left-padded row to
-    other positions than `generate` used for it.
-    """
-    if "position_ids" not in inspect.signature(innermost(model).forward).parameters:
-        return {}
-    return {"position_ids": (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)}
-
-
-def innermost(model: nn.Module) -> nn.Module:
-    """The transformers model inside an engine and an adapter."""
-    model = getattr(model, "module", model)
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def at_last_token(states: Tensor, attention_mask: Tensor) -> Tensor:
-    """What stands at the last real token of each row: (B, T, ...) becomes (B, ...).
-
-    By the mask, not by the pad token, since a policy can end an answer with that one too.
-    """
-    columns = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    last = (columns * attention_mask).argmax(dim=1)
-    return states[torch.arange(len(last), device=states.device), last]
-
-
 def _hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Last hidden states (B, T, H) of the backbone of a model, under the adapter that is selected."""
     model = innermost(model)
@@ -240,71 +215,3 @@ def _head_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
         yield inputs
     finally:
         handle.remove()
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Sets every dropout to 0: with dropout the ratio of new to old probabilities is noise from the first step on.
-
-    Modules of dropout and, for the models that call dropout as a function, attributes that hold its probability
-    (`dropout`, `attention_dropout`, `resid_pdrop`, `layerdrop`, ...).
-    """
-    for module in model.modules():
-        if isinstance(module, _DropoutNd):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "drop" in name and isinstance(value, float) and value > 0:
-                setattr(module, name, 0.0)
-
-
-def parameter_groups(model: PolicyAndValue, args: PPOConfig, decayed: set[str]) -> list[dict[str, Any]]:
-    """Groups of an optimiser that give policy and critic their own learning rates and weight decays.
-
-    Args:
-        model: The unwrapped module.
-        args: Options.
-        decayed: Names of the parameters that weight decay applies to.
-
-    Returns:
-        Up to four groups, each with `is_critic`.
-    """
-    critic_decay = args.weight_decay if args.critic_weight_decay is None else args.critic_weight_decay
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    groups = []
-    for is_critic, learning_rate, decay in (
-        (False, args.learning_rate, args.weight_decay),
-        (True, args.critic_learning_rate, critic_decay),
-    ):
-        for has_decay in (True, False):
-            parameters = [
-                parameter
-                for name, parameter in trainable.items()
-                if model.is_critic(name) == is_critic and (name in decayed) == has_decay
-            ]
-            if parameters:
-                weight_decay = decay if has_decay else 0.0
-                groups.append(
-                    {"params": parameters, "lr": learning_rate, "weight_decay": weight_decay, "is_critic": is_critic}
-                )
-    return groups
-
-
-def delay_policy(scheduler: Any, num_steps: int) -> None:
-    """Sets the learning rate of the policy's groups to 0 for the first steps; the schedule itself goes on.
-
-    Raises:
-        ValueError: The schedule is not a function of the step.
-    """
-    if not isinstance(scheduler, LambdaLR):
-        raise ValueError(
-            "PPOTrainer: critic_warmup_steps needs a schedule that depends on the step alone (constant, linear, "
-            f"cosine, ...); got {type(scheduler).__name__}."
-        )
-
-    def delayed(schedule: Callable[[int], float]) -> Callable[[int], float]:
-        return lambda step: 0.0 if step < num_steps else schedule(step)
-
-    for index, group in enumerate(scheduler.optimizer.param_groups):
-        if not group["is_critic"]:
-            scheduler.lr_lambdas[index] = delayed(scheduler.lr_lambdas[index])
-            group["lr"] = 0.0
-    scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]

@@ -1,7 +1,6 @@
 """How a recipe starts: its options, the folder that it may write into, and the model that it goes on from."""
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ import torch
 from accelerate import PartialState
 from peft import PeftConfig
 from transformers import (
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -21,9 +19,11 @@ from transformers import (
 from transformers.utils import is_bitsandbytes_available
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-from pangu_trl.adapters import find_base_model, load_merged
-from pangu_trl.checkpoints import keep_whole_checkpoints, last_whole_checkpoint
-from pangu_trl.hang_guard import watch_for_hangs
+from pangu_trl.models.loading import find_base_model, load_merged
+
+from .checkpoints import keep_whole_checkpoints, last_whole_checkpoint
+from .hang_guard import watch_for_hangs
+from .stopping import save_on_sigterm
 
 MERGED_BASE_FOLDER = "base"
 
@@ -142,25 +142,15 @@ def load_start(
     return Start(model, tokenizer, peft_config)
 
 
-def sequence_limit(config: PreTrainedConfig, max_length: int | None) -> int:
-    """Most tokens of an example: `max_length`, and never more than the model has positions for.
-
-    Records that are longer are left out and counted by the tokenising that gets this limit; a prompt that leaves no
-    room is an error there, before training starts.
-    """
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    limits = [limit for limit in (max_length, positions) if limit is not None]
-    return min(limits, default=sys.maxsize)
-
-
 def loading_options(model_args: ModelConfig) -> dict[str, Any]:
     """Those options of `from_pretrained` that hold for every model of a run."""
     return {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
 
 
 def guard(trainer: Trainer) -> None:
-    """Marks checkpoints that are whole, and has ranks that wait too long say so."""
+    """Marks checkpoints that are whole, saves on SIGTERM, and has ranks that wait too long say so."""
     keep_whole_checkpoints(trainer)
+    save_on_sigterm(trainer)
     watch_for_hangs(trainer)
 
 

@@ -1,11 +1,10 @@
 """Exponential moving average (EMA) of the policy's trainable weights."""
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
 from peft import PeftModel
 from torch import Tensor, nn
+
+from pangu_trl.models.sharding import local_part, put_together
 
 
 class WeightAverage:
@@ -27,13 +26,13 @@ class WeightAverage:
         self._parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
         if any(hasattr(parameter, "to_local") for parameter in self._parameters.values()):
             raise ValueError("PPOTrainer: ema_decay is not supported under FSDP; leave it out, or use DDP or ZeRO.")
-        self._average = {name: _local_part(p).float().clone() for name, p in self._parameters.items()}
+        self._average = {name: local_part(p).float().clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Moves the average towards the current weights."""
         for name, parameter in self._parameters.items():
-            self._average[name].lerp_(_local_part(parameter).float(), 1 - self.decay)
+            self._average[name].lerp_(local_part(parameter).float(), 1 - self.decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         """This rank's part of the average, by names of the policy's parameters."""
@@ -61,34 +60,15 @@ class WeightAverage:
 
         All ranks call it, since under ZeRO-3 they put their shards together.
         """
-        averaged = {name: _whole(p, self._average[name]).to(p.dtype) for name, p in self._parameters.items()}
+        averaged = {name: put_together(p, self._average[name]).to(p.dtype) for name, p in self._parameters.items()}
         if isinstance(self.policy, PeftModel):
             return averaged
         # Parameters by name stand once even where two names share one, so no tied copy keeps the weights of today.
         frozen = {name: p for name, p in self.policy.named_parameters() if not p.requires_grad}
-        untouched = {name: _whole(p, _local_part(p)) for name, p in frozen.items()}
+        untouched = {name: put_together(p, local_part(p)) for name, p in frozen.items()}
         return averaged | untouched | dict(_saved_buffers(self.policy))
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether every rank holds another part of the weights, as under ZeRO-3."""
-    return any(hasattr(parameter, "ds_tensor") for parameter in model.parameters())
 
 
 def _saved_buffers(model: nn.Module) -> dict[str, Tensor]:
     saved = model.state_dict().keys()
     return {name: buffer for name, buffer in model.named_buffers() if name in saved}
-
-
-def _local_part(parameter: nn.Parameter) -> Tensor:
-    """What this rank holds of a weight: its shard under ZeRO-3, otherwise all of it."""
-    return parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter.detach()
-
-
-def _whole(parameter: Any, part: Tensor) -> Tensor:
-    """The tensor whose part of this rank is given; under ZeRO-3 the shards stand one after the other, padded."""
-    if not hasattr(parameter, "ds_tensor"):
-        return part
-    parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, part.contiguous())
-    return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape)

@@ -1,6 +1,7 @@
 """What is logged and evaluated; each figure is defined once, in docs/ppo.md."""
 
 import random
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,13 @@ class RunningMeans:
         """Adds one value (a scalar) of each figure."""
         for name, value in figures.items():
             self._recorded[name].append(torch.as_tensor(value))
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Records the seconds that the body takes as `time/<name>`."""
+        started = time.perf_counter()
+        yield
+        self.record({f"time/{name}": time.perf_counter() - started})
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over what was recorded and over the ranks, which must record alike; forgets it."""
@@ -74,12 +82,6 @@ def update_figures(logprobs: Tensor, batch: Rollout, cliprange: float) -> dict[s
         "policy/clip_fraction": (change.abs() > cliprange).float().mean(),
         "policy/approx_kl": (change - log_ratio).mean(),
     }
-
-
-def distinct_ngrams(answers: list[list[int]], n: int) -> float:
-    """Share of different n-grams of tokens among all n-grams of the answers (Li et al. 2016, arXiv:1510.03055)."""
-    ngrams = [tuple(answer[start : start + n]) for answer in answers for start in range(len(answer) - n + 1)]
-    return len(set(ngrams)) / max(len(ngrams), 1)
 
 
 @contextmanager

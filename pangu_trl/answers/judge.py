@@ -6,10 +6,8 @@ A judge is anything that turns (prompts, completions) into scores: a Python func
 import importlib
 import importlib.util
 import inspect
-import json
 import sys
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,16 +19,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pangu_trl.data.records import answer_text, is_finite_number
-from pangu_trl.reward.evaluation import ranking_metrics
-from pangu_trl.reward.scoring import ScoringError, load_reward_model, score_responses
-from pangu_trl.sampling import (
-    Answers,
-    Record,
-    Scores,
-    first_occurrences,
-    per_answer_columns,
-)
+from pangu_trl.data.records import is_finite_number
+from pangu_trl.models.reward_model import ScoringError, load_reward_model, score_responses
+
+from .records import Answers, Record, Scores, first_occurrences, per_answer_columns
 
 # Files that call a judge's code, or import it.
 _PASSED_FILES = (__file__, importlib.__file__)
@@ -142,107 +134,6 @@ def score_answers(judge: Judge, answers: Answers) -> Scores:
     ]
 
 
-def summarise_answers(answers: Answers, scores: Scores | None = None) -> dict[str, float]:
-    """Sums up sampled answers, and their scores if there are any.
-
-    Standard deviations are those of the answers themselves, not estimates for a larger population. Distinct-n is the
-    number of different n-grams of characters over the number of all n-grams (arXiv:1510.03055, there of words).
-    """
-    records = answers.records
-    texts = [answer_text(response) for record in records for response in record["responses"]]
-    metrics: dict[str, float] = {"prompts": len(records), "answers": len(texts)}
-    if scores is not None:
-        all_scores = np.concatenate([np.asarray(row, dtype=float) for row in scores])
-        metrics |= {
-            "score/mean": float(all_scores.mean()),
-            "score/std": float(all_scores.std()),
-            "score/min": float(all_scores.min()),
-            "score/max": float(all_scores.max()),
-            "score/best_of_k": float(np.mean([max(row) for row in scores])),
-        }
-    metrics["length/mean_characters"] = sum(map(len, texts)) / len(texts)
-    finished = [flag for record in records for flag in record.get("finished") or []]
-    if len(finished) == len(texts):
-        metrics["share/finished"] = sum(finished) / len(texts)
-    metrics["share/empty"] = answers.num_empty / len(texts)
-    metrics["share/duplicate"] = answers.num_duplicates / len(texts)
-    metrics["distinct/1"] = _distinct_share(texts, 1)
-    metrics["distinct/2"] = _distinct_share(texts, 2)
-    return metrics
-
-
-def judge_agreement(scores: Scores, reference_scores: Scores, min_score_gap: float = 0.0) -> dict[str, float | None]:
-    """Says how far `scores` order the answers to a prompt as the reference does; see `ranking_metrics`.
-
-    Args:
-        scores: Scores to examine, for each prompt K.
-        reference_scores: Scores of another annotator, likewise. Answers that tie here make no pair.
-        min_score_gap: Smallest reference gap of a pair that counts.
-
-    Returns:
-        `judge/pairs`, and `judge/pair_accuracy` over all of them (None without a pair).
-    """
-    if all(len(set(row)) == 1 for row in reference_scores):
-        return {"judge/pairs": 0, "judge/pair_accuracy": None}
-    rewards, labels = (_pad(rows) for rows in (scores, reference_scores))
-    mask = ~labels.isnan()
-    metrics = ranking_metrics(rewards.nan_to_num(), labels.nan_to_num(), mask, min_score_gap)
-    num_pairs = metrics["num_pairs"]
-    return {"judge/pairs": num_pairs, "judge/pair_accuracy": metrics["pair_accuracy"] if num_pairs else None}
-
-
-def match_prompts(records: Sequence[Record], others: Sequence[Record]) -> list[tuple[int, int]]:
-    """Pairs the records of two files that hold the same prompt; a prompt's n-th record goes with its n-th there."""
-    other_rows = {key: row for row, key in enumerate(_prompt_keys(others))}
-    return [(row, other_rows[key]) for row, key in enumerate(_prompt_keys(records)) if key in other_rows]
-
-
-def compare_scores(scores: Scores, other_scores: Scores, num_resamples: int = 2000) -> dict[str, float]:
-    """Compares the scores of two sets of answers to the same prompts.
-
-    Args:
-        scores: For each prompt, the scores of its answers.
-        other_scores: The same prompts' scores to compare with; K may differ.
-        num_resamples: Number of bootstrap resamples of the prompts, drawn with a fixed seed.
-
-    Returns:
-        Mean over prompts of the difference of mean scores, its 95 % percentile bootstrap interval, and the win rate:
-        the probability that one answer outscores another to the same prompt, ties counting one half.
-    """
-    pairs = list(zip(scores, other_scores, strict=True))
-    differences = np.array([np.mean(row) - np.mean(other) for row, other in pairs])
-    generator = np.random.default_rng(0)
-    resampled = [generator.choice(differences, len(differences)).mean() for _ in range(num_resamples)]
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    win_rates = [np.mean([_win(score, other) for score in row for other in other_row]) for row, other_row in pairs]
-    return {
-        "against/prompts": len(pairs),
-        "against/mean_difference": float(differences.mean()),
-        "against/interval_low": float(low),
-        "against/interval_high": float(high),
-        "against/win_rate": float(np.mean(win_rates)),
-    }
-
-
-def _win(score: float, other: float) -> float:
-    return 0.5 if score == other else float(score > other)
-
-
-def _prompt_keys(records: Sequence[Record]) -> list[tuple[str, int]]:
-    occurrences: Counter[str] = Counter()
-    keys = []
-    for record in records:
-        prompt = json.dumps(record["prompt"], sort_keys=True)
-        keys.append((prompt, occurrences[prompt]))
-        occurrences[prompt] += 1
-    return keys
-
-
-def _distinct_share(texts: Sequence[str], length: int) -> float:
-    ngrams = [text[start : start + length] for text in texts for start in range(len(text) - length + 1)]
-    return len(set(ngrams)) / len(ngrams) if ngrams else 0.0
-
-
 def _load_function(module_spec: str, function_name: str) -> Callable[..., Sequence[float]]:
     module = _import_file(Path(module_spec)) if module_spec.endswith(".py") else _import_module(module_spec)
     function = getattr(module, function_name, None)
@@ -308,8 +199,3 @@ def _users_code(name: str) -> Iterator[None]:
 
 def _value_for(record: Record, name: str, index: int) -> Any:
     return record[name][index] if name in per_answer_columns(record) else record.get(name)
-
-
-def _pad(rows: Scores) -> torch.Tensor:
-    tensors = [torch.tensor(row, dtype=torch.float64) for row in rows]
-    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=torch.nan)

@@ -30,8 +30,7 @@ def keep_whole_checkpoints(trainer: Trainer) -> None:
         return
     save_parts = trainer._save_checkpoint
 
-    # Under its own name on the stack, where the guard against hangs looks for it.
-    def _save_checkpoint(model: nn.Module, trial: Any) -> None:
+    def save_whole(model: nn.Module, trial: Any) -> None:
         args, run_dir = trainer.args, trainer._get_output_dir(trial=trial)
         folder = checkpoint_dir(run_dir, trainer.state.global_step)
         if args.should_save:
@@ -52,7 +51,7 @@ def keep_whole_checkpoints(trainer: Trainer) -> None:
         if args.should_save:
             rotate_checkpoints(run_dir, limit, trainer.state.best_model_checkpoint, use_mtime=True)
 
-    trainer._save_checkpoint = _save_checkpoint
+    trainer._save_checkpoint = save_whole
 
 
 def checkpoint_dir(output_dir: str | Path, step: int) -> Path:

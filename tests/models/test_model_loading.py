@@ -10,7 +10,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from pangu_trl.adapters import _load_tokenizer, load_merged
+from pangu_trl.models.loading import _load_tokenizer, load_merged
 
 
 @pytest.fixture

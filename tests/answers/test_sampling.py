@@ -10,8 +10,9 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from pangu_trl.answers.records import Answers, without_empty_answers
+from pangu_trl.answers.sampling import SamplingConfig, sample_answers
 from pangu_trl.data.records import RecordError
-from pangu_trl.sampling import Answers, SamplingConfig, sample_answers, without_empty_answers
 
 TOKENS = ["<pad>", "</s>", "<unk>", *"abcdefgh?你好吗很"]
 PROMPTS = ["a", "你好吗?", "abcdefgh", "hh", "你"]

@@ -8,19 +8,29 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pangu_trl import hang_guard
-from pangu_trl.hang_guard import HangGuard, phase_of
+from pangu_trl.runs import hang_guard
+from pangu_trl.runs.hang_guard import HangGuard, current_phase, phase, place_of
 
 
-@pytest.mark.parametrize("function", ["training_step", "_save_checkpoint", "save_model", "evaluate"])
-def test_the_phase_is_the_innermost_known_function_on_the_stack(function):
-    expected = {"training_step": "learning", "evaluate": "evaluation"}.get(function, "saving")
-    scope = {"inspect": inspect, "phase_of": phase_of}
-    exec(f"def {function}():\n    return phase_of(inspect.currentframe())", scope)
-    phase, place = scope[function]()
-    assert phase == expected and place.startswith(f"{function} (")
-    assert phase_of(inspect.currentframe())[0] == "between steps"
-    assert phase_of(None) == ("between steps", "no Python code")
+def test_the_phase_is_the_innermost_that_was_entered():
+    assert current_phase() == "between steps"
+
+    @phase("learning")
+    def learn():
+        with phase("rollout"):
+            inside = current_phase()
+        return inside, current_phase()
+
+    assert learn() == ("rollout", "learning")
+    with pytest.raises(KeyError), phase("saving"):
+        raise KeyError
+    assert current_phase() == "between steps"
+
+
+def test_the_place_is_function_file_and_line():
+    frame = inspect.currentframe()
+    assert place_of(frame) == f"test_the_place_is_function_file_and_line ({__file__}:{frame.f_lineno})"
+    assert place_of(None) == "no Python code"
 
 
 def test_what_computes_or_ends_a_step_is_progress(policy, monkeypatch, caplog):

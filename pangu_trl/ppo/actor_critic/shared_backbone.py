@@ -13,9 +13,8 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_wei
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from pangu_trl.adapters import load_with_adapter
-
-from .adapter_selection import REWARD_ADAPTER, VALUE_ADAPTER
+from pangu_trl.models.adapter_selection import REWARD_ADAPTER, VALUE_ADAPTER
+from pangu_trl.models.loading import load_with_adapter
 
 HEAD_SUFFIX = ".score.weight"
 

@@ -14,14 +14,16 @@ from peft import LoraConfig, PeftConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from trl import ModelConfig
 
-from pangu_trl import adapters, recipe
-from pangu_trl.adapters import load_merged, load_with_adapter
 from pangu_trl.data import read_jsonl, write_jsonl
-from pangu_trl.recipe import load_start
+from pangu_trl.models import loading as adapters
+from pangu_trl.models.loading import load_merged, load_with_adapter
+from pangu_trl.models.modes import evaluation_mode
+from pangu_trl.models.reward_model import load_reward_model, score_responses
 from pangu_trl.reward.card import RewardCard
-from pangu_trl.reward.scoring import evaluation_mode, load_reward_model, score_responses
+from pangu_trl.runs import start as recipe
+from pangu_trl.runs.start import load_start
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parent.parent.parent / "recipes"
 TRAINERS = {"sft": "SFTTrainer", "reward": "KWiseRewardTrainer", "ppo": "PPOTrainer"}
 IDS = torch.tensor([[20, 31, 42, 53, 64, 75]])
 

@@ -1,0 +1,1 @@
+"""Sampled answers: their records, how they are drawn, judged and summed up."""

@@ -1,0 +1,1 @@
+"""What a loaded model needs, whichever stage asks; imports no stage."""

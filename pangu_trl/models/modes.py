@@ -1,0 +1,74 @@
+"""Modes of a loaded model, entered and left again, and how many tokens it takes."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from peft import PeftModel
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Puts a model into evaluation mode, and gives every submodule its own mode back at the end.
+
+    Takes the unwrapped model: engines keep a mode of their own. Gradients are left to the caller.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in modes:
+            module.training = was_training
+
+
+@contextmanager
+def without_generation_defaults(model: nn.Module) -> Iterator[None]:
+    """Hides a model's own generation settings, which `generate` would add to ours where ours say nothing.
+
+    A repetition penalty, say, would sample from another distribution than the one whose log-probabilities are learnt.
+    What is known of special tokens stays.
+    """
+    # A PEFT model copies whatever it finds here, on its base model, before it generates.
+    owner = model.get_base_model() if isinstance(model, PeftModel) else model
+    saved = owner.generation_config
+    owner.generation_config = GenerationConfig(
+        bos_token_id=saved.bos_token_id, eos_token_id=saved.eos_token_id, pad_token_id=saved.pad_token_id
+    )
+    try:
+        yield
+    finally:
+        owner.generation_config = saved
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Sets every dropout to 0: with dropout the ratio of new to old probabilities is noise from the first step on.
+
+    Modules of dropout and, for the models that call dropout as a function, attributes that hold its probability
+    (`dropout`, `attention_dropout`, `resid_pdrop`, `layerdrop`, ...).
+    """
+    for module in model.modules():
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float) and value > 0:
+                setattr(module, name, 0.0)
+
+
+def position_limit(model: PreTrainedModel | PeftModel | PreTrainedConfig) -> int | None:
+    """Most tokens that a model (or the model of a configuration) has positions for; None if it has no such limit."""
+    config = model if isinstance(model, PreTrainedConfig) else model.config
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def sequence_limit(config: PreTrainedConfig, max_length: int | None) -> int:
+    """Most tokens of an example: `max_length`, and never more than the model has positions for.
+
+    Records that are longer are left out and counted by the tokenising that gets this limit; a prompt that leaves no
+    room is an error there, before training starts.
+    """
+    limits = [limit for limit in (max_length, position_limit(config)) if limit is not None]
+    return min(limits, default=sys.maxsize)

@@ -1,0 +1,82 @@
+"""The one way to read scores: what the head of a reward model or critic gives token by token, and at the last token."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+
+def innermost(model: nn.Module) -> nn.Module:
+    """The transformers model inside an engine and an adapter."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def position_arguments(model: nn.Module, attention_mask: Tensor) -> dict[str, Tensor]:
+    """Positions that count real tokens only, for the models that take positions.
+
+    Many models count from the first column when they get a mask without positions, which moves a left-padded row to
+    other positions than `generate` used for it.
+    """
+    if "position_ids" not in inspect.signature(innermost(model).forward).parameters:
+        return {}
+    return {"position_ids": (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)}
+
+
+def at_last_token(states: Tensor, attention_mask: Tensor) -> Tensor:
+    """What stands at the last real token of each row: (B, T, ...) becomes (B, ...).
+
+    By the mask, not by the pad token, since a policy can end an answer with that one too.
+    """
+    columns = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    last = (columns * attention_mask).argmax(dim=1)
+    return states[torch.arange(len(last), device=states.device), last]
+
+
+@contextmanager
+def token_scores(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects what the score head gives at every token, (rows, T, 1) for each forward pass within the block.
+
+    The model itself returns one score a row. A hook leaves the call to whatever is wrapped around the model, which
+    DDP, FSDP and DeepSpeed need. Nothing is collected from models whose head is not called `score`.
+
+    Args:
+        model: A sequence classification model, or what is wrapped around it.
+    """
+    collected: list[Tensor] = []
+    head = getattr(innermost(model), "score", None)
+    if not isinstance(head, nn.Module):
+        yield collected
+        return
+    handle = head.register_forward_hook(lambda module, inputs, output: collected.append(output))
+    try:
+        yield collected
+    finally:
+        handle.remove()
+
+
+def sequence_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Reward of each text, (B,): what the score head gives at its last real token.
+
+    transformers takes the last token that is not the pad token instead. Where a tokenizer pads with its end of sequence
+    that is another one, the token before the end.
+
+    Args:
+        model: A sequence classification model with one label, or what training wrapped around it. Of one without such
+            a head, as encoders that score a whole text, the score is what it returns.
+        input_ids: Texts, padded on either side, (B, T).
+        attention_mask: 1 for real tokens, (B, T).
+    """
+    with token_scores(model) as collected:
+        logits = model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            use_cache=False,
+            **position_arguments(model, attention_mask),
+        ).logits
+    if not collected or collected[0].shape[:2] != input_ids.shape:
+        return logits[:, 0]
+    return at_last_token(collected[0], attention_mask).squeeze(-1)

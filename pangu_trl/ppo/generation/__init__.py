@@ -1,0 +1,1 @@
+"""How the policy's answers are sampled, by transformers or a vLLM server."""

@@ -1,0 +1,136 @@
+"""Answers of the current policy, sampled by transformers."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from pangu_trl.data.collators import pad_sequences
+from pangu_trl.models.adapter_selection import merged_policy_adapter, selected_adapter
+from pangu_trl.models.modes import evaluation_mode, without_generation_defaults
+from pangu_trl.models.sharding import gathered, runs_zero3, whole_weights
+
+from ..config import PPOConfig
+from ..rollout import Rollout
+from .sampled_logprobs import SampledLogprobs
+from .segments import generate_in_segments
+
+
+def generate_rollout(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    args: PPOConfig,
+    accelerator: Accelerator,
+    watch: SampledLogprobs | None = None,
+    reference: nn.Module | Literal["adapter off"] | None = None,
+) -> Rollout:
+    """Samples one answer to each prompt.
+
+    Args:
+        model: PolicyAndValue, as its engine wraps it.
+        tokenizer: Gives the padding token, and the stop token unless the policy's generation config lists its own.
+        prompts: Token ids of N prompts.
+        args: Sampling options.
+        accelerator: Knows the engine and the device.
+        watch: Notes the log-probabilities of the last batch as they were when it was sampled.
+        reference: Answers in the policy's place: a model, or the policy with its adapter off.
+    """
+    device = accelerator.device
+    gathers = args.ds3_gather_for_generation and runs_zero3(accelerator.state)
+    batch_size = args.generation_batch_size or args.per_device_train_batch_size
+    # Prompts of like length share a batch: little padding, and a batch too large for the memory fails at once.
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    answers: list[list[int]] = [[]] * len(prompts)
+    with _generator(model, accelerator, args, gathers, reference) as policy:
+        stop_token_ids = stop_tokens(policy, tokenizer)
+        config = GenerationConfig(
+            max_new_tokens=args.max_completion_length,
+            do_sample=True,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            eos_token_id=stop_token_ids,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        with torch.no_grad(), without_generation_defaults(policy):
+            for start in range(0, len(prompts), batch_size):
+                rows = order[start : start + batch_size]
+                # The shortest prompts, which learning batches pad most.
+                is_watched = watch is not None and start + batch_size >= len(prompts)
+                if is_watched:
+                    watch.rows = rows
+                input_ids, attention_mask = pad_sequences(
+                    [prompts[row] for row in rows], tokenizer.pad_token_id, side="left"
+                )
+                found = generate_in_segments(
+                    policy,
+                    input_ids.to(device),
+                    attention_mask.to(device),
+                    config,
+                    # With whole weights a rank that is done need not wait for the others at every token.
+                    synced=runs_zero3(accelerator.state) and not gathers,
+                    watch=watch if is_watched else None,
+                )
+                for row, answer in zip(rows, found, strict=True):
+                    answers[row] = answer
+    return Rollout.from_answers(prompts, answers, stop_token_ids, tokenizer.pad_token_id, device)
+
+
+def generation_mode(model: nn.Module, args: PPOConfig, accelerator: Accelerator) -> str:
+    """How answers are sampled, in words for the log."""
+    if args.use_vllm:
+        lora = ", LoRA added" if isinstance(accelerator.unwrap_model(model).policy, PeftModel) else ""
+        return f"vLLM server at {args.vllm_server_base_url}, which gets the policy's weights before each rollout{lora}"
+    if not runs_zero3(accelerator.state):
+        weights = "whole weights on every device"
+    elif args.ds3_gather_for_generation:
+        weights = "ZeRO-3 weights gathered once per rollout"
+    else:
+        weights = "ZeRO-3 weights gathered layer by layer for every token"
+    policy = accelerator.unwrap_model(model).policy
+    return f"{weights}{', LoRA merged' if _merges(policy, args, accelerator) else ''}"
+
+
+def _merges(policy: nn.Module, args: PPOConfig, accelerator: Accelerator) -> bool:
+    whole = args.ds3_gather_for_generation or not runs_zero3(accelerator.state)
+    return isinstance(policy, PeftModel) and args.merge_lora_for_generation and whole
+
+
+def stop_tokens(policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end an answer: those of the policy's generation config, and the tokenizer's eos."""
+    configured = policy.generation_config.eos_token_id
+    configured = [] if configured is None else [configured] if isinstance(configured, int) else list(configured)
+    return sorted({*configured, tokenizer.eos_token_id})
+
+
+@contextmanager
+def _generator(
+    model: nn.Module,
+    accelerator: Accelerator,
+    args: PPOConfig,
+    gather: bool,
+    reference: nn.Module | Literal["adapter off"] | None,
+) -> Iterator[nn.Module]:
+    """Yields the model that answers, unwrapped and in evaluation mode, with its LoRA merged if there is one.
+
+    With `gather`, under ZeRO-3, its weights (and only its) are whole on every rank inside the context.
+    """
+    engine = reference if isinstance(reference, nn.Module) else model
+    unwrapped = accelerator.unwrap_model(engine)
+    generator = unwrapped if engine is reference else unwrapped.policy
+    with ExitStack() as stack:
+        stack.enter_context(evaluation_mode(unwrapped))
+        if gather:
+            stack.enter_context(gathered(list(generator.parameters()), engine))
+        stack.enter_context(whole_weights(unwrapped, generator))
+        if reference == "adapter off":
+            stack.enter_context(selected_adapter(generator, None))
+        elif _merges(generator, args, accelerator):
+            stack.enter_context(merged_policy_adapter(generator))
+        yield generator

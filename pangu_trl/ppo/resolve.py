@@ -1,0 +1,54 @@
+"""What PPOTrainer fills in where the user left it open; `checks` has refused what cannot be by then."""
+
+import logging
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from pangu_trl.models.sharding import runs_zero3
+
+from .actor_critic.policy_value import PolicyAndValue
+from .checks import models_with_pads
+from .config import PPOConfig
+from .reward_sources import RewardSource
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Gives a tokenizer without a pad token its end of sequence as one."""
+    if tokenizer.pad_token_id is None:
+        logger.warning(
+            "The tokenizer has no pad token; its eos token pads. Masks keep the two apart. Set tokenizer.pad_token to "
+            "silence this."
+        )
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def resolve_model_pad_tokens(
+    models: PolicyAndValue, rewards: list[RewardSource], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Tells critic and reward models the pad token of their tokenizer where their configuration has none.
+
+    A sequence classification model finds the end of a text by it.
+    """
+    for _, config, its_tokenizer in models_with_pads(models, rewards, tokenizer):
+        if config.pad_token_id is None:
+            config.pad_token_id = its_tokenizer.pad_token_id
+
+
+def resolve_checkpointing(args: PPOConfig, models: PolicyAndValue) -> None:
+    """Makes gradient checkpoints re-entrant, which a PEFT model under ZeRO-3 needs.
+
+    The other kind compares shapes of saved and recomputed tensors, and ZeRO-3 partitions frozen weights in between.
+    """
+    learning = (models.policy, getattr(models, "value_model", None))
+    if not (args.activation_checkpointing and runs_zero3(args) and any(isinstance(m, PeftModel) for m in learning)):
+        return
+    options = dict(args.activation_checkpointing_kwargs or {})
+    if options.get("use_reentrant") is False:
+        logger.warning(
+            "PEFT under ZeRO-3 needs re-entrant gradient checkpoints: use_reentrant is set to True. Leave it out of "
+            "activation_checkpointing_kwargs to silence this."
+        )
+    args.activation_checkpointing_kwargs = options | {"use_reentrant": True}

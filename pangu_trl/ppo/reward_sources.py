@@ -1,0 +1,221 @@
+"""The parts of the reward: what each one is decides how it scores whole answers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pangu_trl.data.collators import pad_sequences
+from pangu_trl.data.tokenizing import encode_completion, encode_prompt
+from pangu_trl.models.score_head import innermost, sequence_scores
+from pangu_trl.models.sharding import prepare_frozen
+
+from .rollout import Rollout
+from .sampler import batches_by_length
+
+RewardFunction = Callable[..., list[float]]
+# What a user may pass; a path is the folder of a reward adapter, for share_backbone='all'.
+Reward = PreTrainedModel | PeftModel | RewardFunction | str | Path
+
+
+@dataclass
+class RewardSource(ABC):
+    """One part of the reward.
+
+    Attributes:
+        name: For logs and errors.
+        weight: Factor of its scores in the sum.
+    """
+
+    name: str
+    weight: float
+
+    @abstractmethod
+    def score(self, models: nn.Module, rollout: Rollout, examples: list[dict[str, Any]], batch_size: int) -> Tensor:
+        """Scores whole answers, before the weight.
+
+        Args:
+            models: PolicyAndValue, as its engine wraps it.
+            rollout: N answers.
+            examples: The prompt records that were answered, one per answer.
+            batch_size: Answers per forward pass of a model.
+
+        Returns:
+            Scores (N,) in float32.
+        """
+
+
+@dataclass
+class ModelReward(RewardSource):
+    """A sequence classification model with one label that reads the policy's own tokens."""
+
+    model: nn.Module
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        """Places or shards the model, which does not learn."""
+        self.model = prepare_frozen(self.model, accelerator)
+
+    def score(self, models: nn.Module, rollout: Rollout, examples: list[dict[str, Any]], batch_size: int) -> Tensor:
+        """See `RewardSource.score`; answers of like length together."""
+        return _by_length(
+            rollout, batch_size, lambda batch: sequence_scores(self.model, batch.input_ids, batch.attention_mask)
+        )
+
+
+@dataclass
+class TextModelReward(ModelReward):
+    """A sequence classification model that reads other tokens than the policy writes: all is encoded anew.
+
+    Attributes:
+        tokenizer: The model's own.
+        policy_tokenizer: Wrote the answers.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    policy_tokenizer: PreTrainedTokenizerBase
+
+    def score(self, models: nn.Module, rollout: Rollout, examples: list[dict[str, Any]], batch_size: int) -> Tensor:
+        """See `RewardSource.score`."""
+        texts = completion_texts(self.policy_tokenizer, rollout)
+        sequences = [
+            self._encoded(example["prompt"], text, ended)
+            for example, text, ended in zip(examples, texts, rollout.ended.tolist(), strict=True)
+        ]
+        pad_token_id = innermost(self.model).config.get_text_config().pad_token_id
+        scores = []
+        for start in range(0, len(sequences), batch_size):
+            batch = pad_sequences(sequences[start : start + batch_size], pad_token_id, side="right")
+            with torch.no_grad():
+                scores.append(sequence_scores(self.model, *(tensor.to(rollout.input_ids.device) for tensor in batch)))
+        return torch.cat(scores).float()
+
+    def _encoded(self, prompt: Any, text: str, ended: bool) -> list[int]:
+        eos = [self.tokenizer.eos_token_id]
+        answer = encode_completion(self.tokenizer, prompt, text) if text.strip() else eos
+        # An answer that was cut off has no end here either, except where nothing else would be left.
+        return encode_prompt(self.tokenizer, prompt) + (answer if ended else answer[:-1] or eos)
+
+
+@dataclass
+class AdapterReward(RewardSource):
+    """A reward adapter on the policy's own base model, which scores through the policy's engine.
+
+    Attributes:
+        adapter: Its folder or its PeftModel, as the user passed it.
+    """
+
+    adapter: str | Path | PeftModel
+
+    def score(self, models: nn.Module, rollout: Rollout, examples: list[dict[str, Any]], batch_size: int) -> Tensor:
+        """See `RewardSource.score`; answers of like length together."""
+        return _by_length(
+            rollout, batch_size, lambda batch: models(batch.input_ids, batch.attention_mask, part="reward")["scores"]
+        )
+
+
+@dataclass
+class FunctionReward(RewardSource):
+    """A Python function `f(prompts, completions, **columns) -> list[float]`.
+
+    Attributes:
+        function: Gets prompts as the records have them, answers as texts, and the records' other columns.
+        policy_tokenizer: Wrote the answers.
+    """
+
+    function: RewardFunction
+    policy_tokenizer: PreTrainedTokenizerBase
+
+    def score(self, models: nn.Module, rollout: Rollout, examples: list[dict[str, Any]], batch_size: int) -> Tensor:
+        """See `RewardSource.score`; all answers at once.
+
+        Raises:
+            ValueError: The function returns another number of scores than answers.
+        """
+        texts = completion_texts(self.policy_tokenizer, rollout)
+        columns = {key: [example[key] for example in examples] for key in examples[0]}
+        prompts = columns.pop("prompt")
+        returned = self.function(prompts, texts, **columns)
+        if len(returned) != len(texts):
+            raise ValueError(
+                f"The reward function {getattr(self.function, '__name__', self.function)!r} must return one score per "
+                f"answer; got {len(returned)} scores for {len(texts)} answers."
+            )
+        return torch.tensor(returned, dtype=torch.float32, device=rollout.input_ids.device)
+
+
+def reward_sources(
+    reward_model: Reward | Sequence[Reward],
+    reward_processing_class: PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase | None] | None,
+    weights: list[float] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    share_backbone: str = "none",
+) -> list[RewardSource]:
+    """Lines up what the user passed as rewards, their tokenizers and weights.
+
+    Args:
+        reward_model: One reward or several.
+        reward_processing_class: Tokenizers of models that read other tokens than the policy writes; None where not.
+        weights: Of each reward; None weighs all alike.
+        tokenizer: The policy's.
+        share_backbone: With `all` the first adapter among the rewards belongs to the policy's backbone.
+
+    Raises:
+        ValueError: They differ in number, or a reward is none.
+    """
+    rewards = list(reward_model) if isinstance(reward_model, list | tuple) else [reward_model]
+    tokenizers = reward_processing_class
+    if not isinstance(tokenizers, list | tuple):
+        tokenizers = [tokenizers] * len(rewards)
+    weights = [1.0] * len(rewards) if weights is None else weights
+    if not rewards or len(tokenizers) != len(rewards) or len(weights) != len(rewards):
+        raise ValueError(
+            "PPOTrainer: every reward needs one tokenizer (None for the policy's) and one weight; got "
+            f"{len(rewards)} rewards, {len(tokenizers)} in reward_processing_class, {len(weights)} in reward_weights."
+        )
+    adapters = [reward for reward in rewards if isinstance(reward, str | Path | PeftModel)]
+    on_backbone = adapters[:1] if share_backbone == "all" else []
+    sources: list[RewardSource] = []
+    for reward, its_tokenizer, weight in zip(rewards, tokenizers, weights, strict=True):
+        name = _name(reward, {source.name for source in sources}, len(sources))
+        if isinstance(reward, str | Path) or any(reward is adapter for adapter in on_backbone):
+            sources.append(AdapterReward(name, weight, reward))
+        elif isinstance(reward, nn.Module) and its_tokenizer is not None:
+            sources.append(TextModelReward(name, weight, reward, its_tokenizer, tokenizer))
+        elif isinstance(reward, nn.Module):
+            sources.append(ModelReward(name, weight, reward))
+        elif callable(reward):
+            sources.append(FunctionReward(name, weight, reward, tokenizer))
+        else:
+            raise ValueError(
+                f"PPOTrainer: reward_model must be a model, a function or an adapter's folder; got {reward!r}."
+            )
+    return sources
+
+
+def _name(reward: Reward, taken: set[str], index: int) -> str:
+    is_model = isinstance(reward, nn.Module | str | Path)
+    name = "model" if is_model else getattr(reward, "__name__", type(reward).__name__)
+    return name if name not in taken else f"{name}_{index}"
+
+
+def completion_texts(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> list[str]:
+    """The answers as text, without special tokens."""
+    return tokenizer.batch_decode(rollout.completions(), skip_special_tokens=True)
+
+
+def _by_length(rollout: Rollout, batch_size: int, score: Callable[[Rollout], Tensor]) -> Tensor:
+    """Scores (N,) of whole answers, those of like length together."""
+    lengths = rollout.lengths.cpu()
+    scores = torch.zeros(len(lengths), device=rollout.input_ids.device)
+    for rows in batches_by_length(torch.arange(len(lengths)), lengths, batch_size, len(lengths)):
+        rows = rows.to(scores.device)
+        with torch.no_grad():
+            scores[rows] = score(rollout.select(rows)).float()
+    return scores

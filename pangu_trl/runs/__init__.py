@@ -1,0 +1,1 @@
+"""How a run starts, saves, is watched and stops, whichever stage it trains."""
