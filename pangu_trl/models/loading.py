@@ -163,8 +163,8 @@ def _add_adapter(model: PreTrainedModel, adapter: str, revision: str) -> tuple[P
 def _merge_first(model_id: str, base_id: str, reason: str) -> str:
     return (
         f"{model_id} is an adapter, on {base_id}, and cannot be merged here: {reason}. Merge it first, in one process: "
-        "`from pangu_trl.models.loading import load_merged; from transformers import AutoModelForCausalLM; model, tokenizer, "
-        f"_ = load_merged(AutoModelForCausalLM, '{model_id}'); model.save_pretrained('MERGED'); "
+        "`from pangu_trl.models.loading import load_merged; from transformers import AutoModelForCausalLM; "
+        f"model, tokenizer, _ = load_merged(AutoModelForCausalLM, '{model_id}'); model.save_pretrained('MERGED'); "
         "tokenizer.save_pretrained('MERGED')` (a reward model: AutoModelForSequenceClassification and num_labels=1); "
         "then give MERGED in its place"
     )
