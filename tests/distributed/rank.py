@@ -100,8 +100,6 @@ def plan_fault(fault: str, step: int, rank: int) -> None:
                 happen()
             return original(self, *args, **kwargs)
 
-        # Under its own name on the stack, where the guard against hangs looks for it.
-        failing.__code__ = failing.__code__.replace(co_name=name)
         setattr(owner, name, failing)
 
     if fault == "kill":

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from pangu_trl import GPTPanguForCausalLM, GPTPanguForSequenceClassification, GPTPanguTokenizer, PPOConfig, PPOTrainer
-from pangu_trl.ppo import rollout
+from pangu_trl.ppo.generation import generate
 
 # Greedy answers, so that they do not depend on which rank gives them; SGD, so that the step is the gradient.
 SAME_STEP = dict(
@@ -103,7 +103,12 @@ def make_trainer(
 
 def deepspeed_config(stage: int) -> dict:
     return {
-        "zero_optimization": {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True},
+        "zero_optimization": {
+            "stage": stage,
+            "stage3_gather_16bit_weights_on_model_save": True,
+            # So that weights as small as ours are sharded and released at all.
+            "stage3_param_persistence_threshold": 0,
+        },
         # Where this is missing accelerate clips at 1.
         "gradient_clipping": "auto",
         "zero_allow_untested_optimizer": True,
@@ -118,6 +123,15 @@ def weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
     """Tensors of policy and critic, whole; every rank takes part."""
     state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     return {name: tensor.detach().clone().contiguous() for name, tensor in (state_dict or {}).items()}
+
+
+def frozen_and_whole(trainer: PPOTrainer) -> list[str]:
+    """Frozen weights that ZeRO-3 has gathered and not released; re-entrant recomputation could leave them so."""
+    return [
+        name
+        for name, parameter in trainer.model_wrapped.named_parameters()
+        if not parameter.requires_grad and hasattr(parameter, "ds_status") and parameter.ds_status.name == "AVAILABLE"
+    ]
 
 
 def average(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
@@ -149,7 +163,7 @@ def main() -> None:
     out = folder / f"{layout}-{zero_stage}"
     setup = dict(layout=layout, zero_stage=zero_stage)
     found = {}
-    gathered = count_calls(rollout, "_gathered")
+    gathered = count_calls(generate, "gathered")
     trainer = make_trainer(folder, out.name, **setup, **SAME_STEP)
     trainer.train()
     # Under ZeRO-3 once for each of the two rollouts, or never, at every token a layer.
@@ -161,6 +175,7 @@ def main() -> None:
     trainer = make_trainer(folder, out.name, **options, **setup, **SAME_STEP)
     trainer.train()
     assert not gathered
+    assert not frozen_and_whole(trainer)
     found["same_step_recomputed"] = weights(trainer)
     trainer = make_trainer(folder, out.name, save_strategy="steps", save_steps=CHECKPOINT_STEP, **setup, **RESUMED)
     trainer.train()
