@@ -49,7 +49,7 @@ PATHS = {
     "link": ("[log](/home/li/log.txt)", "/home/li/log.txt"),
     "drive": (r"on C:\Users\li\x", r"C:\\Users\\li\\x"),
     "drive, slashes": ("on D:/data/li", "D:/data/li"),
-    "UNC": (r"on \\server\share\data", r"\\server\\share\\data"),
+    "UNC": (r"on \\server\share\data", r"\\\\server\\share\\data"),
     "address": ("see file:///srv/li/x", "file:///srv/li/x"),
     "address of a host": ("see file://nas/li/x", "file://nas/li/x"),
     "somebody else": ("in ~li/models", "~li/models"),
