@@ -171,12 +171,12 @@ def test_own_places_are_found_however_short(tmp_path, monkeypatch):
 
 def test_a_file_that_is_no_text_is_searched_beyond_its_first_part(tmp_path):
     noise = bytes(range(256)) * 17_000
-    for content in (b"/home/li/runs/x", "/home/li/runs/x".encode("utf-16-le"), b"\1/data/li/x", b"C:\\Users\\li"):
+    for content in ("/home/li/runs/x".encode("utf-16-le"), b"\1/data/li/x"):
         # Across the end of the first 4 MiB.
         (tmp_path / "a.bin").write_bytes(noise[: (1 << 22) - 7] + content + noise[:1000])
         with pytest.raises(ValueError, match="a.bin: a path"):
             refuse_private_data({"a.bin": tmp_path / "a.bin"}, tmp_path)
-    refuse("a.bin", noise, tmp_path)
+    refuse("a.bin", noise[:100_000] + b"C:/data/li /usr/lib/x", tmp_path)
 
 
 def test_the_name_of_a_file_counts_and_findings_are_counted(tmp_path):
