@@ -2,22 +2,45 @@
 
 import re
 from importlib.resources import files
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from yaml import YAMLError
 
 # The forms that TRL fills in, within its package. A version without one of them has no cards of that sort.
 TRL_FORMS = ("lm_model_card.md", "rm_model_card.md")
 # What PEFT adds below the form of the Hub.
 _OF_PEFT = r"### Framework versions|- PEFT .*"
 _CITATION = re.compile(r"^```bibtex\n.*?^```", flags=re.MULTILINE | re.DOTALL)
+# What the two fill into the metadata.
+_METADATA = {"base_model", "datasets", "library_name", "licence", "model_name", "pipeline_tag", "tags"}
 _NO_BASE = re.compile(r"fine-tuned version of \[?None\b")
 
 
 def is_blank(card: str) -> bool:
-    """Whether a card holds nothing but the lines of a form of PEFT or TRL, whatever these filled in."""
-    lines = [line.strip() for line in _CITATION.sub("", ModelCard(card, ignore_metadata_errors=True).text).splitlines()]
+    """Whether a card holds nothing but the lines of a form of PEFT or TRL, whatever these filled in.
+
+    Raises:
+        ValueError: Its metadata are no YAML.
+    """
+    if metadata(card).keys() - _METADATA:
+        return False
+    text = ModelCard(card, ignore_metadata_errors=True).text
+    lines = [line.strip() for line in _CITATION.sub("", text).splitlines()]
     form = re.compile("|".join([_OF_PEFT, *_lines_of_forms()]))
     return all(form.fullmatch(line) for line in lines if line)
+
+
+def metadata(card: str) -> dict[str, Any]:
+    """The metadata at the head of a card.
+
+    Raises:
+        ValueError: They are no YAML.
+    """
+    try:
+        return ModelCard(card, ignore_metadata_errors=True).data.to_dict()
+    except YAMLError as error:
+        raise ValueError(f"the metadata between the lines '---' are no YAML; {error}") from error
 
 
 def names_no_base(card: str) -> bool:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import httpx, validate_repo_id
 
-from .blank_cards import is_blank, names_no_base
+from .blank_cards import is_blank, metadata, names_no_base
 from .credentials import without_credentials
 from .custom_code import custom_code, referenced_code, write_json
 from .folder import ModelFolder, refuse_outside
@@ -131,7 +131,7 @@ def prepare(
     form = card if card is not None and is_blank(card) else None
     has_new_card = card is None or form is not None
     if has_new_card:
-        left = _metadata(form)
+        left = {} if form is None else metadata(form)
         stage = last_stage(saved, stage, left.get("tags") or ())
         base_model = base_model or _named_by_trainer(left)
         card = model_card(saved, CardFacts(repo_id, stage, base_model, license, with_code or bool(code)))
@@ -270,18 +270,19 @@ def _read_card(folder: ModelFolder) -> str | None:
     if not path.exists():
         return None
     try:
-        return path.read_text("utf-8-sig")
+        card = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected UTF-8, which the Hub reads; {error}. Save it as UTF-8.") from error
+    try:
+        metadata(card)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return card
 
 
-def _metadata(card: str | None) -> dict[str, Any]:
-    return {} if card is None else ModelCard(card, ignore_metadata_errors=True).data.to_dict()
-
-
-def _named_by_trainer(metadata: dict[str, Any]) -> str | None:
+def _named_by_trainer(form: dict[str, Any]) -> str | None:
     """The base model in the form that a trainer filled in, if it is one of the Hub."""
-    named = metadata.get("base_model")
+    named = form.get("base_model")
     return named if isinstance(named, str) and _is_hub_id(named) and not Path(named).exists() else None
 
 
@@ -292,7 +293,7 @@ def _refuse_wrong_base(path: Path, card: str) -> None:
             f"{path}: says 'fine-tuned version of None', as TRL writes where training started from a folder. Write the "
             "base model there, or remove the file to get a new card."
         )
-    named = _metadata(card).get("base_model") or []
+    named = metadata(card).get("base_model") or []
     for name in [named] if isinstance(named, str) else named:
         if not _is_hub_id(str(name)) or Path(str(name)).exists():
             shown = without_credentials(str(name))

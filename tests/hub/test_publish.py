@@ -293,6 +293,24 @@ def test_a_card_that_somebody_wrote_on_must_not_name_a_folder_or_nothing(saved, 
     assert "Reviews of hotels" in prepare(saved, "tester/x").files["README.md"].decode()
 
 
+def test_a_form_with_a_license_in_its_metadata_is_somebodys_own(saved):
+    card = _trl_card("tester/base", "sft")
+    card.data.license = "mit"
+    card.save(saved / "README.md")
+    publication = prepare(saved, "tester/x")
+    assert not publication.replaced_form and metadata(publication.files["README.md"].decode())["license"] == "mit"
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [(b"---\na: [\n---\n# Mine\n", "are no YAML"), ("模型".encode("gb18030"), "README.md: expected UTF-8")],
+)
+def test_a_card_that_the_hub_could_not_read_is_refused(saved, content, found):
+    (saved / "README.md").write_bytes(content)
+    with pytest.raises(ValueError, match=found):
+        prepare(saved, "tester/x")
+
+
 def test_a_stage_that_there_is_not_is_refused(saved):
     with pytest.raises(ValueError, match="sft, reward, ppo, dpo, grpo; got 'rlhf'"):
         prepare(saved, "tester/x", stage="rlhf")
