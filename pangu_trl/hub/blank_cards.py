@@ -9,8 +9,8 @@ from yaml import YAMLError
 
 # The forms that TRL fills in, within its package. A version without one of them has no cards of that sort.
 TRL_FORMS = ("lm_model_card.md", "rm_model_card.md")
-# What PEFT adds below the form of the Hub.
-_OF_PEFT = r"### Framework versions|- PEFT .*"
+# What PEFT adds below the form of the Hub; and the ends of blocks, which are no words.
+_OF_PEFT = r"### Framework versions|- PEFT .*|```"
 _CITATION = re.compile(r"^```bibtex\n.*?^```", flags=re.MULTILINE | re.DOTALL)
 # What the two fill into the metadata.
 _METADATA = {"base_model", "datasets", "library_name", "licence", "model_name", "pipeline_tag", "tags"}

@@ -176,7 +176,7 @@ def test_a_file_that_is_no_text_is_searched_beyond_its_first_part(tmp_path):
         (tmp_path / "a.bin").write_bytes(noise[: (1 << 22) - 7] + content + noise[:1000])
         with pytest.raises(ValueError, match="a.bin: a path"):
             refuse_private_data({"a.bin": tmp_path / "a.bin"}, tmp_path)
-    refuse("a.bin", noise[:100_000] + b"C:/data/li /usr/lib/x", tmp_path)
+    refuse("a.bin", noise[:100_000] + b" /usr/lib/x", tmp_path)
 
 
 def test_the_name_of_a_file_counts_and_findings_are_counted(tmp_path):
