@@ -1,8 +1,14 @@
 """`pangu-trl publish`: a saved folder on the Hub."""
 
 import argparse
+from typing import TYPE_CHECKING
+
+from pangu_trl.runs.folders import STAGES
 
 from .options import note
+
+if TYPE_CHECKING:
+    from pangu_trl.hub import Publication
 
 SUMMARY = "publish a saved model, adapter, reward model or tokenizer on the Hub"
 
@@ -27,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--stage",
-        choices=("sft", "reward", "ppo"),
+        choices=tuple(STAGES),
         help="last training stage, for a new model card (default: as the folder shows)",
     )
     parser.add_argument("--license", help="license identifier for a new model card, e.g. apache-2.0 (default: none)")
@@ -36,9 +42,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="PATTERN",
-        help="further files to publish; without it only weights, configurations, tokenizer, cards and license go",
+        help="further files to publish, as 'images/*' (* stops at a /, ** does not); without it only weights, "
+        "configurations, tokenizer, cards and license go",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print what would be published, and upload nothing")
+    parser.add_argument(
+        "--public-path",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="absolute paths that files may name, with what is below them; without it they are refused as private",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what would be published and what would be deleted on the Hub, and change nothing",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -52,14 +70,14 @@ def run(args: argparse.Namespace) -> None:
         stage=args.stage,
         license=args.license,
         include=args.include,
+        public_paths=args.public_path,
     )
     if publication.left_out:
         note(args, f"left out: {', '.join(publication.left_out)}; add what others need with --include")
+    if publication.replaced_form:
+        note(args, "README.md in the folder is a form that nobody filled in; a new card takes its place")
     if args.dry_run:
-        print(f"{args.repo_id}: would publish the {publication.kind} as")
-        print("\n".join(f"  {name}" for name in sorted(publication.files)))
-        if publication.has_new_card:
-            print(f"README.md:\n{publication.files['README.md'].decode()}")
+        _print_plan(args, publication)
         return
     published = publish(publication, private=args.private, revision=args.revision)
     if published.kept_card:
@@ -68,3 +86,23 @@ def run(args: argparse.Namespace) -> None:
         note(args, f"deleted weights of an earlier version: {', '.join(published.deleted)}")
     card = " with a new model card" if publication.has_new_card and not published.kept_card else ""
     print(f"{args.repo_id}: published {len(published.files)} files{card}, {published.url}")
+
+
+def _print_plan(args: argparse.Namespace, publication: "Publication") -> None:
+    from pangu_trl.hub import plan
+
+    print(f"{args.repo_id}: would publish the {publication.kind} as")
+    print("\n".join(f"  {name}" for name in sorted(publication.files)))
+    try:
+        change = plan(publication, private=args.private, revision=args.revision)
+    except OSError as error:
+        note(args, f"what would be deleted is not known, since the Hub did not answer: {' '.join(str(error).split())}")
+    else:
+        print("would create the repository" if change.creates_repo else "would change the repository that exists")
+        if change.deleted:
+            print("would delete there, as weights of an earlier version")
+            print("\n".join(f"  {name}" for name in change.deleted))
+        if change.kept_card:
+            print("would keep its README.md")
+    if publication.has_new_card:
+        print(f"README.md:\n{publication.files['README.md'].decode()}")

@@ -2,6 +2,6 @@
 
 from .custom_code import add_custom_code
 from .folder import ModelFolder
-from .publishing import Publication, prepare, publish
+from .publishing import Plan, Publication, plan, prepare, publish
 
-__all__ = ["ModelFolder", "Publication", "add_custom_code", "prepare", "publish"]
+__all__ = ["ModelFolder", "Plan", "Publication", "add_custom_code", "plan", "prepare", "publish"]

@@ -1,6 +1,7 @@
 """GPTPangu as custom code: a folder that loads without pangu_trl, by `trust_remote_code=True`."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,13 +47,6 @@ def add_custom_code(folder: str | Path) -> list[str]:
     folder = Path(folder)
     files = custom_code(folder)
     for name, content in files.items():
-        path = folder / name
-        if path.suffix == ".py" and path.exists() and path.read_bytes() != content:
-            raise FileExistsError(
-                f"{path}: exists with other content, and is not overwritten. Remove it, and the 'auto_map' that names "
-                "it, if pangu_trl's own code is to take its place."
-            )
-    for name, content in files.items():
         (folder / name).write_bytes(content)
     return list(files)
 
@@ -62,6 +56,7 @@ def custom_code(folder: Path) -> dict[str, bytes]:
 
     Raises:
         ValueError: Neither the model nor the tokenizer in the folder is GPTPangu's.
+        FileExistsError: The folder holds other code under the name of one of our files.
     """
     sources: dict[str, bytes] = {}
     settings: dict[str, bytes] = {}
@@ -82,6 +77,13 @@ def custom_code(folder: Path) -> dict[str, bytes]:
             f"{folder}: custom code is for GPTPangu's models and tokenizers (model_type {' or '.join(MODEL_TYPES)}, "
             f"tokenizer_class {TOKENIZER_CLASS}); found {found}. Leave the custom code out."
         )
+    for name, content in sources.items():
+        path = folder / name
+        if path.exists() and path.read_bytes() != content:
+            raise FileExistsError(
+                f"{path}: exists with other content, and is not overwritten. Remove it, and the 'auto_map' that names "
+                "it, if pangu_trl's own code is to take its place."
+            )
     return sources | settings
 
 
@@ -98,13 +100,21 @@ def referenced_code(folder: Path) -> list[str]:
             references += [entry] if isinstance(entry, str) else [name for name in entry if name is not None]
         # "user/name--module.Class" is code that stays in another repository.
         for module in {reference.rpartition(".")[0] for reference in references if "--" not in reference}:
+            if not re.fullmatch(r"\w+", module):
+                raise ValueError(
+                    f"{folder / file}: 'auto_map' names custom code in {module!r}; expected MODULE.CLASS, with the "
+                    "module in the folder. Remove 'auto_map', or put the code there."
+                )
             path = folder / f"{module}.py"
             if not path.exists():
                 raise ValueError(
                     f"{folder / file}: 'auto_map' names custom code in {path.name}, which the folder lacks. Remove "
                     "'auto_map', or add the code."
                 )
-            names |= {path.name} | {Path(needed).name for needed in get_relative_import_files(path)}
+            for needed in (path, *map(Path, get_relative_import_files(path))):
+                if needed.parent != folder or not needed.exists():
+                    raise ValueError(f"{path}: imports {needed}, which is not in the folder; put the code there.")
+                names.add(needed.name)
     return sorted(names)
 
 

@@ -1,22 +1,15 @@
 """Model cards: what a published folder holds, what it was made from, and how to load it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from huggingface_hub import ModelCardData
 
 from pangu_trl.gptpangu.configuration_gptpangu import MODEL_TYPES
+from pangu_trl.runs.folders import STAGES, VALUE_HEAD_FILE, VALUE_MODEL_FOLDER
 
 from .custom_code import TOKENIZER_CLASS, read_json
 from .folder import ModelFolder
-
-STAGES = {
-    "sft": "supervised fine-tuning",
-    "reward": "training of a reward model on ranked answers",
-    "ppo": "PPO against a reward model",
-}
-# What PPO keeps beside the policy: a critic of its own, or a head on the policy's backbone.
-CRITIC_FOLDER = "value_model"
-CRITICS = (CRITIC_FOLDER, "value_head.safetensors")
 
 
 @dataclass(frozen=True)
@@ -61,12 +54,19 @@ def model_card(folder: ModelFolder, facts: CardFacts) -> str:
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"
 
 
-def last_stage(folder: ModelFolder, given: str | None) -> str | None:
+def last_stage(folder: ModelFolder, given: str | None, tags: Sequence[str] = ()) -> str | None:
     """The stage that wrote a folder: as given, or where the folder shows it; PPO keeps its critic beside the policy.
 
+    Args:
+        folder: The folder.
+        given: What the user says.
+        tags: Those of the card that the trainer left, among them the stage.
+
     Raises:
-        ValueError: It is said to be a reward model, and is none.
+        ValueError: There is no such stage, or it is said to be a reward model, and is none.
     """
+    if given is not None and given not in STAGES:
+        raise ValueError(f"expected one of the stages {', '.join(STAGES)}; got {given!r}")
     gives_one_score = _auto_class(folder) == "AutoModelForSequenceClassification" and (
         folder.kind == "adapter" or len(folder.config.get("id2label", ())) == 1
     )
@@ -77,9 +77,12 @@ def last_stage(folder: ModelFolder, given: str | None) -> str | None:
         )
     if given is not None:
         return given
-    if folder.kind != "tokenizer" and any((folder.path / name).exists() for name in CRITICS):
+    critics = (VALUE_MODEL_FOLDER, VALUE_HEAD_FILE)
+    if folder.kind != "tokenizer" and any((folder.path / name).exists() for name in critics):
         return "ppo"
-    return "reward" if gives_one_score and folder.path.name != CRITIC_FOLDER else None
+    if gives_one_score:
+        return "reward" if folder.path.name != VALUE_MODEL_FOLDER else None
+    return next((stage for stage in STAGES if stage in tags and stage != "reward"), None)
 
 
 def _auto_class(folder: ModelFolder) -> str:

@@ -1,22 +1,29 @@
 """Publishing a saved folder on the Hub in one commit, after a look at what it would give away."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import httpx, validate_repo_id
 
+from .blank_cards import is_blank, metadata, names_no_base
+from .credentials import without_credentials
 from .custom_code import custom_code, referenced_code, write_json
-from .folder import ModelFolder
+from .folder import ModelFolder, refuse_outside
 from .model_card import CardFacts, last_stage, model_card
 from .private_data import refuse_private_data
 
 CARD = "README.md"
-WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.bin.index.json")
+# What from_pretrained looks for at the root of a repository, with the shards that an index leads to.
+LOADED_WEIGHTS = re.compile(
+    r"(?:model\.safetensors|pytorch_model\.bin)(?:\.index\.json)?"
+    r"|model-\d+-of-\d+\.safetensors|pytorch_model-\d+-of-\d+\.bin"
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class Publication:
         left_out: Names in the folder that stay behind.
         base_model: Hub id that an adapter names.
         has_new_card: Whether README.md was written here rather than found in the folder.
+        replaced_form: Whether it takes the place of a form that a library left in the folder and nobody filled in.
     """
 
     repo_id: str
@@ -39,6 +47,24 @@ class Publication:
     left_out: list[str]
     base_model: str | None
     has_new_card: bool
+    replaced_form: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What publishing would do to the repository as it is now.
+
+    Attributes:
+        creates_repo: Whether there is none yet.
+        creates_branch: Whether the branch is made from the default one.
+        deleted: Weights of an earlier version that would go.
+        kept_card: Whether the repository's own README.md would stay instead of a new one.
+    """
+
+    creates_repo: bool
+    creates_branch: bool
+    deleted: list[str]
+    kept_card: bool
 
 
 @dataclass(frozen=True)
@@ -67,6 +93,7 @@ def prepare(
     stage: str | None = None,
     license: str | None = None,
     include: Sequence[str] = (),
+    public_paths: Sequence[str] = (),
 ) -> Publication:
     """Collects what a folder would publish. Changes nothing in the folder and asks no server.
 
@@ -77,11 +104,12 @@ def prepare(
         base_model: Hub id of the model that training started from. An adapter that names a folder needs it.
         stage: Last training stage, a key of `STAGES`, for the model card; seen from the folder where that is possible.
         license: License identifier for the model card.
-        include: Patterns of further files to publish, e.g. `images/*`.
+        include: Patterns of further files to publish, e.g. `images/*`; see `ModelFolder.files`.
+        public_paths: Paths that look private and are not.
 
     Raises:
         FileNotFoundError: The folder holds nothing that can be published, or lacks files.
-        ValueError: A file is damaged or holds private data, or an id is none.
+        ValueError: A file is damaged, lies outside of the folder or holds private data, or an id is none.
     """
     if not _is_hub_id(repo_id) or "/" not in repo_id:
         raise ValueError(f"expected the name of a repository as USER/NAME; got {repo_id!r}")
@@ -94,10 +122,18 @@ def prepare(
     base_model = _base_model(saved, base_model)
     if saved.kind == "adapter":
         files["adapter_config.json"], local_base = _adapter_config(saved, base_model)
+    for name, source in files.items():
+        if isinstance(source, Path):
+            refuse_outside(saved.path, name)
+    # Reads the header of every weight file, and so finds one that is cut short.
+    saved.count_parameters()
     card = _read_card(saved)
-    has_new_card = card is None
-    if card is None:
-        stage = last_stage(saved, stage)
+    form = card if card is not None and is_blank(card) else None
+    has_new_card = card is None or form is not None
+    if has_new_card:
+        left = {} if form is None else metadata(form)
+        stage = last_stage(saved, stage, left.get("tags") or ())
+        base_model = base_model or _named_by_trainer(left)
         card = model_card(saved, CardFacts(repo_id, stage, base_model, license, with_code or bool(code)))
     elif license or stage or (base_model and saved.kind != "adapter"):
         raise ValueError(
@@ -105,12 +141,30 @@ def prepare(
         )
     elif saved.kind == "adapter" and local_base != base_model:
         card = _rename_base_model(card, local_base, base_model)
+    if not has_new_card:
+        _refuse_wrong_base(saved.path / CARD, card)
     files[CARD] = card.encode()
-    # Reads the header of every weight file, and so finds one that is cut short.
-    saved.count_parameters()
-    refuse_private_data(files, saved.path)
+    refuse_private_data(files, saved.path, public_paths)
     left_out = [name for name in left_out if name not in files]
-    return Publication(repo_id, saved.kind, files, left_out, base_model, has_new_card)
+    return Publication(repo_id, saved.kind, files, left_out, base_model, has_new_card, form is not None)
+
+
+def plan(publication: Publication, *, private: bool = False, revision: str | None = None) -> Plan:
+    """Asks the Hub what publishing would change there; changes nothing.
+
+    Args:
+        publication: What `prepare` gave.
+        private: Whether only its owner may see the repository.
+        revision: Branch to write to; the default branch if None.
+
+    Raises:
+        OSError: The Hub refuses, or cannot be reached.
+        ValueError: The repository holds something else, is public though `private` was asked for, or the base model of
+            an adapter is not on the Hub.
+    """
+    api = HfApi()
+    with _named_errors(api, publication):
+        return _plan(api, publication, private, revision)
 
 
 def publish(publication: Publication, *, private: bool = False, revision: str | None = None) -> Published:
@@ -129,33 +183,52 @@ def publish(publication: Publication, *, private: bool = False, revision: str | 
             an adapter is not on the Hub.
     """
     api = HfApi()
-    try:
+    with _named_errors(api, publication):
         return _upload(api, publication, private, revision)
+
+
+@contextmanager
+def _named_errors(api: HfApi, publication: Publication) -> Iterator[None]:
+    try:
+        yield
     except httpx.TransportError as error:
         raise ConnectionError(f"{publication.repo_id}: cannot reach the Hub at {api.endpoint}; {error}") from error
 
 
-def _upload(api: HfApi, publication: Publication, private: bool, revision: str | None) -> Published:
+def _plan(api: HfApi, publication: Publication, private: bool, revision: str | None) -> Plan:
     repo_id = publication.repo_id
     if publication.kind == "adapter" and not api.repo_exists(publication.base_model):
         raise ValueError(
             f"{repo_id}: its base model {publication.base_model} is not on the Hub (or not for you); publish it first"
         )
-    api.create_repo(repo_id, private=private or None, exist_ok=True)
-    if private and not api.repo_info(repo_id).private:
+    try:
+        info = api.repo_info(repo_id)
+    except RepositoryNotFoundError:
+        return Plan(creates_repo=True, creates_branch=revision is not None, deleted=[], kept_card=False)
+    if private and not info.private:
         raise ValueError(f"{repo_id}: exists and is public; nothing was uploaded. Make it private first.")
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    present = api.list_repo_files(repo_id, revision=revision)
-    stale = _stale_weights(publication, present)
+    try:
+        present, creates_branch = api.list_repo_files(repo_id, revision=revision), False
+    except RevisionNotFoundError:
+        present, creates_branch = api.list_repo_files(repo_id), True
     kept_card = publication.has_new_card and CARD in present
-    files = {name: source for name, source in publication.files.items() if not (kept_card and name == CARD)}
+    return Plan(False, creates_branch, _stale_weights(publication, present), kept_card)
+
+
+def _upload(api: HfApi, publication: Publication, private: bool, revision: str | None) -> Published:
+    repo_id = publication.repo_id
+    change = _plan(api, publication, private, revision)
+    if change.creates_repo:
+        api.create_repo(repo_id, private=private or None)
+    if change.creates_branch:
+        api.create_branch(repo_id, branch=revision)
+    files = {name: source for name, source in publication.files.items() if not (change.kept_card and name == CARD)}
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=source) for name, source in files.items()]
-    operations += [CommitOperationDelete(path_in_repo=name) for name in stale]
+    operations += [CommitOperationDelete(path_in_repo=name) for name in change.deleted]
     commit = api.create_commit(
         repo_id, operations, commit_message=f"Publish {publication.kind} with pangu_trl", revision=revision
     )
-    return Published(commit.commit_url, sorted(files), stale, kept_card)
+    return Published(commit.commit_url, sorted(files), change.deleted, change.kept_card)
 
 
 def _is_hub_id(name: str) -> bool:
@@ -192,15 +265,42 @@ def _adapter_config(folder: ModelFolder, base_model: str) -> tuple[bytes, str]:
 
 
 def _read_card(folder: ModelFolder) -> str | None:
-    """The folder's README.md; None if there is none, or if it is the form that PEFT leaves and nobody filled in."""
+    """The folder's README.md; None if there is none."""
     path = folder.path / CARD
     if not path.exists():
         return None
-    card = ModelCard.load(path, ignore_metadata_errors=True)
-    form = {line.strip() for line in ModelCard.from_template(ModelCardData()).text.splitlines()}
-    own = [line for line in card.text.splitlines() if line.strip() not in form]
-    is_blank = all(line.startswith(("### Framework versions", "- PEFT ")) for line in own)
-    return None if is_blank else path.read_text("utf-8")
+    try:
+        card = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8, which the Hub reads; {error}. Save it as UTF-8.") from error
+    try:
+        metadata(card)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return card
+
+
+def _named_by_trainer(form: dict[str, Any]) -> str | None:
+    """The base model in the form that a trainer filled in, if it is one of the Hub."""
+    named = form.get("base_model")
+    return named if isinstance(named, str) and _is_hub_id(named) and not Path(named).exists() else None
+
+
+def _refuse_wrong_base(path: Path, card: str) -> None:
+    """Refuses a card that says "fine-tuned version of None", or names a folder as its base model."""
+    if names_no_base(card):
+        raise ValueError(
+            f"{path}: says 'fine-tuned version of None', as TRL writes where training started from a folder. Write the "
+            "base model there, or remove the file to get a new card."
+        )
+    named = metadata(card).get("base_model") or []
+    for name in [named] if isinstance(named, str) else named:
+        if not _is_hub_id(str(name)) or Path(str(name)).exists():
+            shown = without_credentials(str(name))
+            raise ValueError(
+                f"{path}: names the base model by a folder, {shown!r}, which nobody else has. Write its Hub id there, "
+                "or remove the file to get a new card."
+            )
 
 
 def _rename_base_model(card: str, local_base: str, base_model: str) -> str:
@@ -213,6 +313,11 @@ def _rename_base_model(card: str, local_base: str, base_model: str) -> str:
 
 
 def _stale_weights(publication: Publication, present: list[str]) -> list[str]:
+    """What of an earlier version from_pretrained could load instead of the new files.
+
+    Raises:
+        ValueError: The repository holds something of another kind.
+    """
     if publication.kind == "tokenizer":
         return []
     held = "adapter" if "adapter_config.json" in present else "model" if "config.json" in present else None
@@ -221,8 +326,6 @@ def _stale_weights(publication: Publication, present: list[str]) -> list[str]:
             f"{publication.repo_id}: holds the files of {'an' if held == 'adapter' else 'a'} {held}; publish the "
             f"{publication.kind} in another repository. Nothing was uploaded."
         )
-    return [
-        name
-        for name in present
-        if name not in publication.files and any(fnmatch(name, pattern) for pattern in WEIGHT_FILES)
-    ]
+    if publication.kind == "adapter":
+        return []
+    return [name for name in present if name not in publication.files and LOADED_WEIGHTS.fullmatch(name)]

@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-STAGES = ("sft", "reward", "ppo", "dpo", "grpo")
+from pangu_trl.runs.folders import STAGES
+
 # What a script has of its own, besides the options of the library and of TRL.
 OPTIONS_OF_SCRIPTS = {
     "ppo": {"reward_model": "", "value_model": None, "ptx_data": None, "ptx_kind": "text"},

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from pangu_trl.models.adapter_selection import POLICY_ADAPTER, VALUE_ADAPTER
 from pangu_trl.runs.checkpoints import MARK
+from pangu_trl.runs.folders import VALUE_HEAD_FILE, VALUE_MODEL_FOLDER
 
 from .actor_critic.policy_value import PolicyAndValue
 from .config import PPOConfig
@@ -22,8 +23,6 @@ from .rollout import Rollout
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "ppo_state.json"
-VALUE_MODEL_FOLDER = "value_model"
-VALUE_HEAD_FILE = "value_head.safetensors"
 EMA_FOLDER = "ema"
 ADAPTER_FILE = "adapter_model.safetensors"
 # As PEFT names the head of a sequence classification model in an adapter's file.

@@ -10,9 +10,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-logger = logging.getLogger(__name__)
+from pangu_trl.runs.folders import REWARD_CARD_FILE
 
-CARD_FILE = "reward_card.json"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class RewardCard:
     def save(self, folder: str | Path) -> None:
         """Writes the card into a model's folder."""
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
-        (Path(folder) / CARD_FILE).write_text(text + "\n", encoding="utf-8")
+        (Path(folder) / REWARD_CARD_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read_reward_card(model_id: str | Path) -> RewardCard | None:
@@ -75,12 +75,15 @@ def read_reward_card(model_id: str | Path) -> RewardCard | None:
         ValueError: The file is no reward card.
     """
     try:
-        path = cached_file(str(model_id), CARD_FILE)
+        path = cached_file(str(model_id), REWARD_CARD_FILE)
     except OSError as error:
         if not Path(model_id).is_dir():
             # Having none and being out of reach look alike from here.
             logger.warning(
-                "%s: no %s could be fetched, so no tokenizer is checked against it. %s", model_id, CARD_FILE, error
+                "%s: no %s could be fetched, so no tokenizer is checked against it. %s",
+                model_id,
+                REWARD_CARD_FILE,
+                error,
             )
         return None
     try:

@@ -11,6 +11,7 @@ import peft
 import torch
 import transformers
 from datasets import Dataset, load_dataset
+from huggingface_hub import CommitOperationAdd, HfApi
 
 import pangu_trl
 from pangu_trl import cli
@@ -71,6 +72,13 @@ def adapter_outputs(adapter: str, auto_class: str, ids: list[list[int]], **optio
 
 def tokenize(source: str | Path, text: str) -> list[int]:
     return transformers.AutoTokenizer.from_pretrained(source)(text)["input_ids"]
+
+
+def upload(repo_id: str, names: list[str]) -> None:
+    """Puts files with a byte in them into a repository of one's own."""
+    api = HfApi()
+    api.create_repo(repo_id)
+    api.create_commit(repo_id, [CommitOperationAdd(name, b"x") for name in names], commit_message="files")
 
 
 def run_command(*words: str | Path) -> tuple[int, str, str]:

@@ -100,12 +100,16 @@ def test_further_files_are_included_by_pattern(saved):
         (
             "config.json",
             {"model_type": "gpt_pangu", "data": {"train": "/data/clients/a.jsonl"}},
-            "data.train = '/data/",
+            r"config.json, key 'data.train': a path of somebody's machine \('/data/",
         ),
-        ("generation_config.json", {"from": r"C:\Users\li\model"}, "generation_config.json has from"),
-        ("tokenizer_config.json", {"token": "hf_abcdefghijklmnopqrstuvwxyz01234567"}, r"access token \(hf_abc\.\.\.\)"),
-        ("README.md", "Trained in {home}.", "README.md mentions"),
-        ("README.md", "From {folder}/data.", "README.md mentions"),
+        ("generation_config.json", {"from": r"C:\Users\li\model"}, "generation_config.json, key 'from': a path"),
+        (
+            "tokenizer_config.json",
+            {"token": "hf_abcdefghijklmnopqrstuvwxyz01234567"},
+            r"key 'token': an access token of the Hub \(hf_\.\.\.\)",
+        ),
+        ("README.md", "Trained in {home}.", "README.md, line 1: a path"),
+        ("README.md", "From {folder}/data.", "README.md, line 1: a path"),
     ],
 )
 def test_private_paths_and_tokens_are_refused(saved, file, content, found):
@@ -234,7 +238,116 @@ def test_a_dry_run_prints_the_files_and_the_card(saved, capsys):
     assert "left out: checkpoint-2/, trainer_state.json, training_args.bin" in output.err
 
 
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "dpo", "grpo"])
+def test_the_blank_card_of_trl_is_replaced_after_every_stage(saved, saved_reward, stage):
+    folder = saved_reward if stage == "reward" else saved
+    _trl_card(None, stage).save(folder / "README.md")
+    assert "fine-tuned version of [None]" in (folder / "README.md").read_text("utf-8")
+    publication = prepare(folder, "tester/x")
+    card = publication.files["README.md"].decode()
+    # PPO's card is that of the transformers library, so its stage shows only by its critic.
+    assert metadata(card)["tags"][:2] == ["pangu_trl", stage]
+    assert publication.replaced_form and "None" not in card and "time machine" not in card
+    # The base model that TRL knew is kept, and a folder never.
+    _trl_card("tester/base", stage).save(folder / "README.md")
+    assert metadata(prepare(folder, "tester/x").files["README.md"].decode())["base_model"] == "tester/base"
+    _trl_card("/data/li/model", stage).save(folder / "README.md")
+    card = prepare(folder, "tester/x").files["README.md"].decode()
+    assert "base_model" not in metadata(card) and "/data" not in card
+
+
+def _trl_card(base_model, stage):
+    from trl.trainer.utils import generate_model_card
+
+    return generate_model_card(
+        base_model=base_model,
+        model_name="x",
+        hub_model_id=None,
+        dataset_name=None,
+        tags=["trl", stage],
+        wandb_url=None,
+        trackio_url=None,
+        comet_url=None,
+        trainer_name=stage.upper(),
+        trainer_citation="@article{x,\n title = {{A}}\n}",
+        template_file="rm_model_card.md" if stage == "reward" else "lm_model_card.md",
+        paper_title="A paper",
+        paper_id="2305.18290",
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "found"),
+    [
+        (None, "says 'fine-tuned version of None'"),
+        ("/data/li/model", "names the base model by a folder, '/data/li/model'"),
+        ("runs/sft/final", "names the base model by a folder, 'runs/sft/final'"),
+    ],
+)
+def test_a_card_that_somebody_wrote_on_must_not_name_a_folder_or_nothing(saved, base, found):
+    card = _trl_card(base, "sft")
+    (saved / "README.md").write_text(str(card) + "\nThe data are reviews of hotels.\n", "utf-8")
+    with pytest.raises(ValueError, match=f"README.md: {found}"):
+        prepare(saved, "tester/x")
+    (saved / "README.md").write_text(str(_trl_card("tester/base", "sft")) + "\nReviews of hotels.\n", "utf-8")
+    assert "Reviews of hotels" in prepare(saved, "tester/x").files["README.md"].decode()
+
+
+def test_a_form_with_a_license_in_its_metadata_is_somebodys_own(saved):
+    card = _trl_card("tester/base", "sft")
+    card.data.license = "mit"
+    card.save(saved / "README.md")
+    publication = prepare(saved, "tester/x")
+    assert not publication.replaced_form and metadata(publication.files["README.md"].decode())["license"] == "mit"
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [(b"---\na: [\n---\n# Mine\n", "are no YAML"), ("模型".encode("gb18030"), "README.md: expected UTF-8")],
+)
+def test_a_card_that_the_hub_could_not_read_is_refused(saved, content, found):
+    (saved / "README.md").write_bytes(content)
+    with pytest.raises(ValueError, match=found):
+        prepare(saved, "tester/x")
+
+
+def test_a_stage_that_there_is_not_is_refused(saved):
+    with pytest.raises(ValueError, match="sft, reward, ppo, dpo, grpo; got 'rlhf'"):
+        prepare(saved, "tester/x", stage="rlhf")
+
+
+def test_a_dry_run_without_the_hub_says_what_it_does_not_know(saved, capsys):
+    assert cli.main(["publish", str(saved), "tester/pangu", "--dry-run"]) == 0
+    assert "what would be deleted is not known" in capsys.readouterr().err
+
+
 # Against the hub in memory.
+
+
+def test_only_weights_that_could_be_loaded_instead_are_deleted_and_a_dry_run_names_them(author, hub, saved, tmp_path):
+    code, output, _ = author(author_steps.run_command, "publish", saved, "tester/many", "--dry-run")
+    assert code == 0 and "would create the repository" in output and "models/tester/many" not in hub.repositories
+    stale = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model-00001-of-00001.bin"]
+    stale += ["pytorch_model.bin", "pytorch_model.bin.index.json"]
+    others = ["onnx/model.safetensors", "adapters/law/adapter_model.safetensors", "value_head.safetensors", "a.gguf"]
+    others += [
+        "critic/model.safetensors",
+        "model.fp16.safetensors",
+        "my_model.safetensors",
+        "notes.txt",
+        "x/pytorch_model.bin",
+    ]
+    author(author_steps.upload, "tester/many", [*stale, *others, "model.safetensors"])
+    before = dict(files_of(hub, "tester/many"))
+    code, output, _ = author(author_steps.run_command, "publish", saved, "tester/many", "--dry-run")
+    assert code == 0
+    assert output.split("as weights of an earlier version\n")[1].split("README.md:")[0].split() == sorted(stale)
+    assert files_of(hub, "tester/many") == before
+    code, _, errors = author(author_steps.run_command, "publish", saved, "tester/many")
+    assert code == 0, errors
+    published = files_of(hub, "tester/many")
+    assert not set(stale) & set(published) and set(others) <= set(published)
+    assert published["model.safetensors"] == (saved / "model.safetensors").read_bytes()
 
 
 def test_a_published_model_loads_with_and_without_pangu_trl(author, reader, hub, saved, policy):
@@ -300,7 +413,7 @@ def test_shards_replace_whole_weights_on_a_branch(author, hub, saved, policy, tm
     policy.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
     code, _, errors = author(author_steps.run_command, *command)
     assert code == 0
-    assert "deleted weights of an earlier version: model.safetensors" in errors
+    assert "deleted weights of an earlier version: model.safetensors\n" in errors
     assert "README.md was kept" in errors
     assert "model.safetensors" in files_of(hub, "tester/pub-shards")
     logits = author(author_steps.outputs, "tester/pub-shards", "AutoModelForCausalLM", IDS, revision="sharded")

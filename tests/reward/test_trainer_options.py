@@ -12,9 +12,10 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 from pangu_trl import KWiseRewardConfig, KWiseRewardTrainer
 from pangu_trl.models.modes import evaluation_mode
 from pangu_trl.models.reward_model import load_reward_model, score_responses
-from pangu_trl.reward.card import CARD_FILE, RewardCard, check_reward_card, read_reward_card
+from pangu_trl.reward.card import RewardCard, check_reward_card, read_reward_card
 from pangu_trl.reward.losses import ordered_pairs, plackett_luce_loss, tokenwise_loss
 from pangu_trl.reward.sampler import LengthBucketSampler
+from pangu_trl.runs.folders import REWARD_CARD_FILE
 
 
 def weights(trainer) -> dict[str, torch.Tensor]:
@@ -288,8 +289,8 @@ def test_another_tokenizer_is_refused_and_every_difference_named(tokenizer):
 
 
 def test_a_broken_card_is_refused_with_its_path(tmp_path):
-    (tmp_path / CARD_FILE).write_text(json.dumps({"loss": "pairwise"}), "utf-8")
-    with pytest.raises(ValueError, match=rf"{CARD_FILE}: a reward card is a JSON object with loss_type"):
+    (tmp_path / REWARD_CARD_FILE).write_text(json.dumps({"loss": "pairwise"}), "utf-8")
+    with pytest.raises(ValueError, match=rf"{REWARD_CARD_FILE}: a reward card is a JSON object with loss_type"):
         read_reward_card(tmp_path)
 
 
