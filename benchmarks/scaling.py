@@ -10,10 +10,10 @@ from pangu_trl.planning.memory import GIB, Plan
 from pangu_trl.planning.models import load_config
 from pangu_trl.planning.settings import read_settings
 from pangu_trl.planning.traffic import step_transfers
+from pangu_trl.runs.folders import STAGES
 
 ROOT = Path(__file__).parent.parent
 MODELS = ("pangu-2.6b", "pangu-13b")
-STAGES = ("sft", "reward", "ppo", "dpo", "grpo")
 # Configuration and devices of each column.
 COLUMNS = [("single_gpu", 1), ("zero3_offload", 1), ("zero2", 8), ("zero3", 8), ("fsdp2", 8), ("zero3_offload", 8)]
 SHARDINGS = ("ddp", "zero2", "zero3", "fsdp2")

@@ -12,7 +12,6 @@ the recipe.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import AutoModelForCausalLM, TrainingArguments
@@ -28,28 +27,13 @@ import pangu_trl  # noqa: F401  (registers GPTPangu)
 from pangu_trl.answers.judge import load_judge
 from pangu_trl.data.arguments import DataArguments
 from pangu_trl.models.loading import find_base_model
+from pangu_trl.runs.arguments import JudgeArguments
 from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, loading_options, parse_options
-
-
-@dataclass
-class RewardArguments:
-    """The judge of the run."""
-
-    reward_model: str = field(
-        default="",
-        metadata={
-            "help": "Trained reward model, a folder or a Hub id; or path/to/file.py:function, or module:function."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        if not self.reward_model:
-            raise ValueError("reward_model is required: a trained reward model, or a function as file.py:function.")
 
 
 def main() -> None:
     data_args, reward_args, training_args, model_args = parse_options(
-        DataArguments, RewardArguments, GRPOConfig, ModelConfig
+        DataArguments, JudgeArguments, GRPOConfig, ModelConfig
     )
     checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     model_id, revision = model_args.model_name_or_path, model_args.model_revision

@@ -12,7 +12,6 @@ With `share_backbone: all` (and `use_peft`) only the policy's base model is load
 reward adapter that was trained on it, and is not merged.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -24,36 +23,13 @@ from pangu_trl.data.loading import load_records
 from pangu_trl.models.loading import load_merged
 from pangu_trl.models.reward_model import load_reward_model
 from pangu_trl.reward.card import check_reward_card, read_reward_card
+from pangu_trl.runs.arguments import PPOModelArguments
 from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, loading_options, parse_options
-
-
-@dataclass
-class RewardModelArguments:
-    """The judge of the run."""
-
-    reward_model: str = field(default="", metadata={"help": "Trained reward model: a folder or a Hub id."})
-    value_model: str | None = field(
-        default=None, metadata={"help": "Model that the critic starts from. Default: reward_model."}
-    )
-    ptx_data: str | None = field(
-        default=None, metadata={"help": "Texts whose language-model loss is mixed in, in the forms of train_data."}
-    )
-    ptx_kind: str = field(
-        default="text",
-        metadata={
-            "help": "Records of ptx_data: text, or demonstration, whose completions are learnt.",
-            "choices": ["text", "demonstration"],
-        },
-    )
-
-    def __post_init__(self) -> None:
-        if not self.reward_model:
-            raise ValueError("reward_model is required: the folder of a trained reward model, or its Hub id.")
 
 
 def main() -> None:
     data_args, reward_args, training_args, model_args = parse_options(
-        DataArguments, RewardModelArguments, PPOConfig, ModelConfig
+        DataArguments, PPOModelArguments, PPOConfig, ModelConfig
     )
     if model_args.load_in_4bit or model_args.load_in_8bit:
         raise ValueError("PPO does not train on quantised weights; leave out load_in_4bit and load_in_8bit.")
@@ -85,7 +61,7 @@ def main() -> None:
 
 
 def load_judges(
-    reward_args: RewardModelArguments, share_backbone: str, loading: dict[str, Any]
+    reward_args: PPOModelArguments, share_backbone: str, loading: dict[str, Any]
 ) -> tuple[PreTrainedModel | str, PreTrainedModel | None]:
     """Loads the reward model and the model that the critic starts from, as far as the layout needs them."""
     if share_backbone != "none" and reward_args.value_model is not None:

@@ -11,9 +11,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 from trl import ModelConfig, get_peft_config
 
+from pangu_trl.gptpangu.conversion import named_config
 from pangu_trl.models.adapter_selection import can_merge
 
-from .settings import SIZES
+from .settings import SIZES, TINY
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,9 @@ def load_config(model: str) -> PreTrainedConfig:
                 f"{model}: no model whose config.json can be loaded; give a folder, a Hub id that can be reached from "
                 f"here, or one of {', '.join(SIZES)}. {error}"
             ) from error
-    hidden_size, num_layers, num_heads = SIZES[model]
-    return pangu_trl.GPTPanguConfig(hidden_size=hidden_size, num_layers=num_layers, num_heads=num_heads)
+    if model == TINY:
+        return pangu_trl.GPTPanguConfig(hidden_size=256, num_layers=4, num_heads=4)
+    return named_config(model.removeprefix("pangu-"))
 
 
 def count(

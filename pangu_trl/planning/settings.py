@@ -6,22 +6,15 @@ from typing import Any
 
 import yaml
 
+from pangu_trl.gptpangu.conversion.sizes import SIZES as PUBLISHED_SIZES
+from pangu_trl.runs.arguments import OWN_OPTIONS
 from pangu_trl.runs.folders import STAGES
 
-# What a script has of its own, besides the options of the library and of TRL.
-OPTIONS_OF_SCRIPTS = {
-    "ppo": {"reward_model": "", "value_model": None, "ptx_data": None, "ptx_kind": "text"},
-    "grpo": {"reward_model": ""},
-}
 # TRL's GRPO sets no limit to prompts; this is the default of our PPO.
 GRPO_PROMPT_TOKENS = 512
-# Published sizes, as (hidden size, blocks, heads); the recipes of a size are in a folder of its name.
-SIZES = {
-    "tiny": (256, 4, 4),
-    "pangu-350m": (1024, 24, 16),
-    "pangu-2.6b": (2560, 32, 32),
-    "pangu-13b": (5120, 40, 40),
-}
+# What a recipe's folder may be called after: the published sizes, and one to try everything with.
+TINY = "tiny"
+SIZES = (TINY, *(f"pangu-{size}" for size in PUBLISHED_SIZES))
 
 
 @dataclass(frozen=True)
@@ -123,8 +116,8 @@ def _defaults(stage: str) -> dict[str, Any]:
     from pangu_trl.data.arguments import DataArguments
 
     config = {"sft": SFTConfig, "reward": KWiseRewardConfig, "ppo": PPOConfig, "dpo": DPOConfig, "grpo": GRPOConfig}
-    options: dict[str, Any] = dict(OPTIONS_OF_SCRIPTS.get(stage, {}))
-    for dataclass_type in (DataArguments, config[stage], ModelConfig):
+    options: dict[str, Any] = {}
+    for dataclass_type in (DataArguments, *OWN_OPTIONS.get(stage, ()), config[stage], ModelConfig):
         for option in fields(dataclass_type):
             if option.default is not MISSING:
                 options[option.name] = option.default

@@ -23,7 +23,6 @@ from .rollout import Rollout
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "ppo_state.json"
-EMA_FOLDER = "ema"
 ADAPTER_FILE = "adapter_model.safetensors"
 # As PEFT names the head of a sequence classification model in an adapter's file.
 HEAD_KEY = "base_model.model.score.weight"

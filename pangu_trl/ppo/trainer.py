@@ -17,6 +17,7 @@ from transformers.trainer_utils import TrainOutput
 from pangu_trl.models.modes import disable_dropout
 from pangu_trl.models.sharding import is_sharded, prepare_frozen
 from pangu_trl.runs.checkpoints import checkpoint_dir, keep_whole_checkpoints, last_whole_checkpoint
+from pangu_trl.runs.folders import EMA_FOLDER
 from pangu_trl.runs.stopping import save_on_sigterm
 
 from .actor_critic.averaging import WeightAverage
@@ -24,7 +25,6 @@ from .actor_critic.build import build_models
 from .actor_critic.optimizer import delay_policy, parameter_groups
 from .callbacks import AverageAfterStep
 from .checkpoint import (
-    EMA_FOLDER,
     RunState,
     load_policy_and_value,
     rollout_options,

@@ -12,3 +12,7 @@ REWARD_CARD_FILE = "reward_card.json"
 # What PPO keeps beside the policy: a critic of its own, or a head on the policy's backbone.
 VALUE_MODEL_FOLDER = "value_model"
 VALUE_HEAD_FILE = "value_head.safetensors"
+# The moving average of the policy, with `ema_decay`.
+EMA_FOLDER = "ema"
+# The model that an adapter was merged into before a new adapter was put on it.
+MERGED_BASE_FOLDER = "base"

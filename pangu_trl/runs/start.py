@@ -22,10 +22,9 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from pangu_trl.models.loading import find_base_model, load_merged
 
 from .checkpoints import keep_whole_checkpoints, last_whole_checkpoint
+from .folders import MERGED_BASE_FOLDER
 from .hang_guard import watch_for_hangs
 from .stopping import save_on_sigterm
-
-MERGED_BASE_FOLDER = "base"
 
 
 def parse_options(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple[Any, ...]:

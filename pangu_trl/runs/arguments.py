@@ -1,0 +1,47 @@
+"""What the script of a stage asks for besides data, model and the options of its trainer."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class PPOModelArguments:
+    """The judge of a PPO run, what its critic starts from, and texts to go on learning from."""
+
+    reward_model: str = field(default="", metadata={"help": "Trained reward model: a folder or a Hub id."})
+    value_model: str | None = field(
+        default=None, metadata={"help": "Model that the critic starts from. Default: reward_model."}
+    )
+    ptx_data: str | None = field(
+        default=None, metadata={"help": "Texts whose language-model loss is mixed in, in the forms of train_data."}
+    )
+    ptx_kind: str = field(
+        default="text",
+        metadata={
+            "help": "Records of ptx_data: text, or demonstration, whose completions are learnt.",
+            "choices": ["text", "demonstration"],
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not self.reward_model:
+            raise ValueError("reward_model is required: the folder of a trained reward model, or its Hub id.")
+
+
+@dataclass
+class JudgeArguments:
+    """The judge of a GRPO run."""
+
+    reward_model: str = field(
+        default="",
+        metadata={
+            "help": "Trained reward model, a folder or a Hub id; or path/to/file.py:function, or module:function."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not self.reward_model:
+            raise ValueError("reward_model is required: a trained reward model, or a function as file.py:function.")
+
+
+# By stage; the others have none.
+OWN_OPTIONS: dict[str, tuple[type, ...]] = {"ppo": (PPOModelArguments,), "grpo": (JudgeArguments,)}
