@@ -22,6 +22,7 @@ class PPOConfig(TrainingArguments):
         ValueError: An option has a value that it cannot have; the message says which.
     """
 
+    # Optimisation: the policy's options are those of TrainingArguments, the critic has its own.
     learning_rate: float = field(default=1e-6, metadata={"help": "Initial learning rate of the policy."})
     critic_learning_rate: float = field(
         default=5e-6, metadata={"help": "Initial learning rate of the value model; the schedule is the policy's."}
@@ -32,11 +33,8 @@ class PPOConfig(TrainingArguments):
     critic_warmup_steps: int = field(
         default=0, metadata={"help": "Optimiser steps at the start in which only the critic learns."}
     )
-    logging_steps: float = field(
-        default=10,
-        metadata={"help": "Log every X optimiser steps; smaller than 1, a share of all steps."},
-    )
 
+    # Models.
     share_backbone: str = field(
         default="none",
         metadata={
@@ -46,7 +44,15 @@ class PPOConfig(TrainingArguments):
             "choices": ["none", "value", "all"],
         },
     )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Keeps an exponential moving average of the policy's trainable weights with this decay, and saves "
+            "it as a model in `ema` beside the policy. Default: none is kept."
+        },
+    )
 
+    # Answers.
     max_prompt_length: int = field(
         default=512, metadata={"help": "Longest prompt in tokens. A longer one is an error, it is never cut."}
     )
@@ -55,6 +61,8 @@ class PPOConfig(TrainingArguments):
     top_p: float = field(default=1.0, metadata={"help": "Probability mass to sample from; 1 keeps all tokens."})
     top_k: int = field(default=0, metadata={"help": "Number of likeliest tokens to sample from; 0 keeps all."})
     num_generations: int = field(default=1, metadata={"help": "Answers to each prompt of a rollout."})
+
+    # How they are sampled.
     generation_batch_size: int | None = field(
         default=None,
         metadata={
@@ -69,7 +77,6 @@ class PPOConfig(TrainingArguments):
             "every token: for policies that do not fit into one device."
         },
     )
-
     merge_lora_for_generation: bool = field(
         default=True,
         metadata={
@@ -77,7 +84,6 @@ class PPOConfig(TrainingArguments):
             "Faster; needs memory for a copy of the weights that it changes."
         },
     )
-
     use_vllm: bool = field(
         default=False,
         metadata={
@@ -95,6 +101,7 @@ class PPOConfig(TrainingArguments):
         default=51216, metadata={"help": "Port on this machine through which the weights go to the vLLM server."}
     )
 
+    # Rollouts, and passes over them.
     num_rollout_batches: int = field(default=1, metadata={"help": "Batches of prompts answered before learning."})
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
     target_kl: float | None = field(
@@ -104,6 +111,8 @@ class PPOConfig(TrainingArguments):
             "the passes over the rollout learn nothing. They still count as steps. Default: never."
         },
     )
+
+    # Divergence from the reference.
     kl_coef: float = field(default=0.05, metadata={"help": "Weight of the KL penalty in the reward."})
     kl_estimator: str = field(
         default="k1",
@@ -119,12 +128,8 @@ class PPOConfig(TrainingArguments):
     kl_horizon: int = field(
         default=10000, metadata={"help": "Answers after which the adaptive kl_coef has changed by about its error."}
     )
-    gamma: float = field(default=1.0, metadata={"help": "Discount."})
-    lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
-    cliprange: float = field(default=0.2, metadata={"help": "Clip range of the policy loss."})
-    cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the value loss."})
-    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss in the total loss."})
-    reward_clip: float | None = field(default=5.0, metadata={"help": "Scores are clipped to +- this value."})
+
+    # Rewards.
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "Weight of each reward where there are several. Default: 1 for all."}
     )
@@ -137,6 +142,7 @@ class PPOConfig(TrainingArguments):
             "choices": ["none", "running", "stored"],
         },
     )
+    reward_clip: float | None = field(default=5.0, metadata={"help": "Scores are clipped to +- this value."})
     missing_eos_penalty: float | None = field(
         default=None, metadata={"help": "Subtracted from the clipped score of an answer that did not end with eos."}
     )
@@ -150,18 +156,24 @@ class PPOConfig(TrainingArguments):
         default=False,
         metadata={"help": "Scale the per-token rewards of a rollout, over all ranks, to std 1; the mean stays."},
     )
+
+    # Advantages and losses.
+    gamma: float = field(default=1.0, metadata={"help": "Discount."})
+    lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
     whiten_advantages: bool = field(
         default=True, metadata={"help": "Normalise the advantages of a rollout, over all ranks, to mean 0 and std 1."}
     )
+    cliprange: float = field(default=0.2, metadata={"help": "Clip range of the policy loss."})
+    cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the value loss."})
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss in the total loss."})
     ptx_coef: float = field(
         default=1.0, metadata={"help": "Weight of the language-model loss on ptx_dataset, where there is one."}
     )
-    ema_decay: float | None = field(
-        default=None,
-        metadata={
-            "help": "Keeps an exponential moving average of the policy's trainable weights with this decay, and saves "
-            "it as a model in `ema` beside the policy. Default: none is kept."
-        },
+
+    # Logs.
+    logging_steps: float = field(
+        default=10,
+        metadata={"help": "Log every X optimiser steps; smaller than 1, a share of all steps."},
     )
     log_completions: bool = field(default=False, metadata={"help": "Print a few answers of every logged rollout."})
 
