@@ -66,6 +66,7 @@ class GPTPanguAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.c_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.c_proj.ends_branch = True
         # A module rather than a number, because disabling dropout means setting `p` on nn.Dropout modules.
         self.attn_dropout = nn.Dropout(config.attn_pdrop)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
@@ -110,6 +111,7 @@ class GPTPanguMLP(nn.Module):
         intermediate_size = config.intermediate_size or 4 * config.hidden_size
         self.c_fc = nn.Linear(config.hidden_size, intermediate_size)
         self.c_proj = nn.Linear(intermediate_size, config.hidden_size)
+        self.c_proj.ends_branch = True
         self.act = ACT2FN[config.activation_function]
         self.dropout = nn.Dropout(config.resid_pdrop)
 
@@ -156,10 +158,12 @@ class GPTPanguPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, (GPTPanguAttention, GPTPanguMLP)):
+        # On the projection itself: transformers passes by modules without weights of their own, as attention and MLP
+        # are, in every model that is not its own.
+        if getattr(module, "ends_branch", False):
             # Two residual branches a block: scaled as in GPT-2, so that depth does not grow the stream.
             std = self.config.initializer_range / (2 * self.config.num_layers) ** 0.5
-            init.normal_(module.c_proj.weight, mean=0.0, std=std)
+            init.normal_(module.weight, mean=0.0, std=std)
 
 
 class GPTPanguModel(GPTPanguPreTrainedModel):

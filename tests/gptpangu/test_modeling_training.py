@@ -33,6 +33,20 @@ def make_model(fixtures):
     return make
 
 
+def test_what_ends_a_branch_starts_small_by_the_number_of_branches():
+    # Two branches in each of 8 blocks: 0.4 / sqrt(16) = 0.1. Of 64 * 64 * 8 numbers and more the deviation is known
+    # to a percent; sqrt 2 is 41 of them.
+    torch.manual_seed(0)
+    config = pangu_trl.GPTPanguConfig(vocab_size=60, hidden_size=64, num_layers=8, num_heads=2, initializer_range=0.4)
+    deviations = dict.fromkeys(["attn.q_proj", "attn.k_proj", "attn.v_proj", "mlp.c_fc"], 0.4)
+    deviations |= dict.fromkeys(["attn.c_proj", "mlp.c_proj"], 0.1)
+    for model in (pangu_trl.GPTPanguForCausalLM(config), AutoModelForSequenceClassification.from_config(config)):
+        for name, expected in deviations.items():
+            weights = [block.get_submodule(name).weight.detach().flatten() for block in model.transformer.h]
+            assert torch.cat(weights).std().item() == pytest.approx(expected, rel=0.02), name
+        assert not any(block.mlp.c_proj.bias.any() for block in model.transformer.h)
+
+
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("kind", ["causal", "sequence", "token"])
