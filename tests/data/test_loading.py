@@ -156,3 +156,29 @@ def test_cache_follows_the_content_not_the_name(tmp_path: Path) -> None:
     assert load_records(copy, "text").cache_files == first.cache_files != []
     write_jsonl(file, [{"text": "二"}], overwrite=True)
     assert list(load_records(file, "text")) == [{"text": "二"}]
+
+
+def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
+    """What is computed from the records, tokenising above all, is found again by it, or would be taken for others'."""
+    file = tmp_path / "rows.jsonl"
+
+    def fingerprints() -> tuple[str, str]:
+        dataset = load_records(file, "prompt")
+        return dataset._fingerprint, dataset.map(_shout)._fingerprint
+
+    write_jsonl(file, [{"prompt": "一", "来源": 1}, {"prompt": "二", "来源": 2}])
+    first = fingerprints()
+    assert fingerprints() == first
+    # Another text, another order, another value of a column that the kind does not know, another name of it.
+    for rows in (
+        [{"prompt": "一", "来源": 1}, {"prompt": "三", "来源": 2}],
+        [{"prompt": "二", "来源": 2}, {"prompt": "一", "来源": 1}],
+        [{"prompt": "一", "来源": 1}, {"prompt": "二", "来源": 3}],
+        [{"prompt": "一", "出处": 1}, {"prompt": "二", "出处": 2}],
+    ):
+        write_jsonl(file, rows, overwrite=True)
+        assert not set(fingerprints()) & set(first), rows
+
+
+def _shout(row: dict) -> dict:
+    return {"prompt": row["prompt"] + "！"}

@@ -16,7 +16,7 @@ from pangu_trl.planning.activations import activation_bytes, cache_bytes
 from pangu_trl.planning.launch import Launch, read_launch
 from pangu_trl.planning.models import count, load_config
 from pangu_trl.planning.settings import read_settings
-from pangu_trl.planning.states import GENERATION, Precision, precision_of, trained_model
+from pangu_trl.planning.states import ALWAYS, GENERATION, Precision, precision_of, trained_model
 from pangu_trl.planning.traffic import step_transfers
 
 ROOT = Path(__file__).parent.parent.parent
@@ -199,6 +199,42 @@ def test_the_newer_name_of_gradient_checkpointing_wins(recipe):
     assert not recipe("sft", "gradient_checkpointing: false").checkpoints_activations
     assert not recipe("sft", "activation_checkpointing: false").checkpoints_activations
     assert recipe("sft", "activation_checkpointing: true\ngradient_checkpointing: false").checkpoints_activations
+
+
+def test_buckets_and_fetched_weights_are_as_large_as_deepspeed_has_them_by_default(plan):
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    defaults = DeepSpeedZeroConfig()
+    sizes = {item.name: item.num_bytes for item in plan("sft", Launch(8, "zero3", bf16=True)).items}
+    # Elements, in bfloat16; the model has 2.6 billion weights.
+    assert sizes["model: bucket of DeepSpeed"] == 2 * defaults.reduce_bucket_size
+    assert sizes["weights fetched by ZeRO-3"] == 2 * defaults.max_live_parameters
+
+
+def test_every_process_and_device_pays_for_its_libraries_before_any_weight(plan):
+    """As read off machines: a GiB for CUDA and its libraries, three quarters for Python's."""
+    found = plan("sft", Launch(1, "none", bf16=True))
+    phases = {item.phase for item in found.items}
+    worst = max(sum(i.num_bytes for i in found.items if i.phase in (ALWAYS, phase)) for phase in phases)
+    assert found.peak() - worst == 2**30
+    # Nothing of this run is on the host.
+    assert found.peak(on_host=True) == 0.75 * 2**30
+    on_cpu = plan("sft", Launch(1, "none", on_cpu=True))
+    worst = max(sum(i.num_bytes for i in on_cpu.items if i.phase in (ALWAYS, phase)) for phase in phases)
+    assert on_cpu.peak() - worst == 0.75 * 2**30
+
+
+def test_logits_have_the_copies_that_each_loss_makes(plan):
+    # PPO: the logits of one answer token more than it has, three times in float32, and once in bfloat16.
+    text = "per_device_train_batch_size: 2\nmax_completion_length: 99"
+    sizes = {item.name: item.num_bytes for item in plan("ppo", Launch(1, "none", bf16=True), text).items}
+    assert sizes["logits and loss"] == 2 * 100 * V * (3 * 4 + 2)
+    # TRL's: tiles of 4096 tokens and 32768 columns, and the gradient of the head; on CPU seven copies in float32.
+    text = "per_device_train_batch_size: 16"
+    sizes = {item.name: item.num_bytes for item in plan("sft", Launch(1, "none", bf16=True), text).items}
+    assert sizes["tile of logits"] == 4096 * 32768 * 2 + 4 * V * H
+    sizes = {item.name: item.num_bytes for item in plan("sft", Launch(1, "none", on_cpu=True), text).items}
+    assert sizes["tile of logits"] == 4096 * (32768 * 4 + 7 * 32768 * 4) + 4 * V * H
 
 
 def test_offloaded_states_are_in_the_memory_of_the_host(plan):

@@ -119,6 +119,42 @@ def test_the_critic_learns_alone_while_it_warms_up(make_trainer, layout):
     assert moved
 
 
+def test_after_the_warm_up_of_the_critic_the_policys_schedule_is_where_it_would_be(make_trainer):
+    # Linear from 1e-3 over 4 steps: 1, 3/4, 1/2, 1/4 of it, of which the first two are left out.
+    trainer = make_trainer(max_steps=4, critic_warmup_steps=2, lr_scheduler_type="linear")
+    trainer.create_optimizer_and_scheduler(num_training_steps=4)
+    rates = {False: [], True: []}
+    for _ in range(4):
+        for is_critic, seen in rates.items():
+            (rate,) = {group["lr"] for group in trainer.optimizer.param_groups if group["is_critic"] is is_critic}
+            seen.append(rate)
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert rates[False] == pytest.approx([0.0, 0.0, 0.5e-3, 0.25e-3])
+    assert rates[True] == pytest.approx([3e-3, 2.25e-3, 1.5e-3, 0.75e-3])
+
+
+def test_logged_losses_are_those_of_the_optimiser_step_however_it_is_accumulated(make_trainer):
+    logged = []
+    for options in (
+        dict(per_device_train_batch_size=4, num_rollout_batches=1),
+        dict(per_device_train_batch_size=1, num_rollout_batches=4, gradient_accumulation_steps=4),
+    ):
+        trainer = make_trainer(
+            generation_batch_size=4, num_ppo_epochs=1, max_steps=1, whiten_advantages=False, **options
+        )
+        trainer.train()
+        logged.append(next(entry for entry in trainer.state.log_history if "value/loss" in entry))
+        # At the first step all ratios are 1 and all values those at rollout, so that both losses are means of what the
+        # rollout holds: -advantage, and half the squared distance to the return.
+        rollout = trainer.passes.rollout
+        mask = rollout.completion_mask
+        errors = 0.5 * (rollout.values - rollout.returns)[mask].square()
+        assert logged[-1]["policy/loss"] == pytest.approx(-rollout.advantages[mask].mean().item(), rel=1e-4)
+        assert logged[-1]["value/loss"] == pytest.approx(errors.mean().item(), rel=1e-4)
+    assert logged[0]["loss"] == pytest.approx(logged[1]["loss"], rel=1e-4)
+
+
 def test_policy_and_critic_have_their_own_learning_rates(make_trainer):
     trainer = make_trainer(max_steps=1, weight_decay=0.1)
     trainer.create_optimizer()

@@ -154,6 +154,17 @@ def test_the_number_of_tokens_of_the_global_batch_replaces_the_local_mean(golden
     torch.testing.assert_close(parts, policy_loss(*arguments))
 
 
+def test_a_padded_place_gives_no_gradient_however_far_apart_its_log_probabilities_are():
+    # One answer token with ratio 1 and advantage 2: the loss is -2 and so is its derivative. exp(200) is infinite in
+    # float32, and what an infinite ratio gives backwards is NaN even where a mask has taken it out of the sum.
+    logprobs = torch.tensor([[-1.0, 0.0]], requires_grad=True)
+    mask = torch.tensor([[True, False]])
+    loss = policy_loss(logprobs, torch.tensor([[-1.0, -200.0]]), torch.tensor([[2.0, 3.0]]), mask, cliprange=0.2)
+    loss.backward()
+    assert loss.item() == -2.0
+    assert logprobs.grad.tolist() == [[-2.0, 0.0]]
+
+
 def test_the_golden_file_was_made_with_the_settings_used_here(fixtures):
     settings = json.loads((fixtures / "ppo" / "golden.json").read_text())["hyperparameters"]
     assert (settings["kl_ctl"], settings["clip_reward_value"], settings["cliprange"]) == (0.1, 5.0, 0.2)

@@ -33,6 +33,12 @@ def rollout_of(prompts: list[list[int]], answers: list[list[int]], pad_token_id:
     )
 
 
+def test_an_answer_has_ended_with_any_of_several_stop_tokens():
+    answers = [[30, 8], [30, 9], [30, 31], [9, 30], [8]]
+    rollout = Rollout.from_answers([[20]] * 5, answers, stop_token_ids=[8, 9], pad_token_id=6, device="cpu")
+    assert rollout.ended.tolist() == [True, True, False, False, True]
+
+
 def _scores(reward_model, rollout: Rollout) -> torch.Tensor:
     source = ModelReward("model", 1.0, reward_model)
     examples = [{"prompt": ""}] * len(rollout.input_ids)
