@@ -10,14 +10,17 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 demo: install  ## The whole pipeline on Chinese reviews; STEPS=smoke for a quick look.
 	$(BIN)/python recipes/demo/run.py --steps $(STEPS)
 
+# Two files of tests at a time, each on one thread; what launches several processes runs one after the other.
+SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
 test: install  ## All tests but those that take minutes; no GPU, no network.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-tokenizer: install  ## The tokenizer against jieba itself on all reviews and 200,000 random texts, on both engines.
 	$(BIN)/python -m pytest tests/gptpangu/test_official_ids.py -m ''
 
 test-slow: install  ## The tests that `make test` leaves out because they take minutes.
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m slow
 
 # The common tests that transformers runs on its own models, taken from the source distribution of the version we pin.
 # That one lacks the generation and export tests; TRANSFORMERS_SOURCE=<checkout of the same version> has them as well.

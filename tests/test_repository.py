@@ -3,16 +3,20 @@
 import ast
 import re
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+import pangu_trl
 from pangu_trl import cli
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "data_cards").glob("*.md"))]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+# What is not in the library, and no room of it imports.
+OUTSIDE = {"recipes", "benchmarks", "tests"}
 # Which rooms of the library each may import besides itself; cli and recipes may import all.
 BELOW_STAGES = {"answers", "runs", "models", "data", "gptpangu"}
 MAY_IMPORT = {
@@ -88,15 +92,77 @@ def test_paths_and_commands_in_documents_exist(path):
     assert set(re.findall(r"(?:`|^    )make ([a-z-]+)", text, flags=re.M)) <= targets
 
 
+def modules_imported_by(source: str, package: str) -> Iterator[str]:
+    """Full names of all that a module imports, wherever in it and in whichever way it says so.
+
+    Args:
+        source: Its text.
+        package: The package that it is in, which relative imports start from.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
+            stem = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{stem}.{alias.name}" for alias in node.names)
+
+
+def room_of(module: str) -> str | None:
+    """The room of the library that a module is in, or a name of the library's root comes from; None for all else."""
+    top, _, rest = module.partition(".")
+    if top in OUTSIDE:
+        return top
+    if top != "pangu_trl" or not rest:
+        return None
+    name = rest.partition(".")[0]
+    return room_of(pangu_trl._LAZY[name]) if name in pangu_trl._LAZY else name
+
+
+@pytest.mark.parametrize(
+    ("line", "rooms"),
+    [
+        ("import torch, json", []),
+        ("import pangu_trl", []),
+        ("import pangu_trl.ppo.losses", ["ppo"]),
+        ("import pangu_trl.ppo.losses as x, pangu_trl.data", ["ppo", "data"]),
+        ("from pangu_trl.ppo.losses import policy_loss", ["ppo"]),
+        ("from pangu_trl import ppo, data", ["ppo", "data"]),
+        ("from pangu_trl import PPOConfig", ["ppo"]),
+        ("from .losses import pairwise", ["reward"]),
+        ("from . import losses", ["reward"]),
+        ("from ..ppo import losses", ["ppo"]),
+        ("from .. import ppo", ["ppo"]),
+        ("from recipes.demo import run", ["recipes"]),
+        ("def later():\n    from ..ppo.losses import policy_loss", ["ppo"]),
+    ],
+)
+def test_every_way_to_import_is_seen(line, rooms):
+    found = [room_of(module) for module in modules_imported_by(line, "pangu_trl.reward")]
+    assert [room for room in found if room is not None] == rooms
+
+
 def test_imports_point_one_way():
-    for package, allowed in MAY_IMPORT.items():
-        for path in (ROOT / "pangu_trl" / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-                if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pangu_trl."):
-                    imported = node.module.split(".")[1]
-                    assert imported == package or imported in allowed, f"{path}: {node.module}"
-                if package == "gptpangu" and isinstance(node, ast.ImportFrom):
-                    assert not (node.module or "").startswith("pangu_trl"), path
+    library = ROOT / "pangu_trl"
+    assert {path.name for path in library.glob("*.py")} == {"__init__.py", "cli.py"}
+    for path in library.rglob("*.py"):
+        *folders, _ = path.relative_to(library).parts
+        if not folders:
+            continue
+        room = folders[0]
+        modules = list(modules_imported_by(path.read_text("utf-8"), ".".join(["pangu_trl", *folders])))
+        rooms = {found for found in map(room_of, modules) if found is not None}
+        assert rooms <= MAY_IMPORT[room] | {room}, f"{path} imports {sorted(rooms - MAY_IMPORT[room] - {room})}"
+
+
+def test_files_that_travel_to_the_hub_import_only_their_siblings():
+    for path in (ROOT / "pangu_trl" / "gptpangu").glob("*_gptpangu.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                assert node.level < 2, path
+                names = [] if node.level else [node.module]
+            assert not any(name.split(".")[0] == "pangu_trl" for name in names), path
 
 
 def test_test_modules_have_names_of_their_own():

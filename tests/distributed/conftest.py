@@ -12,7 +12,7 @@ from pangu_trl.data import write_jsonl
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from launching import config_for_cpu, launch
+from launching import run_here
 
 # Random dropout masks and samples differ between one process and two, gradients and greedy answers do not.
 SIZES = dict(
@@ -99,8 +99,7 @@ def one_process(workspace, stage_options):
     def run(stage: str, **changes) -> Path:
         folder = workspace / "-".join(["one", stage, *map(str, changes.values())])
         if not (folder / "rank-0.json").exists():
-            config = config_for_cpu("cpu", workspace)
-            launch(config, stage, stage_options(stage, folder, num_processes=1, save_strategy="no") | changes)
+            run_here(stage, stage_options(stage, folder, num_processes=1, save_strategy="no") | changes)
         return folder
 
     return run

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent.parent
@@ -76,6 +78,15 @@ def launch(config: Path, recipe: str, options: dict[str, Any], takes_notes: bool
     errors.parent.mkdir(parents=True, exist_ok=True)
     [code] = wait(start(launch_command(config, recipe, options, takes_notes=takes_notes), errors, **environment))
     assert code == 0, errors.read_text(errors="replace")[-6000:]
+
+
+def run_here(recipe: str, options: dict[str, Any], takes_notes: bool = True) -> None:
+    """Runs a recipe in this process: one process needs no launcher, and the stack is imported already."""
+    script = str(ROOT / "recipes" / f"{recipe}.py")
+    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [*([str(RANK)] if takes_notes else []), script, *words])
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def logged(folder: Path, name: str) -> list[float]:

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from pangu_trl.runs.checkpoints import last_whole_checkpoint
 
+pytestmark = pytest.mark.launches
+
 STEPS = dict(max_steps=4, save_steps=2, save_total_limit=1)
 CHECKPOINTS = ["checkpoint-2", "checkpoint-4"]
 

@@ -15,10 +15,13 @@ from rank import PROBE, PROBE_COMPLETION
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+pytestmark = pytest.mark.launches
+
 STAGES = ["sft", "reward", "ppo"]
 BACKENDS = ["ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"]
-# ZeRO-3 runs of the stages are in test_recipes.py beside this file and in tests/ppo.
-QUICK = [("sft", "ddp"), ("ppo", "fsdp2")]
+# ZeRO-3 runs are in test_nodes.py, test_faults.py and test_recipes.py beside this file, DDP runs in the folders of PPO
+# and reward.
+QUICK = [("ppo", "fsdp2")]
 CELLS = [
     pytest.param((stage, backend), marks=[] if (stage, backend) in QUICK else pytest.mark.slow, id=f"{stage}-{backend}")
     for backend in BACKENDS

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from launching import config_for_cpu, launch_command, logged, start, wait
 
+pytestmark = pytest.mark.launches
+
 ADDRESS = "127.0.0.1"
 
 

@@ -13,6 +13,8 @@ from pangu_trl.planning.models import load_config
 from pangu_trl.planning.settings import read_settings
 from pangu_trl.planning.traffic import step_transfers
 
+pytestmark = pytest.mark.launches
+
 # Share by which a plan may be off: FSDP2 fetches an embedding again for the backward pass if no head is tied to it, and
 # how long ZeRO-3 keeps what it has fetched depends on the passes before, which scoring interrupts. The reference of DPO
 # stays where ZeRO-3 keeps it, but is fetched once in the four steps that count.

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 import pangu_trl
 
+pytestmark = pytest.mark.launches
+
 SCRIPT = Path(__file__).parent / "two_ranks.py"
 
 

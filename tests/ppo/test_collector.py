@@ -66,7 +66,7 @@ def test_the_kl_controller_is_told_the_mean_over_the_answers_of_all_ranks_and_th
 
     monkeypatch.setattr(collector, "score", score)
     monkeypatch.setattr(collector, "accelerator", OneOfThreeRanks())
-    monkeypatch.setattr("pangu_trl.ppo.collector.generation_mode", lambda *_: "none")
+    monkeypatch.setattr(collector, "_tell_generation_mode", lambda model: None)
     told = []
     monkeypatch.setattr(collector.kl_controller, "update", lambda *values: told.append(values))
     collector.collect(trainer.model, [{"prompt": ""}] * 4, step=0)

@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.launches
+
 SCRIPT = Path(__file__).parent / "two_ranks.py"
 RUNS = [
     ("full", 0),

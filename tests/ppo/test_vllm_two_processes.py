@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.launches
+
 SCRIPT = Path(__file__).parent / "two_ranks_vllm.py"
 RUNS = [
     ("full", "ddp"),

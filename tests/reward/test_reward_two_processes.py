@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.launches
+
 SCRIPT = Path(__file__).parent / "two_ranks.py"
 EXACT_FIGURES = ["loss", "pair_accuracy", "macro_pair_accuracy", "num_pairs", "best_of_k_accuracy", "kendall_tau"]
 EXACT_FIGURES += ["spearman", "calibration_error", "temperature", "length_correlation", "reward_mean", "reward_std"]
