@@ -193,3 +193,6 @@ def test_masks_of_a_wrong_shape_are_refused(model):
     for position_ids in (None, torch.tensor([[5]])):
         with pytest.raises(ValueError, match=r"must cover the 5 cached and the 1 new tokens; got shape \(1, 1\)"):
             model(ids[:, :1], attention_mask=torch.ones(1, 1), position_ids=position_ids, past_key_values=cache)
+        # As if the cache had got lost on the way.
+        with pytest.raises(ValueError, match=r"must cover the 0 cached and the 1 new tokens; got shape \(1, 6\)"):
+            model(ids[:, :1], attention_mask=torch.ones(1, 6), position_ids=position_ids)
