@@ -15,6 +15,7 @@ from transformers.masking_utils import create_causal_mask, packed_sequence_mask_
 from transformers.utils import is_tracing
 from transformers.utils.generic import is_flash_attention_requested
 
+from .arguments_gptpangu import CACHE_ARGUMENT
 from .configuration_gptpangu import GPTPanguConfig
 
 
@@ -99,9 +100,8 @@ def make_attention_mask(
     """
     if attention_mask is not None and len(attention_mask.shape) != 2:
         return _ready_mask(config, inputs_embeds, attention_mask)
-    arguments = dict(
-        config=config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values
-    )
+    arguments = dict(config=config, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
+    arguments[CACHE_ARGUMENT] = past_key_values
     batch_size, length = inputs_embeds.shape[:2]
     flash = is_flash_attention_requested(config)
     if position_ids is None or length == 1:

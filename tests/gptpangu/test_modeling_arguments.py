@@ -14,6 +14,7 @@ from transformers import (
     StaticCache,
 )
 from transformers.modeling_outputs import TokenClassifierOutput
+from transformers.utils import logging
 
 from pangu_trl.gptpangu.arguments_gptpangu import CACHE_ARGUMENT
 
@@ -140,3 +141,25 @@ def test_generation_in_training_mode_with_checkpointing_is_right_or_refused(mode
             model.generate(IDS[:, :5], **options)
     else:
         assert model.generate(IDS[:, :5], **options).tolist() == expected.tolist()
+
+
+@pytest.mark.filterwarnings("error::FutureWarning", "error::DeprecationWarning")
+def test_no_pass_uses_a_name_that_the_installed_transformers_calls_deprecated(head, caplog):
+    logging.warning_once.cache_clear()  # what another test has heard is said again
+    transformers_logger = logging.get_logger("transformers")
+    transformers_logger.addHandler(caplog.handler)
+    try:
+        head(IDS[:, :6], use_cache=True)
+        head(IDS, **{CACHE_ARGUMENT: DynamicCache()})
+        head.train()(IDS, attention_mask=torch.ones_like(IDS))[0].sum().backward()
+        if hasattr(head, "generate"):
+            head.eval().generate(IDS, max_new_tokens=2, do_sample=False)
+    finally:
+        transformers_logger.removeHandler(caplog.handler)
+    assert [record for record in caplog.messages if "deprecated" in record] == []
+
+
+def test_evaluation_in_a_trainer_gathers_no_cache(model):
+    """Trainer keeps every output that the configuration does not name, and would pad and gather keys and values."""
+    output = model(IDS, labels=IDS, use_cache=True)
+    assert [name for name in output if name not in model.config.keys_to_ignore_at_inference] == ["loss", "logits"]
