@@ -122,7 +122,7 @@ def test_keywords_that_say_nothing_or_are_obeyed_pass(head):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cache_in_a_checkpointed_pass_is_refused(head, name):
     """Layers would drop it with a warning and compute the new tokens without their past."""
-    head.train().gradient_checkpointing_enable()
+    head.train().activation_checkpointing_enable()
     with pytest.raises(ValueError, match="gradient checkpointing"):
         head(IDS, **{name: DynamicCache()})
 
@@ -135,7 +135,7 @@ def test_generation_in_training_mode_with_checkpointing_is_right_or_refused(mode
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    model.train().gradient_checkpointing_enable()
+    model.train().activation_checkpointing_enable()
     if use_cache and CACHE_ARGUMENT == "past_key_values":
         with pytest.raises(ValueError, match="Call model.eval"):
             model.generate(IDS[:, :5], **options)
