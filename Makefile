@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-distributed test-slow test-tokenizer test-transformers lint install clean
+.PHONY: demo test test-distributed test-newest test-python test-slow test-tokenizer test-transformers lint install clean
 
 demo: install  ## The whole pipeline on Chinese reviews; STEPS=smoke for a quick look.
 	$(BIN)/python recipes/demo/run.py --steps $(STEPS)
@@ -41,6 +41,43 @@ $(TRANSFORMERS)/tests/__init__.py: | $(VENV)/.installed
 test-distributed: install  ## Every stage on two CPU processes under DDP, ZeRO-1 to 3, offloading and FSDP2; faults; two nodes.
 	$(BIN)/python -m pytest tests/distributed -m ''
 
+# The newest of everything that pyproject.toml admits, but for torch: an open range would fetch a CUDA build.
+NEWEST := .venv-newest
+TORCH := $(shell grep "^torch==" constraints.txt)
+
+test-newest:  ## All tests on the newest versions that pyproject.toml admits; TESTS=tests/trl for a part.
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
+	  $(TORCH) --editable '.[demo,dev,fast]'
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check --no-deps pcl-pangu==1.2.6.2
+	$(NEWEST)/bin/pip list --disable-pip-version-check
+	$(NEWEST)/bin/python -m pytest $(TESTS)
+
+# Part of the suite, on every Python that is here. One whose index offers no CPU build of torch is skipped: the other
+# builds take gigabytes. ANY_TORCH=1 takes what there is.
+QUICK := tests/data tests/gptpangu/test_modeling_arguments.py tests/gptpangu/test_modeling_generation.py \
+  tests/gptpangu/test_modeling_golden.py tests/gptpangu/test_tokenization.py tests/ppo/test_maths.py \
+  tests/reward/test_losses.py tests/test_internals.py tests/test_repository.py
+
+test-python:  ## A quick part of the tests on each of Python 3.11, 3.12 and 3.13 that is installed.
+	@for version in 3.11 3.12 3.13; do $(MAKE) --no-print-directory test-python-$$version || exit 1; done
+
+test-python-%:
+	@set -e; \
+	if ! python$* --version > /dev/null 2>&1; then \
+	  echo "SKIPPED Python $*: there is no python$* (with pyenv, name it in PYENV_VERSION)."; exit 0; \
+	fi; \
+	python$* -m venv .venv-$*; \
+	pip=".venv-$*/bin/pip --disable-pip-version-check"; \
+	if [ -z "$(ANY_TORCH)" ] && ! $$pip index versions torch 2> /dev/null | grep -qF '$(patsubst torch==%,%,$(TORCH))+cpu'; then \
+	  echo "SKIPPED Python $*: the index has no CPU build of $(TORCH) for it (ANY_TORCH=1 takes another build)."; exit 0; \
+	fi; \
+	$$pip install --quiet --constraint constraints.txt $(TORCH); \
+	$$pip install --quiet --constraint constraints.txt --editable '.[demo,dev,fast]'; \
+	$$pip install --quiet --no-deps pcl-pangu==1.2.6.2; \
+	echo "Python $*:"; .venv-$*/bin/python -m pytest $(QUICK)
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,7 +87,7 @@ install: $(VENV)/.installed
 # torch first and alone: an open range would fetch a CUDA build. pcl-pangu brings the official vocabulary that the
 # tests compare with; it asks for an old numpy that nothing here needs.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "pangu_trl needs Python 3.10 or newer")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pangu_trl needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
 	$(PIP) --editable '.[demo,dev,fast]'
@@ -58,4 +95,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(NEWEST) .venv-3.11 .venv-3.12 .venv-3.13

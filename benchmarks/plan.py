@@ -49,8 +49,8 @@ class Case:
 
 
 LORA = {"use_peft": True, "lora_r": 16}
-WHOLE = {"gradient_checkpointing": False}
-CHECKPOINTED = {"gradient_checkpointing": True}
+WHOLE = {"activation_checkpointing": False}
+CHECKPOINTED = {"activation_checkpointing": True}
 CASES = [
     Case("sft", "tiny", options=WHOLE),
     Case("sft", "base", options=WHOLE),

@@ -208,7 +208,7 @@ def build_trl(options: argparse.Namespace, arguments: dict, reward_model):
         response_length=ANSWER_TOKENS,
         stop_token="eos",
         num_sample_generations=0,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         **common_options(options),
     )
     models = dict(reward_model=reward_model, value_model=copy.deepcopy(reward_model), ref_model=None)

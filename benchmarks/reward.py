@@ -131,7 +131,7 @@ def build_trainer(variant: str, num_prompts: int, prompts_per_pass: int, num_ste
         lr_scheduler_type="constant",
         use_cpu=True,
         bf16=False,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         report_to="none",
         save_strategy="no",
         logging_steps=1,

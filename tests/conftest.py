@@ -41,6 +41,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
+def assert_same_gradients() -> Callable[..., None]:
+    """`assert_same_gradients(found, expected)`: by name, each within 2e-5 of the largest number in its tensor.
+
+    Sums in another order, or on another kind of CPU, differ by a few 1e-6 of that. The bias of the keys cancels in the
+    softmax: its gradient is rounding alone, and is measured against that of the keys' weight.
+    """
+
+    def check(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], relative: float = 2e-5) -> None:
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            scale = expected[name.replace("k_proj.bias", "k_proj.weight")].abs().max().item()
+            assert scale > 0, f"{name}: has no gradient to compare"
+            torch.testing.assert_close(
+                found[name], gradient, atol=relative * scale, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+    return check
+
+
+@pytest.fixture(scope="session")
 def fixtures() -> Path:
     """Golden numbers of the reference implementations; see tests/fixtures/README.md."""
     return Path(__file__).parent / "fixtures"

@@ -38,7 +38,7 @@ class GPTPanguConfig(PreTrainedConfig):
     """
 
     model_type = MODEL_TYPES[0]
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     attribute_map = {"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"}
     # TRL's create_model_from_path reads `config.auto_map` of every class that is not in the transformers namespace.
     auto_map: ClassVar[dict[str, Any]] = {}

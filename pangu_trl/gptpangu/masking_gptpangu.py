@@ -15,11 +15,12 @@ from transformers.masking_utils import create_causal_mask, packed_sequence_mask_
 from transformers.utils import is_tracing
 from transformers.utils.generic import is_flash_attention_requested
 
+from .arguments_gptpangu import CACHE_ARGUMENT
 from .configuration_gptpangu import GPTPanguConfig
 
 
 def check_attention_mask(attention_mask: Any, inputs_embeds: Tensor, past_key_values: Cache | None) -> None:
-    """Refuses masks that are neither 2-D nor 4-D, and 2-D masks that do not cover the cached and the new tokens."""
+    """Refuses masks that are neither 2-D nor 4-D, and 2-D masks of another width than cached and new tokens."""
     if not isinstance(attention_mask, Tensor) or attention_mask.ndim == 4:
         return
     length = inputs_embeds.shape[1]
@@ -30,7 +31,7 @@ def check_attention_mask(attention_mask: Any, inputs_embeds: Tensor, past_key_va
         )
     past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
     # A static cache counts in a tensor: reading it would stall an accelerator and break a compiled graph.
-    if isinstance(past_length, int) and attention_mask.shape[1] < past_length + length:
+    if isinstance(past_length, int) and attention_mask.shape[1] != past_length + length:
         raise ValueError(
             f"GPTPanguModel: attention_mask must cover the {past_length} cached and the {length} new tokens; got shape "
             f"{tuple(attention_mask.shape)}."
@@ -99,9 +100,8 @@ def make_attention_mask(
     """
     if attention_mask is not None and len(attention_mask.shape) != 2:
         return _ready_mask(config, inputs_embeds, attention_mask)
-    arguments = dict(
-        config=config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values
-    )
+    arguments = dict(config=config, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
+    arguments[CACHE_ARGUMENT] = past_key_values
     batch_size, length = inputs_embeds.shape[:2]
     flash = is_flash_attention_requested(config)
     if position_ids is None or length == 1:

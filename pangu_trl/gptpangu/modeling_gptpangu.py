@@ -5,7 +5,6 @@ query of the last block comes from a learned table of positions (`wqe`), its key
 normalised stream.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,87 +21,16 @@ from transformers.modeling_layers import (
     GradientCheckpointingLayer,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .arguments_gptpangu import CACHE_ARGUMENT, check_checkpointing, check_keywords, paged_cache, resolve_cache
+from .attention_gptpangu import GPTPanguAttention
 from .configuration_gptpangu import GPTPanguConfig
 from .masking_gptpangu import check_attention_mask, check_positions, derive_positions, make_attention_mask
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor]:
-    """Plain softmax attention: (B, heads, T, head width) each -> (B, T, heads, head width) and the probabilities."""
-    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    probabilities = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-    probabilities = nn.functional.dropout(probabilities, p=dropout, training=module.training)
-    return torch.matmul(probabilities, value).transpose(1, 2), probabilities
-
-
-class GPTPanguAttention(nn.Module):
-    """Causal self-attention; the query may be computed from another tensor than keys and values."""
-
-    is_causal = True
-
-    def __init__(self, config: GPTPanguConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
-        self.head_dim = config.hidden_size // config.num_heads
-        self.scaling = self.head_dim**-0.5 if config.scale_attn_weights else 1.0
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.c_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.c_proj.ends_branch = True
-        # A module rather than a number, because disabling dropout means setting `p` on nn.Dropout modules.
-        self.attn_dropout = nn.Dropout(config.attn_pdrop)
-        self.resid_dropout = nn.Dropout(config.resid_pdrop)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        query_states: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        attention_mask: Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """hidden_states (B, T, H) -> (B, T, H), attention probabilities where the implementation gives them."""
-        input_shape = hidden_states.shape[:-1]
-        head_shape = (*input_shape, -1, self.head_dim)
-        query = self.q_proj(hidden_states if query_states is None else query_states).view(head_shape).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(head_shape).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, probabilities = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.attn_dropout.p if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        output = self.c_proj(output.reshape(*input_shape, -1).contiguous())
-        return self.resid_dropout(output), probabilities
 
 
 class GPTPanguMLP(nn.Module):
@@ -142,7 +70,7 @@ class GPTPanguPreTrainedModel(PreTrainedModel):
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
     _no_split_modules = ["GPTPanguBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -196,6 +124,7 @@ class GPTPanguModel(GPTPanguPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """Encodes a batch.
@@ -210,17 +139,20 @@ class GPTPanguModel(GPTPanguPreTrainedModel):
             past_key_values: Keys and values of earlier tokens.
             inputs_embeds: Embedded tokens in place of `input_ids`, (B, T, H).
             use_cache: Whether to return keys and values.
+            cache: Another name of `past_key_values`.
 
         Raises:
-            ValueError: Neither or both of `input_ids` and `inputs_embeds`; a position that the tables do not have; a
-                mask of another shape; packed sequences where they cannot be kept apart; `token_type_ids` or
-                `head_mask`.
+            ValueError: Neither or both of `input_ids` and `inputs_embeds`; two caches, or one under gradient
+                checkpointing; a keyword that nothing reads; a position that the tables do not have; a mask of another
+                shape; packed sequences where they cannot be kept apart.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("GPTPanguModel: pass exactly one of input_ids and inputs_embeds.")
-        for name in ("token_type_ids", "head_mask"):
-            if kwargs.get(name) is not None:
-                raise ValueError(f"GPTPanguModel: {name} is an input of the published code only; leave it out.")
+        cache = resolve_cache(past_key_values, cache)
+        check_keywords(kwargs, position_ids, cache)
+        check_checkpointing(cache, self.training and any(block.gradient_checkpointing for block in self.h))
+        paged = paged_cache(cache)
+        past_key_values = None if paged else cache
         if inputs_embeds is None:
             inputs_embeds = self.wte(input_ids)
         check_attention_mask(attention_mask, inputs_embeds, past_key_values)
@@ -236,13 +168,14 @@ class GPTPanguModel(GPTPanguPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
-        block_inputs = dict(attention_mask=causal_mask, past_key_values=past_key_values, position_ids=position_ids)
+        block_inputs = {CACHE_ARGUMENT: past_key_values} | paged
+        block_inputs |= dict(attention_mask=causal_mask, position_ids=position_ids)
         hidden_states = self.drop(inputs_embeds + self.wpe(position_ids))
         for block in self.h[:-1]:
             hidden_states = block(hidden_states, None, **block_inputs, **kwargs)
         top_query = self.wqe(position_ids).expand_as(hidden_states)
         hidden_states = self.h[-1](self.ln_f(hidden_states), top_query, **block_inputs, **kwargs)
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE_ARGUMENT: past_key_values})
 
 
 class GPTPanguForCausalLM(GPTPanguPreTrainedModel, GenerationMixin):
@@ -288,6 +221,7 @@ class GPTPanguForCausalLM(GPTPanguPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """Next-token logits (B, T, V) and, with `labels` (B, T; -100 is ignored), the mean cross entropy.
@@ -301,6 +235,7 @@ class GPTPanguForCausalLM(GPTPanguPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            cache=cache,
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
@@ -310,15 +245,42 @@ class GPTPanguForCausalLM(GPTPanguPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE_ARGUMENT: getattr(outputs, CACHE_ARGUMENT)},
+        )
+
+
+class _BothCacheNames:
+    """Gives the generic heads, whose `forward` knows the name of one version, the cache under either."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        cache: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Any:
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            **{CACHE_ARGUMENT: resolve_cache(past_key_values, cache)},
+            **kwargs,
         )
 
 
 # The constructors of the generic classes ask AutoModel for the backbone, which, for custom code on the Hub, wants to be
 # told again that it is trusted. These name the class, and set up the rest alike.
-class GPTPanguForSequenceClassification(GenericForSequenceClassification, GPTPanguPreTrainedModel):
+class GPTPanguForSequenceClassification(_BothCacheNames, GenericForSequenceClassification, GPTPanguPreTrainedModel):
     """A score head (no bias) at the last real token; with `num_labels=1` a reward or value model."""
 
     # The generic class, first in the resolution order, calls its backbone "model".
@@ -332,7 +294,7 @@ class GPTPanguForSequenceClassification(GenericForSequenceClassification, GPTPan
         self.post_init()
 
 
-class GPTPanguForTokenClassification(GenericForTokenClassification, GPTPanguPreTrainedModel):
+class GPTPanguForTokenClassification(_BothCacheNames, GenericForTokenClassification, GPTPanguPreTrainedModel):
     """A linear head (with bias) at every token, after dropout of `classifier_dropout` (0.1)."""
 
     base_model_prefix = "transformer"

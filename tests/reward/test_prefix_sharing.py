@@ -120,7 +120,7 @@ def test_gradients_are_the_same_with_lora_under_gradient_checkpointing(
             module.p = 0.0
     model.train()
     model.enable_input_require_grads()
-    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
     calls = []
 
     def count_and_attend(*args, **kwargs):

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList
 
+from pangu_trl.gptpangu.arguments_gptpangu import CACHE_ARGUMENT
+
 from .sampled_logprobs import SampledLogprobs
 
 # Short enough that answers of other lengths than the longest save much, long enough that moving the cache costs little.
@@ -46,12 +48,12 @@ def generate_in_segments(
         output = policy.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            past_key_values=cache,
             generation_config=segment,
             # None: where weights are sharded, ranks that are done go on until all are.
             synced_gpus=None if synced else False,
             logits_processor=LogitsProcessorList([watch] if watch is not None and cache is None else []),
             return_dict_in_generate=True,
+            **{CACHE_ARGUMENT: cache},
         )
         new_tokens = output.sequences[:, input_ids.shape[1] :]
         if watch is not None and cache is None:
@@ -64,7 +66,7 @@ def generate_in_segments(
         kept = torch.tensor(goes_on, device=active.device).nonzero().flatten()
         active, input_ids = active[kept], output.sequences[kept]
         attention_mask = torch.cat([attention_mask[kept], torch.ones_like(new_tokens[kept])], dim=1)
-        cache, remaining = output.past_key_values, remaining - new_tokens.shape[1]
+        cache, remaining = output[CACHE_ARGUMENT], remaining - new_tokens.shape[1]
         cache.batch_select_indices(kept)
     return answers
 
