@@ -168,7 +168,9 @@ def _frozen_engine(model: nn.Module, config: dict[str, Any]) -> nn.Module:
     else:
         zero["stage"] = 0
     engine, *_ = deepspeed.initialize(model=model, config=config)
-    return engine.eval()
+    # DeepSpeed's `eval` returns nothing.
+    engine.eval()
+    return engine
 
 
 def _frozen_shards(model: nn.Module, accelerator: Accelerator) -> nn.Module:
