@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterable, Sequence
 
-from .options import add_output, positive_int, refuse_existing, score_gap
+from .options import add_format, add_output, positive_int, refuse_existing, score_gap
 
 SUMMARY = "measure a saved reward model against rankings: figures, probes, pictures"
 
@@ -16,6 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="rankings: a .jsonl file, a .md data card, a folder or a hub dataset",
     )
     parser.add_argument("--split", default="train", help="split of the data (default: %(default)s)")
+    add_format(parser)
     parser.add_argument(
         "--min-score-gap",
         type=score_gap,
@@ -43,9 +44,9 @@ def run(args: argparse.Namespace) -> None:
     from pangu_trl.models.reward_model import ScoringError, load_reward_model
     from pangu_trl.reward.report import evaluate_rankings, write_report
 
-    dataset = load_records(args.data, "ranking", args.split)
+    dataset = load_records(args.data, "ranking", args.split, args.format)
     _refuse_without_pair(dataset["scores"], args)
-    rankings = dataset.to_list()
+    rankings = list(dataset)
     model, tokenizer = load_reward_model(args.model)
     try:
         evaluation = evaluate_rankings(model, tokenizer, rankings, args.batch_size, args.min_score_gap)

@@ -39,6 +39,15 @@ def add_answers_and_batch_size(parser: argparse.ArgumentParser) -> None:
     add_batch_size(parser)
 
 
+def add_format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--format",
+        metavar="NAME",
+        help="public format of the rows, e.g. sharegpt or alpaca, where the data are no card; data_cards/README.md "
+        "has them all (default: the columns are ours)",
+    )
+
+
 def add_batch_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=positive_int, default=32, help="answers the judge gets at a time (default: %(default)s)"

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from .options import ANSWER_COLUMNS, add_output, count_answers, note, positive_int, refuse_existing
+from .options import ANSWER_COLUMNS, add_format, add_output, count_answers, note, positive_int, refuse_existing
 
 SUMMARY = "sample K answers to every prompt of a file"
 
@@ -22,6 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", default="train", help="split to take of a data card; a .jsonl file has only train (default: train)"
     )
+    add_format(parser)
     parser.add_argument("--limit", type=positive_int, metavar="N", help="take the first N prompts only (default: all)")
     add_output(
         parser,
@@ -116,10 +117,10 @@ def _read_prompts(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[
     from pangu_trl.data.records import validate_record
 
     # Without `datasets` between, lines keep their numbers and columns need not have one type.
-    if args.prompts.endswith(".jsonl") and args.split == "train":
+    if args.prompts.endswith(".jsonl") and args.split == "train" and args.format is None:
         rows = [(f"{args.prompts}:{line}", record) for line, record in read_numbered_jsonl(args.prompts)]
     else:
-        dataset = load_records(args.prompts, "prompt", args.split)
+        dataset = load_records(args.prompts, "prompt", args.split, args.format)
         rows = [(f"{args.prompts}[{args.split}] row {number}", record) for number, record in enumerate(dataset)]
     prompts = []
     left_out: set[str] = set()

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import add_batch_size, add_judge_option, add_output, refuse_existing
+from .options import add_batch_size, add_format, add_judge_option, add_output, refuse_existing
 
 SUMMARY = "have the demonstrations of an SFT set scored by a judge"
 
@@ -11,8 +11,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "demonstrations",
         metavar="DATA",
-        help="demonstrations: a .jsonl file, a .md data card, a folder or a hub dataset",
+        help="demonstrations: a file of records, a .md data card, a folder or a hub dataset",
     )
+    add_format(parser)
     parser.add_argument("--split", default="train", help="split of the data (default: %(default)s)")
     add_judge_option(parser, required=True)
     add_batch_size(parser)
@@ -29,17 +30,17 @@ def run(args: argparse.Namespace) -> None:
     from pangu_trl.data.loading import load_records, place_of
     from pangu_trl.models.reward_model import ScoringError
 
-    dataset = load_records(args.demonstrations, "demonstration", args.split)
+    dataset = load_records(args.demonstrations, "demonstration", args.split, args.format)
     if args.score_column in dataset.column_names:
         raise ValueError(
             f"{args.demonstrations}: column '{args.score_column}' is taken; give another name as --score-column"
         )
-    columns = dataset.to_dict()
+    columns = dataset[:]
     prompts, completions = columns.pop("prompt"), columns.pop("completion")
     try:
         scores = load_judge(args.judge, args.batch_size)(prompts, completions, **columns)
     except ScoringError as error:
         raise ValueError(f"{place_of(dataset, error.index)}: {error}") from error
-    records = [record | {args.score_column: score} for record, score in zip(dataset.to_list(), scores, strict=True)]
+    records = [record | {args.score_column: score} for record, score in zip(dataset, scores, strict=True)]
     write_jsonl(args.output, records, overwrite=args.overwrite)
     print(f"{args.output}: {len(records)} demonstrations, mean score {sum(scores) / len(scores):.4g}")

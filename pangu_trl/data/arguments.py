@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from accelerate import PartialState
 from datasets import Dataset
 
+from .formats import FORMATS
 from .loading import load_records
 
-FORMS = "a .jsonl file, a .md data card, a folder or a Hub dataset"
+FORMS = "a file of records, a .md data card or mixture of them, a folder or a Hub dataset"
 
 
 @dataclass
@@ -19,8 +20,17 @@ class DataArguments:
         default=None, metadata={"help": "Held-out records, in the same forms. Default: no evaluation."}
     )
     train_split: str = field(default="train", metadata={"help": "Split of train_data to read."})
-    eval_split: str = field(
-        default="train", metadata={"help": "Split of eval_data to read (a .jsonl file is all 'train')."}
+    eval_split: str = field(default="train", metadata={"help": "Split of eval_data to read (a file is all 'train')."})
+
+    train_format: str | None = field(
+        default=None,
+        metadata={
+            "help": "Public format of the rows of train_data, where it is no data card. Default: the columns are ours.",
+            "choices": list(FORMATS),
+        },
+    )
+    eval_format: str | None = field(
+        default=None, metadata={"help": "The same for eval_data.", "choices": list(FORMATS)}
     )
 
     def __post_init__(self) -> None:
@@ -31,13 +41,16 @@ class DataArguments:
             # A YAML file may hold a list, which the parser hands on.
             if source is not None and not isinstance(source, str):
                 raise ValueError(
-                    f"{name} must be one source: {FORMS}; got {source!r}. Put several files into one, or into a folder."
+                    f"{name} must be one source: {FORMS}; got {source!r}. "
+                    "Put several files into a folder, or name the sources in a mixture card, see data_cards/README.md."
                 )
 
     def load(self, kind: str) -> tuple[Dataset, Dataset | None]:
         """Loads and validates training and held-out records of one kind; the latter may be None."""
         # One process of a machine does the work, the others read its cache.
         with PartialState().local_main_process_first():
-            train_dataset = load_records(self.train_data, kind, self.train_split)
-            eval_dataset = load_records(self.eval_data, kind, self.eval_split) if self.eval_data else None
+            train_dataset = load_records(self.train_data, kind, self.train_split, self.train_format)
+            eval_dataset = (
+                load_records(self.eval_data, kind, self.eval_split, self.eval_format) if self.eval_data else None
+            )
         return train_dataset, eval_dataset

@@ -8,10 +8,27 @@ from typing import Any
 
 import yaml
 
+from .data_files import matching_files
+from .formats import FORMATS
+from .readers import ReadOptions
 from .records import KINDS, RecordError
+from .text_lines import check_encoding
+from .typed_columns import TYPES
 
-# Formats of `datasets.load_dataset` that read files beside the card; any other path is a dataset on the Hub.
-FILE_FORMATS = ("json", "csv", "parquet", "text", "arrow")
+# Formats of files beside the card; any other path is a dataset on the Hub. `files` goes by the suffix of each.
+FILE_FORMATS = ("json", "csv", "parquet", "text", "arrow", "files")
+
+# What people write for a format, and what it is called.
+OTHER_NAMES = {
+    "jsonl": "json",
+    "jsonlines": "json",
+    "ndjson": "json",
+    "tsv": "csv",
+    "txt": "text",
+    "folder": "files",
+    "xlsx": "csv (save the sheet as csv)",
+    "excel": "csv (save the sheet as csv)",
+}
 
 RECORD_FIELDS = {
     "demonstration": ("prompt", "completion"),
@@ -35,11 +52,17 @@ class DataCard:
     Attributes:
         file: The card itself.
         kind: The kind of record, one of `KINDS`.
-        path: A file format (json, csv, parquet, text, arrow) or the id of a dataset on the Hub.
+        path: A file format, one of `FILE_FORMATS`, or the id of a dataset on the Hub.
         name: The configuration of a Hub dataset.
         revision: The branch, tag or commit of a Hub dataset.
         data_files: The files of each split; those of a file format are absolute paths.
-        columns: For each field of our records the source column that holds it, as a path: `a`, `a.b` or `a[].b`.
+        columns: For each field of our records, or of the format, the source column that holds it, as a path: `a`,
+            `a.b` or `a[].b`.
+        format: The public format of the rows, one of `FORMATS`; None where the columns are ours.
+        types: Columns of text that hold something else, one of `TYPES`.
+        encoding: Of text files; UTF-8 by default.
+        separator: Between the columns of csv files; by default a comma, and a tab in .tsv files.
+        list_field: The field of a JSON file that holds the list of records.
     """
 
     file: Path
@@ -49,6 +72,11 @@ class DataCard:
     revision: str | None = None
     data_files: dict[str, list[str]] | None = None
     columns: dict[str, str] = field(default_factory=dict)
+    format: str | None = None
+    types: dict[str, str] = field(default_factory=dict)
+    encoding: str | None = None
+    separator: str | None = None
+    list_field: str | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> "DataCard":
@@ -59,26 +87,35 @@ class DataCard:
             CardError: If the block is missing or a key of it is unknown or has an unusable value.
         """
         file = Path(path)
-        block = _read_block(file)
+        block = read_block(file)
         known = [attribute.name for attribute in fields(cls) if attribute.name != "file"]
         for key in block:
             if key not in known:
                 raise CardError(f"{file}: 'pangu_trl.{key}' is not a key of a card; the keys are {', '.join(known)}.")
-        if block.get("kind") not in KINDS:
-            raise _refusal(file, "kind", f"one of {', '.join(KINDS)}", block.get("kind"))
-        for key in ("path", "name", "revision"):
+        for key in ("path", "name", "revision", "format", "encoding", "separator", "list_field"):
             value = block.get(key)
             if not (isinstance(value, str) and value) and (value is not None or key == "path"):
-                raise _refusal(file, key, "text", value)
+                raise refusal(file, key, "text", value)
+        _check_reading(file, block)
         return cls(
             file=file,
-            kind=block["kind"],
+            kind=read_kind(file, block),
             path=block["path"],
             name=block.get("name"),
             revision=block.get("revision"),
             data_files=_read_data_files(file, block["path"], block.get("data_files")),
-            columns=_read_columns(file, block["kind"], block.get("columns")),
+            columns=_read_columns(file, block),
+            format=block.get("format"),
+            types=_read_types(file, block.get("types")),
+            encoding=block.get("encoding"),
+            separator=block.get("separator"),
+            list_field=block.get("list_field"),
         )
+
+    @property
+    def options(self) -> ReadOptions:
+        """How the files are read."""
+        return ReadOptions(self.encoding, self.separator, self.list_field)
 
     @property
     def renamed_columns(self) -> set[str]:
@@ -109,14 +146,32 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_block(file: Path) -> dict[str, Any]:
+def read_block(file: Path) -> dict[str, Any]:
+    """The block `pangu_trl` of a card, as it stands there.
+
+    Raises:
+        FileNotFoundError: If there is no such card.
+        CardError: If it has no such block, or is not UTF-8.
+    """
+    if file.is_dir():
+        raise CardError(f"{file}: must be a data card; got a folder. Name the card in it, or a folder without .md.")
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such data card (looked for {file.absolute()}).")
-    header = HEADER.match(file.read_text(encoding="utf-8-sig"))
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise CardError(
+            f"{file}:{line}: a card must be UTF-8; got the byte 0x{error.object[error.start]:02x}. Convert it, e.g. "
+            "`iconv -f GB18030 -t UTF-8`."
+        ) from error
+    header = HEADER.match(text)
     if header is None:
         raise CardError(f"{file}: must begin with a YAML header between two lines '---'; got none.")
     try:
         metadata = yaml.load(header["yaml"], Loader=_UniqueKeyLoader)
+    except yaml.reader.ReaderError as error:
+        raise CardError(f"{file}: the header must be YAML; {error.reason}: {error.character!r}.") from error
     except yaml.MarkedYAMLError as error:
         # The mark counts from 0 and does not see the opening line of the header.
         line = error.problem_mark.line + 2
@@ -135,45 +190,85 @@ def _read_block(file: Path) -> dict[str, Any]:
 def _read_data_files(file: Path, path: str, data_files: Any) -> dict[str, list[str]] | None:
     if data_files is None:
         if path in FILE_FORMATS:
-            raise _refusal(file, "data_files", f"given when 'path' is {path}", data_files)
+            raise refusal(file, "data_files", f"given when 'path' is {path}", data_files)
         return None
     by_split = data_files if isinstance(data_files, dict) else {"train": data_files}
     names = {split: [value] if isinstance(value, str) else value for split, value in by_split.items()}
     for split, values in names.items():
         if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
-            raise _refusal(file, "data_files", "a file, a list of files, or such for each split", data_files)
+            raise refusal(file, "data_files", "a file, a list of files, or such for each split", data_files)
         if not isinstance(split, str):
-            raise _refusal(file, "data_files", "files for each split, named by text", data_files)
+            raise refusal(file, "data_files", "files for each split, named by text", data_files)
     if path not in FILE_FORMATS:
         return names
-    return {split: [_locate(file, value) for value in values] for split, values in names.items()}
+    return {split: [path for value in values for path in _locate(file, value)] for split, values in names.items()}
 
 
-def _locate(file: Path, name: str) -> str:
-    """Resolves a data file against the card's folder; addresses stay as they are."""
+def _locate(file: Path, name: str) -> list[str]:
+    """The files that a name or pattern means, seen from the card's folder; addresses stay as they are."""
     if "://" in name:
-        return name
-    located = file.absolute().parent / name
-    if not any(wildcard in name for wildcard in "*?[") and not located.is_file():
+        return [name]
+    located = matching_files(str(file.absolute().parent / name))
+    if not located:
+        missing = "matches no file" if any(wildcard in name for wildcard in "*?[") else "is missing"
         raise FileNotFoundError(
-            f"{file}: 'pangu_trl.data_files' must name files, relative to the card; got {name!r}, which is missing."
+            f"{file}: 'pangu_trl.data_files' must name files, relative to the card; got {name!r}, which {missing}."
         )
-    return str(located)
+    return located
 
 
-def _read_columns(file: Path, kind: str, columns: Any) -> dict[str, str]:
+def read_kind(file: Path, block: Mapping[str, Any]) -> str:
+    """The kind of record of a card; raises CardError if it is none."""
+    if block.get("kind") not in KINDS:
+        raise refusal(file, "kind", f"one of {', '.join(KINDS)}", block.get("kind"))
+    return block["kind"]
+
+
+def _check_reading(file: Path, block: Mapping[str, Any]) -> None:
+    """Refuses values of the keys that say how files are read."""
+    if block["path"] in OTHER_NAMES:
+        raise refusal(file, "path", f"{OTHER_NAMES[block['path']]}, which reads such files too", block["path"])
+    if block.get("format") is not None and block["format"] not in FORMATS:
+        raise refusal(file, "format", f"one of {', '.join(FORMATS)}", block["format"])
+    if block.get("encoding") is not None:
+        try:
+            check_encoding(block["encoding"])
+        except ValueError as error:
+            raise CardError(f"{file}: 'pangu_trl.encoding' must be {error}.") from error
+    if block.get("separator") is not None and (len(block["separator"]) != 1 or block["separator"] in '"\r\n'):
+        raise refusal(file, "separator", "one character, such as ';' or \"\\t\" in double quotes", block["separator"])
+    formats = {"encoding": ("json", "csv", "text"), "separator": ("csv",), "list_field": ("json",)}
+    for key, needed in formats.items():
+        if block.get(key) is not None and block["path"] in FILE_FORMATS and block["path"] not in (*needed, "files"):
+            raise CardError(f"{file}: 'pangu_trl.{key}' has no effect when 'path' is {block['path']}; leave it out.")
+
+
+def _read_types(file: Path, types: Any) -> dict[str, str]:
+    if types is None:
+        return {}
+    if not isinstance(types, dict):
+        raise refusal(file, "types", "a mapping of source columns to types", types)
+    for name, value in types.items():
+        if value not in TYPES:
+            raise refusal(file, f"types.{name}", f"one of {', '.join(TYPES)}", value)
+    return {str(name): value for name, value in types.items()}
+
+
+def _read_columns(file: Path, block: Mapping[str, Any]) -> dict[str, str]:
+    columns, kind, data_format = block.get("columns"), block["kind"], block.get("format")
+    known = FORMATS[data_format].fields if data_format else RECORD_FIELDS[kind]
+    of_what = f"the format {data_format}" if data_format else f"a {kind}"
     if columns is None:
         return {}
     if not isinstance(columns, dict):
-        raise _refusal(file, "columns", "a mapping of our fields to source columns", columns)
+        raise refusal(file, "columns", "a mapping of our fields to source columns", columns)
     for name, path in columns.items():
-        if name not in RECORD_FIELDS[kind]:
+        if name not in known:
             raise CardError(
-                f"{file}: 'pangu_trl.columns.{name}' is not a field of a {kind}; "
-                f"the fields are {', '.join(RECORD_FIELDS[kind])}."
+                f"{file}: 'pangu_trl.columns.{name}' is not a field of {of_what}; the fields are {', '.join(known)}."
             )
         if not isinstance(path, str) or not COLUMN_PATH.fullmatch(path):
-            raise _refusal(file, f"columns.{name}", "a path like a, a.b or a[].b", path)
+            raise refusal(file, f"columns.{name}", "a path like a, a.b or a[].b", path)
     return columns
 
 
@@ -196,5 +291,6 @@ def _read_key(value: Any, name: str, where: str) -> Any:
     return value[name]
 
 
-def _refusal(file: Path, key: str, needed: str, found: Any) -> CardError:
+def refusal(file: Path, key: str, needed: str, found: Any) -> CardError:
+    """The error for a key whose value is not what it must be."""
     return CardError(f"{file}: 'pangu_trl.{key}' must be {needed}; got {found!r}.")

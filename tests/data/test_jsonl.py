@@ -35,7 +35,8 @@ def test_blank_lines_byte_order_mark_and_carriage_returns_are_accepted(tmp_path:
         (
             '{"a": "中"}'.encode("gb18030"),
             "must be UTF-8; got the byte 0xd6 at position 8 of the line. Convert the file, e.g. "
-            "`iconv -f GB18030 -t UTF-8`.",
+            "`iconv -f GB18030 -t UTF-8`, or "
+            "name its encoding in a data card, e.g. `encoding: gb18030`.",
         ),
     ],
 )

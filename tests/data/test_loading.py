@@ -51,13 +51,15 @@ def test_demonstrations_and_rankings_serve_as_prompts(tmp_path: Path, kind: str)
     assert list(load_records(tmp_path / "rows.jsonl", "prompt")) == [row]
 
 
-def test_folder_that_datasets_knows_is_loaded(tmp_path: Path) -> None:
+def test_folders_of_splits_are_the_splits(tmp_path: Path) -> None:
+    for split, texts in [("train", ["一", "二"]), ("test", ["三"])]:
+        (tmp_path / "folder" / split).mkdir(parents=True)
+        datasets.Dataset.from_dict({"text": texts}).to_parquet(tmp_path / "folder" / split / "rows.parquet")
     folder = tmp_path / "folder"
-    folder.mkdir()
-    datasets.Dataset.from_dict({"text": ["一", "二"]}).to_parquet(folder / "train.parquet")
-    datasets.Dataset.from_dict({"text": ["三"]}).to_parquet(folder / "test.parquet")
     assert list(load_records(folder, "text")) == [{"text": "一"}, {"text": "二"}]
     assert list(load_records(str(folder), "text", split="test")) == [{"text": "三"}]
+    with pytest.raises(RecordError, match="the split must be one of train, test; got 'validation'"):
+        load_records(folder, "text", split="validation")
 
 
 def test_bad_line_of_jsonl_is_named(tmp_path: Path) -> None:
@@ -72,7 +74,7 @@ def test_bad_row_of_a_card_and_of_a_folder_is_named(tmp_path: Path) -> None:
     card = write_card(tmp_path, "prompt", [{"题": "一"}, {"题": " "}], {"prompt": "题"})
     with pytest.raises(RecordError) as caught:
         load_records(card, "prompt")
-    assert str(caught.value) == f"{card}[train] row 1: 'prompt' must be text that is not empty; got ' ' (str)."
+    assert str(caught.value) == f"{tmp_path / 'rows.jsonl'}:2: 'prompt' must be text that is not empty; got ' ' (str)."
 
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -80,7 +82,7 @@ def test_bad_row_of_a_card_and_of_a_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecordError) as caught:
         load_records(folder, "text")
     assert str(caught.value).startswith(
-        f"{folder}[train] row 1: 'text' must be present; the record has no field at all"
+        f"{folder / 'train.parquet'} row 1: 'text' must be present; the record has no field at all"
     )
 
 
@@ -90,7 +92,7 @@ def test_places_of_rows_are_those_of_the_source(tmp_path: Path) -> None:
     file.write_text('\n{"prompt": "一"}\n\n{"prompt": "二"}\n', encoding="utf-8")
     assert place_of(load_records(file, "prompt"), 1) == f"{file}:4"
     dataset = load_records(card, "prompt")
-    assert place_of(dataset, 1) == f"{card}[train] row 1"
+    assert place_of(dataset, 1) == f"{tmp_path / 'rows.jsonl'}:2"
     assert place_of(dataset.select([1]), 0) is None
 
 
@@ -107,7 +109,9 @@ def test_extra_column_of_two_types_is_refused_by_name(tmp_path: Path) -> None:
     write_jsonl(file, [{"text": "一", "id": 1}, {"text": "二", "id": "b"}])
     with pytest.raises(RecordError) as caught:
         load_records(file, "text")
-    assert str(caught.value).startswith(f"{file}[train]: 'id' must have one type in all records; got ")
+    assert str(caught.value).startswith(
+        f"{file}:2: 'id' must be an integer, as in {file}:1; got text. A column has one"
+    )
 
 
 def test_card_of_another_kind_is_refused(tmp_path: Path) -> None:
