@@ -1,10 +1,17 @@
 """Data cards: the header, the path language, and the cards of this repository."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from pangu_trl.data import CardError, DataCard, RecordError, load_records
+from pangu_trl.data.cards import FILE_FORMATS
+from pangu_trl.data.data_files import COMPRESSIONS
+from pangu_trl.data.data_files import FORMATS as SUFFIXES
+from pangu_trl.data.formats import FORMATS
+from pangu_trl.data.mixtures import MIXTURE_KEYS, Part
+from pangu_trl.data.typed_columns import TYPES
 
 CARDS = Path(__file__).parents[2] / "data_cards"
 
@@ -152,6 +159,24 @@ def test_row_without_a_mapped_column_is_refused(row: dict, message: str) -> None
 def test_card_of_this_repository_loads_its_data(card: str) -> None:
     card = CARDS / card
     assert len(load_records(card, kind=DataCard.load(card).kind)) > 0
+
+
+def test_keys_and_formats_stand_in_the_description_of_the_cards() -> None:
+    text = (CARDS / "README.md").read_text("utf-8")
+    keys = [attribute.name for attribute in fields(DataCard) if attribute.name != "file"]
+    for name in [
+        *keys,
+        *MIXTURE_KEYS,
+        *(f"mix[].{attribute.name}" for attribute in fields(Part)),
+        *FILE_FORMATS,
+        *TYPES,
+    ]:
+        assert f"`{name}`" in text, name
+    for name, data_format in FORMATS.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+        assert row.endswith(f"| {', '.join(data_format.kinds)} |"), name
+    for suffix in [*SUFFIXES, *COMPRESSIONS]:
+        assert f"`{suffix}`" in text, suffix
 
 
 def test_ranked_answers_card_maps_chinese_and_nested_columns() -> None:
