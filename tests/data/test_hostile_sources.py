@@ -491,3 +491,35 @@ def test_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", put(tmp_path, "file", ""))
     with pytest.raises(OSError, match=r"must be written to the cache of datasets, .*HF_DATASETS_CACHE"):
         load_records(put(tmp_path, "a.jsonl", ROW), "demonstration")
+
+
+def test_files_of_a_hub_dataset_are_read_as_local_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` says which files the split has; it would read their objects with the fields of all."""
+    calls = [ROW.replace("}", f', "call": {{"{name}": 1.7}}}}') for name in ("city", "zone")]
+    train, test = put(tmp_path, "train.jsonl", "".join(calls)), put(tmp_path, "test.jsonl", ROW)
+    asked: list[dict] = []
+    build = datasets.load_dataset_builder
+
+    def build_local(**request: object) -> datasets.DatasetBuilder:
+        asked.append(request)
+        return build("json", data_files={"train": str(train), "test": str(test)})
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", build_local)
+    records = [RECORD | {"call": {"city": 1.7}}, RECORD | {"call": {"zone": 1.7}}]
+    assert list(load_records("who/what@v1", "demonstration")) == records
+    path = card(tmp_path, {"path": "who/what", "name": "zh", "revision": "abc", "data_files": {"test": "t.jsonl"}})
+    assert list(load_records(path, "demonstration", "test")) == [RECORD]
+    assert asked == [
+        {"path": "who/what", "name": None, "revision": "v1", "data_files": None},
+        {"path": "who/what", "name": "zh", "revision": "abc", "data_files": {"test": ["t.jsonl"]}},
+    ]
+    with pytest.raises(RecordError, match="who/what: the split must be one of train, test; got 'dev'"):
+        load_records("who/what", "demonstration", "dev")
+
+
+def test_unreachable_hub_dataset_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        OSError, match=r"who/what: no such file or folder .* no dataset on the Hub to be had; "
+    ) as caught:
+        load_records("who/what", "demonstration")
+    assert "\n" not in str(caught.value)
