@@ -139,6 +139,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be text", problem_mark=key_node.start_mark)
             if key_node.value in seen:
                 problem = f"the key '{key_node.value}' occurs twice"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
@@ -249,7 +251,7 @@ def _read_types(file: Path, types: Any) -> dict[str, str]:
     if not isinstance(types, dict):
         raise refusal(file, "types", "a mapping of source columns to types", types)
     for name, value in types.items():
-        if value not in TYPES:
+        if not isinstance(value, str) or value not in TYPES:
             raise refusal(file, f"types.{name}", f"one of {', '.join(TYPES)}", value)
     return {str(name): value for name, value in types.items()}
 

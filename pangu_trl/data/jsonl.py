@@ -38,7 +38,12 @@ def numbered_records(file: BinaryIO, where: str, encoding: str | None = None) ->
     for number, line in numbered_lines(file, where, encoding):
         if line.strip():
             is_empty = False
-            yield number, parse_record(line, f"{where}:{number}")
+            try:
+                yield number, parse_record(line.rstrip(), f"{where}:{number}")
+            except RecordError as error:
+                if number > 1 or not (line.lstrip().startswith("[") or line.strip() == "{"):
+                    raise
+                raise RecordError(f"{error} A file that is one list over several lines is called .json.") from error
     if is_empty:
         raise RecordError(f"{where}: must hold one JSON object a line; the file is empty. Fill or remove it.")
 

@@ -217,6 +217,18 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda f: put(f, "a.json", '{\n"rows": [],\n"version": 1}'),
         "a.json: must hold a list of JSON objects, or one object a line; got one object. Name the field",
     ),
+    "list over several lines called JSON lines": (
+        lambda f: put(f, "a.jsonl", f"[{ROW},\n{ROW}]"),
+        "must be one JSON object; Expecting ',' delimiter at column 49. A file that is one list over several lines is",
+    ),
+    "key of a card that is a list": (
+        lambda f: put(f, "c.md", "---\npangu_trl: {[a]: 1}\n---\n"),
+        "c.md:2: the header must be YAML; a key must be text",
+    ),
+    "type that is a list": (
+        lambda f: csv_card(f, "prompt,completion\na,b\n", types={"prompt": ["json"]}),
+        "'pangu_trl.types.prompt' must be one of integer, number, boolean, json; got ['json']",
+    ),
     "wrong field of the list": (
         lambda f: json_card(f, "a.json", '{"rows": []}', list_field="data"),
         "a.json: 'list_field: data' must hold a list; lists are in rows",
