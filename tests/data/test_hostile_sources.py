@@ -219,7 +219,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "list over several lines called JSON lines": (
         lambda f: put(f, "a.jsonl", f"[{ROW},\n{ROW}]"),
-        "must be one JSON object; Expecting ',' delimiter at column 49. A file that is one list over several lines is",
+        "must be one JSON object; Expecting ',' delimiter at column 41. A file that is one list over several lines is",
     ),
     "key of a card that is a list": (
         lambda f: put(f, "c.md", "---\npangu_trl: {[a]: 1}\n---\n"),
