@@ -47,9 +47,9 @@ def test_interrupting_a_command_is_no_traceback(monkeypatch, capsys):
 
 
 def test_a_file_of_another_kind_is_not_looked_up_on_the_hub(capsys):
-    Path("prompts.txt").write_text("p")
-    assert main(["sample", "--model", "absent", "--prompts", "prompts.txt", "--output", "o.jsonl"]) == 2
-    assert "prompts.txt: a file of records must be .jsonl, or a data card .md; got '.txt'" in capsys.readouterr().err
+    Path("prompts.docx").write_text("p")
+    assert main(["sample", "--model", "absent", "--prompts", "prompts.docx", "--output", "o.jsonl"]) == 2
+    assert "prompts.docx: a file of records must end in" in capsys.readouterr().err
 
 
 def test_a_model_without_a_tokenizer_is_refused_by_its_folder(policy, capsys):

@@ -27,7 +27,12 @@ ANY = None  # a class or constant: that it exists
 # Where it is, its parameters (a leading part of them where the list ends in ...), and why we need it.
 IMPORTED: list[tuple[str, Any, str]] = [
     ("accelerate.state.AcceleratorState", ANY, "the type of `accelerator.state`, for annotations"),
-    ("datasets.fingerprint.Hasher", ANY, "fingerprints of loaded data that do not change between runs"),
+    (
+        "datasets.features.features.register_feature",
+        ["feature_cls", "feature_type"],
+        "a feature of our own that holds nested values exactly",
+    ),
+    ("datasets.table.MemoryMappedTable", ANY, "the records in the cache, as a dataset"),
     ("peft.tuners.lora.LoraLayer", ANY, "finds the layers whose LoRA can be merged for sampling"),
     ("peft.tuners.tuners_utils.BaseTunerLayer", ANY, "finds the layers whose adapter is selected"),
     ("peft.utils.AuxiliaryTrainingWrapper", ANY, "finds heads and embeddings that PEFT trains whole"),
@@ -120,6 +125,7 @@ MEMBERS: list[tuple[str, Any, str]] = [
         ["self", "dataset", "processing_class", "args", "dataset_name"],
         "recipes/dpo.py tokenises by itself",
     ),
+    ("datasets.features.features.Json._type", "Json", "the name of our own feature in what is stored"),
     (f"{_MODEL}._can_compile_fullgraph", ANY, "static caches compile"),
     (f"{_MODEL}._can_record_outputs", ANY, "hidden states and attentions on request"),
     (f"{_MODEL}._init_weights", ["self", "module"], "scaled residual projections"),

@@ -125,10 +125,11 @@ class Columns:
 
     Attributes:
         num_records: How many it has seen.
+        by_name: What their columns have in common.
     """
 
     num_records: int = 0
-    _columns: dict[str, _Column] = field(default_factory=dict)
+    by_name: dict[str, _Column] = field(default_factory=dict)
     _digest: Any = field(default_factory=hashlib.sha256)
 
     def add(self, record: Mapping[str, Any], where: str) -> None:
@@ -138,16 +139,16 @@ class Columns:
             RecordError: If a value has another type than those before it, or cannot be kept exactly.
         """
         for name, value in record.items():
-            if name not in self._columns:
+            if name not in self.by_name:
                 check_unicode(name, where)
-                self._columns[name] = _Column()
-            self._columns[name].add(value, name, where)
+                self.by_name[name] = _Column()
+            self.by_name[name].add(value, name, where)
         self._digest.update(json.dumps(record, ensure_ascii=False, default=repr).encode("utf-8"))
         self.num_records += 1
 
     def features(self) -> datasets.Features:
         """The types of the columns, in the order of their first appearance."""
-        return datasets.Features({name: column.feature(name) for name, column in self._columns.items()})
+        return datasets.Features({name: column.feature(name) for name, column in self.by_name.items()})
 
     def fingerprint(self) -> str:
         """The same for the same records with the same columns, and for no others."""

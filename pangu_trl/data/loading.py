@@ -82,7 +82,7 @@ def load_records(
     dataset = cached_table(records, columns, f"{source}[{split}]")
     logger.info("%s[%s]: %s", source, split, summary.describe(columns.num_records, kind))
     if _is_card(source) and is_mixture(source):
-        dataset, origin = _mixed(dataset, Mixture.load(source), origin, sizes)
+        dataset, origin = _mixed(dataset, Mixture.load(source), origin, sizes, columns.fingerprint())
     # On the object alone: whatever `datasets` derives from it may have other rows.
     dataset.origin = origin
     return dataset
@@ -164,7 +164,7 @@ def _validated(rows: Iterable[tuple[Row, int]], kind: str) -> Iterator[tuple[tup
 
 
 def _mixed(
-    dataset: datasets.Dataset, mixture: Mixture, origin: Origin, sizes: Mapping[int, int]
+    dataset: datasets.Dataset, mixture: Mixture, origin: Origin, sizes: Mapping[int, int], fingerprint: str
 ) -> tuple[datasets.Dataset, Origin]:
     """Puts the records of the parts, which follow one another, into the order of the mixture."""
     lengths = [sizes[number] for number in range(len(mixture.parts))]
@@ -173,7 +173,7 @@ def _mixed(
         raise CardError(f"{mixture.file}: the mixture must hold records; its weights and epochs give none.")
     for part, length, count in zip(mixture.parts, lengths, mixture.counts(lengths), strict=True):
         logger.info("%s: %d records of the %d in %s", mixture.file, count, length, part.source)
-    digest = hashlib.sha256(f"{dataset._fingerprint} {order}".encode()).hexdigest()[:32]
+    digest = hashlib.sha256(f"{fingerprint} {order}".encode()).hexdigest()[:32]
     mixed = dataset.select(order, new_fingerprint=digest)
     return mixed, Origin(origin.source, origin.kind, origin.split, order=order)
 
