@@ -81,7 +81,7 @@ def validate_record(record: Mapping[str, Any], kind: str, where: str) -> dict[st
 
 def answer_text(answer: str | list[Message]) -> str:
     """The text of an answer, which may be messages."""
-    return answer if isinstance(answer, str) else "".join(message["content"] for message in answer)
+    return answer if isinstance(answer, str) else "".join(message["content"] or "" for message in answer)
 
 
 def is_finite_number(value: Any) -> bool:
@@ -176,8 +176,13 @@ def _check_conversation(value: Any, where: str, field: str) -> None:
             raise _refusal(where, place, "a message with 'role' and 'content'", message)
         if message["role"] not in ROLES:
             raise _refusal(where, f"{place}.role", f"one of {', '.join(ROLES)}", message["role"])
-        if message["role"] != "system" or message["content"] != "":
+        if not (_may_be_empty(message) and message["content"] in ("", None)):
             _check_text(message["content"], where, f"{place}.content")
+
+
+def _may_be_empty(message: Mapping[str, Any]) -> bool:
+    """A tool may return nothing, and an assistant that calls one may say nothing; OpenAI's files have null there."""
+    return message["role"] in ("system", "developer", "tool") or bool(message.get("tool_calls"))
 
 
 def _check_text(value: Any, where: str, field: str) -> None:

@@ -20,7 +20,7 @@ from pangu_trl.answers.summary import win_share
 from pangu_trl.data.collators import PackedRankingCollator, RankingCollator
 from pangu_trl.data.loading import origin_of
 from pangu_trl.data.records import validate_record
-from pangu_trl.data.tokenizing import tokenize_rankings
+from pangu_trl.data.tokenized_datasets import tokenize_rankings
 from pangu_trl.models.score_head import sequence_scores, token_scores
 
 from .card import RewardCard, read_reward_card
