@@ -6,6 +6,7 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from .loading import load_records
+from .typed_tokens import MODE_COLUMN, check_mode
 
 FORMS = "a .jsonl file, a .md data card, a folder or a Hub dataset"
 
@@ -23,7 +24,18 @@ class DataArguments:
         default="train", metadata={"help": "Split of eval_data to read (a .jsonl file is all 'train')."}
     )
 
+    special_tokens_in_text: str | None = field(
+        default=None,
+        metadata={
+            "help": "What becomes of special tokens that the texts of the records spell, such as an end of sequence "
+            "that a user typed: split (ordinary text), refuse (an error) or keep (the special token). Default: what "
+            "the data card or the record says, otherwise split."
+        },
+    )
+
     def __post_init__(self) -> None:
+        if self.special_tokens_in_text is not None:
+            check_mode(self.special_tokens_in_text, MODE_COLUMN)
         if not self.train_data:
             raise ValueError(f"train_data is required: {FORMS}.")
         for name in ("train_data", "eval_data"):
@@ -38,6 +50,10 @@ class DataArguments:
         """Loads and validates training and held-out records of one kind; the latter may be None."""
         # One process of a machine does the work, the others read its cache.
         with PartialState().local_main_process_first():
-            train_dataset = load_records(self.train_data, kind, self.train_split)
-            eval_dataset = load_records(self.eval_data, kind, self.eval_split) if self.eval_data else None
+            train_dataset = self.load_source(self.train_data, kind, self.train_split)
+            eval_dataset = self.load_source(self.eval_data, kind, self.eval_split) if self.eval_data else None
         return train_dataset, eval_dataset
+
+    def load_source(self, source: str, kind: str, split: str) -> Dataset:
+        """Loads and validates records of one more source under the same options."""
+        return load_records(source, kind, split, self.special_tokens_in_text)

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from .records import KINDS, RecordError
+from .typed_tokens import MODE_COLUMN, MODES
 
 # Formats of `datasets.load_dataset` that read files beside the card; any other path is a dataset on the Hub.
 FILE_FORMATS = ("json", "csv", "parquet", "text", "arrow")
@@ -40,6 +41,7 @@ class DataCard:
         revision: The branch, tag or commit of a Hub dataset.
         data_files: The files of each split; those of a file format are absolute paths.
         columns: For each field of our records the source column that holds it, as a path: `a`, `a.b` or `a[].b`.
+        special_tokens_in_text: What becomes of special tokens that the texts spell; see `typed_tokens`.
     """
 
     file: Path
@@ -49,6 +51,7 @@ class DataCard:
     revision: str | None = None
     data_files: dict[str, list[str]] | None = None
     columns: dict[str, str] = field(default_factory=dict)
+    special_tokens_in_text: str | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> "DataCard":
@@ -66,6 +69,8 @@ class DataCard:
                 raise CardError(f"{file}: 'pangu_trl.{key}' is not a key of a card; the keys are {', '.join(known)}.")
         if block.get("kind") not in KINDS:
             raise _refusal(file, "kind", f"one of {', '.join(KINDS)}", block.get("kind"))
+        if block.get(MODE_COLUMN, MODES[0]) not in MODES:
+            raise _refusal(file, MODE_COLUMN, f"one of {', '.join(MODES)}", block[MODE_COLUMN])
         for key in ("path", "name", "revision"):
             value = block.get(key)
             if not (isinstance(value, str) and value) and (value is not None or key == "path"):
@@ -78,6 +83,7 @@ class DataCard:
             revision=block.get("revision"),
             data_files=_read_data_files(file, block["path"], block.get("data_files")),
             columns=_read_columns(file, block["kind"], block.get("columns")),
+            special_tokens_in_text=block.get(MODE_COLUMN),
         )
 
     @property

@@ -15,6 +15,7 @@ from datasets.fingerprint import Hasher
 from .cards import CardError, DataCard
 from .jsonl import read_numbered_jsonl
 from .records import RecordError, validate_record
+from .typed_tokens import MODE_COLUMN, check_mode
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,9 @@ class Origin:
     split: str
 
 
-def load_records(source: str | Path, kind: str, split: str = "train") -> datasets.Dataset:
+def load_records(
+    source: str | Path, kind: str, split: str = "train", special_tokens_in_text: str | None = None
+) -> datasets.Dataset:
     """Loads and validates every record of a source.
 
     The result lives in the cache of `datasets` under a fingerprint of its content, so that later steps are computed
@@ -49,6 +52,8 @@ def load_records(source: str | Path, kind: str, split: str = "train") -> dataset
         kind: The kind of record wanted: demonstration, ranking, prompt or text. Demonstrations and rankings can serve
             as prompts.
         split: The split to load. A `.jsonl` file has only `train`.
+        special_tokens_in_text: What becomes of special tokens that the texts spell, one of `typed_tokens.MODES`; it
+            goes with the records as a column of that name. None leaves it to the card, or to a column of the source.
 
     Returns:
         A dataset with the columns of the kind (see `records.py`) and every other column of the source.
@@ -60,7 +65,11 @@ def load_records(source: str | Path, kind: str, split: str = "train") -> dataset
     if kind not in SERVING_KINDS:
         raise RecordError(f"{source}: the kind of record must be one of {', '.join(SERVING_KINDS)}; got {kind!r}.")
     origin = Origin(source, kind, split)
-    dataset = _to_dataset(_validated(_rows(origin), kind), f"{source}[{split}]")
+    records = _validated(_rows(origin), kind)
+    if special_tokens_in_text is not None:
+        mode = check_mode(special_tokens_in_text, MODE_COLUMN)
+        records = (record | {MODE_COLUMN: mode} for record in records)
+    dataset = _to_dataset(records, f"{source}[{split}]")
     # On the object alone: whatever `datasets` derives from it may have other rows.
     dataset.origin = origin
     logger.info("%s[%s]: %s", source, split, _summary(dataset, kind))
@@ -118,7 +127,8 @@ def _rows_of_card(card: DataCard, kind: str, split: str) -> Iterator[Row]:
         logger.info("%s: the source's own column '%s' gives way to '%s'.", card.file, name, card.columns[name])
     for number, row in enumerate(dataset):
         where = f"{card.file}[{split}] row {number}"
-        yield where, card.map_columns(row, where)
+        own = {} if card.special_tokens_in_text is None else {MODE_COLUMN: card.special_tokens_in_text}
+        yield where, card.map_columns(row, where) | own
 
 
 def _rows_of_dataset(source: str | Path, split: str) -> Iterator[Row]:

@@ -1,5 +1,7 @@
 """Which tokens of a conversation are learnt, and what reaches the chat template; ids and masks worked out by hand."""
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
+from trl import SFTConfig, SFTTrainer
 
 from pangu_trl import GPTPanguTokenizer
 from pangu_trl.data import (
@@ -19,6 +22,8 @@ from pangu_trl.data import (
     tokenize_prompts,
     tokenize_rankings,
 )
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "sft.py"
 
 WORDS = ["<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|tool|>", "hello", "day", "good", "bad", "call", "city"]
 ID = {word: index for index, word in enumerate(WORDS)}
@@ -225,3 +230,39 @@ def test_gptpangu_learns_the_answers_of_a_conversation_only(tokenizer: GPTPanguT
     assert ids == [*words["很好"], eot, *words["房间呢"], sep, *words["不好"], eot]
     learnt = [token for token, is_learnt in zip(ids, mask, strict=True) if is_learnt]
     assert learnt == [*words["很好"], eot, *words["不好"], eot]
+
+
+@pytest.mark.parametrize(
+    ("options", "labels"),
+    [
+        ({}, [None] * 10 + [GOOD, DAY, END] + [None] * 4 + [BAD, END]),
+        ({"assistant_only_loss": True}, [None] * 10 + [GOOD, DAY, END] + [None] * 4 + [BAD, END]),
+        (
+            {"assistant_only_loss": True, "completion_only_loss": False},
+            [None] * 4 + [BAD, END] + [None] * 4 + [GOOD, DAY, END] + [None] * 4 + [BAD, END],
+        ),
+        (
+            {"completion_only_loss": False},
+            [USER, HELLO, END, ASSISTANT, BAD, END, USER, DAY, END, ASSISTANT]
+            + [GOOD, DAY, END, USER, HELLO, END, ASSISTANT, BAD, END],
+        ),
+    ],
+    ids=["default", "assistant", "assistant in the prompt too", "everything"],
+)
+def test_the_recipe_learns_what_its_options_say(
+    options: dict[str, bool], labels: list[int | None], policy: Any, tmp_path: Path
+) -> None:
+    spec = importlib.util.spec_from_file_location("sft_recipe", RECIPE)
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    tokenizer = build(PLAIN)
+    tokenizer.pad_token = "</s>"
+    args = SFTConfig(str(tmp_path), bf16=False, use_cpu=True, report_to="none", **options)
+    learns_prompt_turns = recipe.choose_loss(args)
+    prompt = [user("hello"), assistant("bad"), user("day")]
+    dataset = tokenize_demonstrations(
+        Dataset.from_list([{"prompt": prompt, "completion": TURNS}]), tokenizer, 32, None, learns_prompt_turns
+    )
+    trainer = SFTTrainer(policy, args=args, train_dataset=dataset, processing_class=tokenizer)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["labels"].tolist() == [[-100 if label is None else label for label in labels]]
