@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,13 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     return [record for _, record in read_numbered_jsonl(path)]
 
 
-def read_numbered_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the records of a JSON lines file with their line numbers, which count from 1; raises as `read_jsonl`."""
+def read_numbered_jsonl(
+    path: str | Path, on_fault: Callable[[RecordError], None] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the records of a JSON lines file with their line numbers, which count from 1; raises as `read_jsonl`.
+
+    With `on_fault` a line that is no record is handed to it instead of raised, and left out.
+    """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path}: must be a JSON lines file; got a folder. Name one of the files in it.")
@@ -32,7 +37,14 @@ def read_numbered_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]
         for number, line in enumerate(file, start=1):
             if line.strip():
                 is_empty = False
-                yield number, _parse_line(line, f"{path}:{number}", encoding="utf-8-sig" if number == 1 else "utf-8")
+                try:
+                    record = _parse_line(line, f"{path}:{number}", encoding="utf-8-sig" if number == 1 else "utf-8")
+                except RecordError as error:
+                    if on_fault is None:
+                        raise
+                    on_fault(error)
+                    continue
+                yield number, record
     if is_empty:
         raise RecordError(f"{path}: must hold one JSON object a line; the file is empty.")
 

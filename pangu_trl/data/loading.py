@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -65,7 +65,7 @@ def load_records(
     if kind not in SERVING_KINDS:
         raise RecordError(f"{source}: the kind of record must be one of {', '.join(SERVING_KINDS)}; got {kind!r}.")
     origin = Origin(source, kind, split)
-    records = _validated(_rows(origin), kind)
+    records = _validated(read_rows(origin), kind)
     if special_tokens_in_text is not None:
         mode = check_mode(special_tokens_in_text, MODE_COLUMN)
         records = (record | {MODE_COLUMN: mode} for record in records)
@@ -89,14 +89,17 @@ def place_of(dataset: datasets.Dataset, row: int) -> str | None:
     origin = origin_of(dataset)
     if origin is None:
         return None
-    return next((place for place, _ in islice(_rows(origin), row, None)), None)
+    return next((place for place, _ in islice(read_rows(origin), row, None)), None)
 
 
-def _rows(origin: Origin) -> Iterator[Row]:
-    """The records of a source as they are, with their places."""
+def read_rows(origin: Origin, on_fault: Callable[[RecordError], None] | None = None) -> Iterator[Row]:
+    """The records of a source as they are, with their places.
+
+    With `on_fault` a line that is no record is handed to it instead of raised, and left out.
+    """
     suffix = Path(origin.source).suffix
     if suffix == ".jsonl":
-        return _rows_of_jsonl(Path(origin.source), origin.split)
+        return _rows_of_jsonl(Path(origin.source), origin.split, on_fault)
     if suffix == ".md":
         return _rows_of_card(DataCard.load(origin.source), origin.kind, origin.split)
     if Path(origin.source).is_file():
@@ -106,11 +109,11 @@ def _rows(origin: Origin) -> Iterator[Row]:
     return _rows_of_dataset(origin.source, origin.split)
 
 
-def _rows_of_jsonl(path: Path, split: str) -> Iterator[Row]:
+def _rows_of_jsonl(path: Path, split: str, on_fault: Callable[[RecordError], None] | None = None) -> Iterator[Row]:
     if split != "train":
         # Another split must not silently be the training data.
         raise RecordError(f"{path}: the split of a JSON lines file must be 'train', the whole file; got {split!r}.")
-    return ((f"{path}:{line}", record) for line, record in read_numbered_jsonl(path))
+    return ((f"{path}:{line}", record) for line, record in read_numbered_jsonl(path, on_fault))
 
 
 def _rows_of_card(card: DataCard, kind: str, split: str) -> Iterator[Row]:
