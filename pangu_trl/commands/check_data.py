@@ -5,7 +5,7 @@ import json
 import sys
 from typing import Any
 
-from pangu_trl.commands.options import note, positive_int
+from .options import note, positive_int
 
 SUMMARY = "look for faults in records, all in one run, and sum the records up"
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         note(args, "near duplicates are not looked for: pip install rensa, or say --no-near-duplicates")
     tokenizer = None
     if args.model is not None:
-        from pangu_trl.adapters import load_tokenizer
+        from pangu_trl.models.loading import load_tokenizer
 
         tokenizer = load_tokenizer(args.model)
     options = CheckOptions(

@@ -3,7 +3,7 @@
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -26,6 +26,9 @@ SPOKEN_FIELDS = ("tool_calls", "function_call", "reasoning_content", "thinking")
 _OWN_ARGUMENTS = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {"documents"}
 
 
+ENCODING_COLUMNS = ("tools", "chat_template_kwargs", MODE_COLUMN)
+
+
 @dataclass(frozen=True)
 class EncodingColumns:
     """Columns of a record that say how its texts become tokens.
@@ -46,8 +49,13 @@ class EncodingColumns:
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "EncodingColumns":
         """Takes them from a record; what it lacks, or has None in, is as if nothing had been said."""
-        names = ("tools", "chat_template_kwargs", MODE_COLUMN)
-        return cls(**{name: record[name] for name in names if record.get(name) is not None})
+        return cls(**{name: record[name] for name in ENCODING_COLUMNS if record.get(name) is not None})
+
+    @classmethod
+    def of_rows(cls, columns: Mapping[str, Sequence[Any]], num_rows: int) -> list["EncodingColumns"]:
+        """Takes them from columns of N values each; they may be missing."""
+        present = [name for name in ENCODING_COLUMNS if name in columns]
+        return [cls.of({name: columns[name][row] for name in present}) for row in range(num_rows)]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pangu_trl.answers.summary import win_share
+from pangu_trl.data.conversations import EncodingColumns
 from pangu_trl.models.modes import position_limit
 from pangu_trl.models.reward_model import encode_response, score_responses
 
@@ -66,8 +67,9 @@ def evaluate_rankings(
     """
     prompts = [ranking["prompt"] for ranking in rankings for _ in ranking["responses"]]
     responses = [response for ranking in rankings for response in ranking["responses"]]
-    scores = score_responses(model, tokenizer, prompts, responses, batch_size, show_progress=True)
-    lengths = [len(encode_response(tokenizer, *texts)) for texts in zip(prompts, responses, strict=True)]
+    columns = [EncodingColumns.of(ranking) for ranking in rankings for _ in ranking["responses"]]
+    scores = score_responses(model, tokenizer, prompts, responses, batch_size, show_progress=True, columns=columns)
+    lengths = [len(encode_response(tokenizer, *texts)) for texts in zip(prompts, responses, columns, strict=True)]
     counts = torch.tensor([len(ranking["responses"]) for ranking in rankings])
     mask = torch.arange(int(counts.max())) < counts.unsqueeze(1)
     labels = torch.tensor([score for ranking in rankings for score in ranking["scores"]], dtype=torch.float64)
