@@ -1,6 +1,7 @@
 """The `pangu-trl` command line; each command is a module of `pangu_trl.commands`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -43,9 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or what the command says, as `check-data` does with 1 after faults; 2 after an error that the user can mend,
         which is printed in one line; 130 after Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A console that has no such character is no reason to fail, least of all after the work.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     args = _build_parser().parse_args(argv)
     try:
         return COMMANDS[args.command].run(args) or 0
+    except BrokenPipeError:
+        # Whoever read the figures has seen enough, as `head` does; results lie in files by then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         if args.debug:
             raise

@@ -71,7 +71,7 @@ class Journal:
             if number:
                 self.known |= content
             elif content != header:
-                if starts_afresh:
+                if starts_afresh or not any(self._file):
                     return 0
                 names = sorted(name for name in {*content, *header} if content.get(name) != header.get(name))
                 raise ValueError(
@@ -93,7 +93,9 @@ class Journal:
         self._file.flush()
 
     def close(self) -> None:
-        """Leaves the results for the next call."""
+        """Leaves the results for the next call, if there are any."""
+        if not self.known:
+            self.path.unlink(missing_ok=True)
         self._file.close()
 
     def remove(self) -> None:

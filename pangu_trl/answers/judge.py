@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pangu_trl.data.conversations import EncodingColumns
 from pangu_trl.data.records import is_finite_number
@@ -124,7 +125,11 @@ def load_judge(spec: str, batch_size: int, **model_kwargs: Any) -> Judge:
         return Judge(spec, judge, batch_size)
     if spec.endswith(".py"):
         raise ValueError(f"judge {spec}: name the function that judges, as in {spec}:FUNCTION")
-    model, tokenizer = load_reward_model(spec, **model_kwargs)
+    return judge_of_model(spec, *load_reward_model(spec, **model_kwargs), batch_size)
+
+
+def judge_of_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Judge:
+    """A reward model as a judge; it checks that it can score all completions before it scores one."""
 
     def score(prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
         rows = EncodingColumns.of_rows(columns, len(prompts))
@@ -134,7 +139,7 @@ def load_judge(spec: str, batch_size: int, **model_kwargs: Any) -> Judge:
         encode_checked(model, tokenizer, prompts, completions, EncodingColumns.of_rows(columns, len(prompts)))
 
     # Many batches at once: score_responses sorts by length before it makes them.
-    return Judge(spec, score, batch_size * SORTED_BATCHES, check)
+    return Judge(name, score, batch_size * SORTED_BATCHES, check)
 
 
 def score_answers(judge: Judge, answers: Answers, journal: Journal | None = None, name: str = "scores") -> Scores:
