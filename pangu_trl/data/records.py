@@ -81,7 +81,7 @@ def validate_record(record: Mapping[str, Any], kind: str, where: str) -> dict[st
 
 def answer_text(answer: str | list[Message]) -> str:
     """The text of an answer, which may be messages."""
-    return answer if isinstance(answer, str) else "".join(message["content"] or "" for message in answer)
+    return answer if isinstance(answer, str) else "".join(message.get("content") or "" for message in answer)
 
 
 def is_finite_number(value: Any) -> bool:
@@ -172,12 +172,18 @@ def _check_conversation(value: Any, where: str, field: str) -> None:
         raise _refusal(where, field, "text or at least one message", value)
     for index, message in enumerate(value):
         place = f"{field}[{index}]"
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+        if not isinstance(message, Mapping) or "role" not in message or not _has_content(message):
             raise _refusal(where, place, "a message with 'role' and 'content'", message)
         if message["role"] not in ROLES:
             raise _refusal(where, f"{place}.role", f"one of {', '.join(ROLES)}", message["role"])
-        if not (_may_be_empty(message) and message["content"] in ("", None)):
-            _check_text(message["content"], where, f"{place}.content")
+        content = message.get("content")
+        if not (_may_be_empty(message) and content in ("", None)):
+            _check_text(content, where, f"{place}.content")
+
+
+def _has_content(message: Mapping[str, Any]) -> bool:
+    """Columns of tables cannot tell the null content of a message that only calls a tool from none at all."""
+    return "content" in message or bool(message.get("tool_calls"))
 
 
 def _may_be_empty(message: Mapping[str, Any]) -> bool:
