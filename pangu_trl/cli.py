@@ -1,11 +1,13 @@
 """The `pangu-trl` command line; each command is a module of `pangu_trl.commands`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from pangu_trl.commands import (
     best_of_n,
+    check_data,
     convert,
     evaluate,
     evaluate_reward,
@@ -19,6 +21,7 @@ from pangu_trl.commands import (
 
 COMMANDS = {
     "train-tokenizer": train_tokenizer,
+    "check-data": check_data,
     "convert": convert,
     "sample": sample,
     "score": score,
@@ -38,11 +41,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `pangu-trl`; those of the process if None.
 
     Returns:
-        0; 2 after an error that the user can mend, which is printed in one line; 130 after Ctrl-C.
+        0, or what the command says, as `check-data` does with 1 after faults; 2 after an error that the user can mend,
+        which is printed in one line; 130 after Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A console that has no such character is no reason to fail, least of all after the work.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     args = _build_parser().parse_args(argv)
     try:
-        COMMANDS[args.command].run(args)
+        return COMMANDS[args.command].run(args) or 0
+    except BrokenPipeError:
+        # Whoever read the figures has seen enough, as `head` does; results lie in files by then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         if args.debug:
             raise
@@ -52,7 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"pangu-trl {args.command}: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _build_parser() -> argparse.ArgumentParser:

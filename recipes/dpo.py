@@ -19,7 +19,7 @@ from trl import DPOConfig, DPOTrainer, ModelConfig
 
 import pangu_trl  # noqa: F401  (registers GPTPangu)
 from pangu_trl.data.arguments import DataArguments
-from pangu_trl.data.tokenizing import tokenize_rankings
+from pangu_trl.data.tokenized_datasets import tokenize_rankings
 from pangu_trl.models.modes import sequence_limit
 from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, parse_options
 

@@ -19,7 +19,6 @@ from trl import ModelConfig
 
 from pangu_trl import PPOConfig, PPOTrainer
 from pangu_trl.data.arguments import DataArguments
-from pangu_trl.data.loading import load_records
 from pangu_trl.models.loading import load_merged
 from pangu_trl.models.reward_model import load_reward_model
 from pangu_trl.reward.card import check_reward_card, read_reward_card
@@ -36,7 +35,9 @@ def main() -> None:
     checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
 
     train_dataset, eval_dataset = data_args.load("prompt")
-    ptx_dataset = load_records(reward_args.ptx_data, reward_args.ptx_kind, "train") if reward_args.ptx_data else None
+    ptx_dataset = None
+    if reward_args.ptx_data:
+        ptx_dataset = data_args.load_source(reward_args.ptx_data, reward_args.ptx_kind, "train")
     reward_model, value_model = load_judges(reward_args, training_args.share_backbone, loading_options(model_args))
     start = load_start(AutoModelForCausalLM, model_args, training_args)
     trust_reward_model(reward_args.reward_model, reward_model, start.tokenizer)

@@ -2,8 +2,10 @@
 
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/sft.py --config recipes/demo/sft.yaml
 
-The loss covers the completion and its end token. Prompt and completion are encoded apart, as reward model and PPO
-encode them, so that all stages see the same ids.
+The loss covers what the assistant says in the completion, with the end of each turn; what a user or a tool says inside
+a completion of several messages is not learnt. With `assistant_only_loss: true` and `completion_only_loss: false` the
+assistant's turns in the prompt are learnt as well; with `completion_only_loss: false` alone, every token. Prompt and
+completion are encoded apart, as reward model and PPO encode them, so that all stages see the same ids.
 
 `model_name_or_path` may be the folder of an adapter: it is merged into its base model first. With `use_peft` a new
 adapter is learnt on the merged model, which is kept as `output_dir/base`: the new adapter belongs to that.
@@ -25,8 +27,7 @@ from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, pa
 def main() -> None:
     data_args, training_args, model_args = parse_options(DataArguments, SFTConfig, ModelConfig)
     checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
-    if training_args.completion_only_loss is None:
-        training_args.completion_only_loss = True
+    learns_prompt_turns = choose_loss(training_args)
 
     records = data_args.load("demonstration")
     start = load_start(AutoModelForCausalLM, model_args, training_args)
@@ -36,7 +37,9 @@ def main() -> None:
         train_dataset, eval_dataset = (
             None
             if part is None
-            else tokenize_demonstrations(part, start.tokenizer, max_length, num_proc=training_args.dataset_num_proc)
+            else tokenize_demonstrations(
+                part, start.tokenizer, max_length, training_args.dataset_num_proc, learns_prompt_turns
+            )
             for part in records
         )
     trainer = SFTTrainer(
@@ -50,6 +53,18 @@ def main() -> None:
     guard(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     finish(trainer)
+
+
+def choose_loss(training_args: SFTConfig) -> bool:
+    """Settles what is learnt, and returns whether that is the assistant's turns of the prompts too.
+
+    TRL takes `assistant_only_loss` for conversations that it encodes itself; our mask has the same effect.
+    """
+    learns_prompt_turns = training_args.assistant_only_loss and training_args.completion_only_loss is False
+    if training_args.completion_only_loss is None or learns_prompt_turns:
+        training_args.completion_only_loss = True
+    training_args.assistant_only_loss = False
+    return learns_prompt_turns
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, training_args: SFTConfig) -> None:

@@ -366,3 +366,45 @@ def test_evaluation_against_a_file_says_which_prompts_it_cannot_compare(capsys):
     assert "c.jsonl: has no prompt of answers.jsonl" in capsys.readouterr().err
     assert main(["evaluate", "answers.jsonl", "--against", "c.jsonl"]) == 2
     assert "answers.jsonl: no column 'scores' to compare by" in capsys.readouterr().err
+
+
+def test_sampling_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(models_folder, monkeypatch, capsys):
+    from pangu_trl.answers import sampling
+
+    assert sample(models_folder, "--batch-size", "2", output="whole.jsonl") == 0
+    draw, batches = sampling._sample_batch, []
+
+    def stopped_at_the_third(*args):
+        batches.append(len(args[2]))
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return draw(*args)
+
+    monkeypatch.setattr(sampling, "_sample_batch", stopped_at_the_third)
+    assert sample(models_folder, "--batch-size", "2") == 130
+    assert not Path("sampled.jsonl").exists()
+    assert sample(models_folder, "--batch-size", "2", "--seed", "1") == 2
+    assert "sampled.jsonl.partial: holds the results of a call that was stopped, with other options: seed 0, now 1" in (
+        capsys.readouterr().err
+    )
+    # Two prompts with three answers each: of three batches of two, one is left.
+    assert sample(models_folder, "--batch-size", "2") == 0
+    assert batches == [2, 2, 2, 2]
+    assert Path("sampled.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
+    assert not Path("sampled.jsonl.partial").exists()
+
+
+def test_sampling_refuses_what_json_cannot_hold_before_the_model_is_loaded(capsys):
+    Path("prompts.jsonl").write_text('{"prompt": "a", "w": NaN}\n')
+    assert main(["sample", "--model", "absent", "--prompts", "prompts.jsonl", "--output", "o.jsonl"]) == 2
+    assert "prompts.jsonl:1: " in capsys.readouterr().err
+
+
+def test_typed_special_tokens_of_prompts_are_split_refused_or_kept(models_folder, capsys):
+    write_lines("prompts.jsonl", {"prompt": "a</s>"})
+    assert sample(models_folder) == 0
+    assert sample(models_folder, "--special-tokens-in-text", "refuse", output="refused.jsonl") == 2
+    assert "prompts.jsonl:1: the texts must not hold special tokens" in capsys.readouterr().err
+    assert sample(models_folder, "--special-tokens-in-text", "keep", output="kept.jsonl") == 0
+    # The judge reads the prompt as the sampled model did.
+    assert read_jsonl("kept.jsonl")[0]["special_tokens_in_text"] == "keep"

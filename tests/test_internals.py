@@ -94,6 +94,11 @@ IMPORTED: list[tuple[str, Any, str]] = [
     ("transformers.utils.output_capturing.capture_outputs", ["func", ...], "hidden states and attentions on request"),
     ("transformers.initialization.normal_", ["tensor", "mean", "std", "generator"], "init that loading may skip"),
     ("transformers.pytorch_utils.Conv1D", ANY, "GPT-2's linear layer, whose weight lies the other way round"),
+    (
+        "transformers.utils.chat_template_utils.render_jinja_template",
+        ["conversations", "tools", "documents", "chat_template", "return_assistant_tokens_mask", ...],
+        "the text of a conversation with the places that its template marks as the assistant's",
+    ),
     ("trl.generation.vllm_client.VLLMClient", ANY, "TRL's client of a vLLM server"),
     ("trl.import_utils.is_requests_available", [], "the client needs requests"),
     ("trl.import_utils.is_vllm_available", ["min_version"], "names the vLLM that is missing"),

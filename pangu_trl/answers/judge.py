@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,20 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pangu_trl.data.conversations import EncodingColumns
 from pangu_trl.data.records import is_finite_number
-from pangu_trl.models.reward_model import ScoringError, load_reward_model, score_responses
+from pangu_trl.models.reward_model import ScoringError, encode_checked, load_reward_model, score_responses
 
+from .journal import Journal
 from .records import Answers, Record, Scores, first_occurrences, per_answer_columns
+
+# Batches of a reward model that are sorted by length together, and kept together as they come.
+SORTED_BATCHES = 16
+
+# Columns that a judge cannot get under their own names, which its call needs.
+TAKEN_NAMES = ("prompts", "completions", "known_scores", "keep_scores")
 
 # Files that call a judge's code, or import it.
 _PASSED_FILES = (__file__, importlib.__file__)
@@ -36,30 +45,48 @@ class Judge:
         name: What the user called it, for errors.
         score: `f(prompts, completions, **columns) -> list[float]`, higher is better.
         batch_size: Number of completions handed to `score` at a time; None hands over all.
+        check: Takes what `score` takes, all of it before the first score, and raises what would fail later.
     """
 
     name: str
     score: Callable[..., Sequence[float]]
     batch_size: int | None = None
+    check: Callable[..., None] | None = None
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        *,
+        known_scores: Sequence[float] = (),
+        keep_scores: Callable[[int, list[float]], None] | None = None,
+        **columns: Sequence[Any],
+    ) -> list[float]:
         """Scores N completions.
 
         Args:
             prompts: N prompts, one for each completion.
             completions: N completions.
+            known_scores: Scores of the first completions, of an earlier call that was stopped.
+            keep_scores: Gets the scores of each batch as they come, with the index of its first completion.
             **columns: Further columns of the records, N values each.
 
         Raises:
             ScoringError: If a score is missing or no finite number; its index is the completion's.
         """
-        scores: list[float] = []
+        if self.check is not None:
+            self.check(prompts, completions, **columns)
+        scores = list(known_scores)
         batch_size = self.batch_size or max(len(completions), 1)
-        for start in tqdm(range(0, len(completions), batch_size), desc="judging", disable=self.batch_size is None):
+        starts = range(len(scores), len(completions), batch_size)
+        for start in tqdm(starts, desc="judging", disable=self.batch_size is None):
             batch = slice(start, start + batch_size)
             batch_columns = {name: values[batch] for name, values in columns.items()}
             returned = self.score(prompts[batch], completions[batch], **batch_columns)
-            scores += self._checked(returned, expected=len(completions[batch]), start=start)
+            new_scores = self._checked(returned, expected=len(completions[batch]), start=start)
+            if keep_scores is not None:
+                keep_scores(start, new_scores)
+            scores += new_scores
         return scores
 
     def _checked(self, returned: Any, expected: int, start: int) -> list[float]:
@@ -98,21 +125,35 @@ def load_judge(spec: str, batch_size: int, **model_kwargs: Any) -> Judge:
         return Judge(spec, judge, batch_size)
     if spec.endswith(".py"):
         raise ValueError(f"judge {spec}: name the function that judges, as in {spec}:FUNCTION")
-    model, tokenizer = load_reward_model(spec, **model_kwargs)
+    return judge_of_model(spec, *load_reward_model(spec, **model_kwargs), batch_size)
+
+
+def judge_of_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Judge:
+    """A reward model as a judge; it checks that it can score all completions before it scores one."""
 
     def score(prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
-        return score_responses(model, tokenizer, prompts, completions, batch_size, show_progress=True)
+        rows = EncodingColumns.of_rows(columns, len(prompts))
+        return score_responses(model, tokenizer, prompts, completions, batch_size, columns=rows)
 
-    # All at once: score_responses sorts by length before it makes batches.
-    return Judge(spec, score)
+    def check(prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> None:
+        encode_checked(model, tokenizer, prompts, completions, EncodingColumns.of_rows(columns, len(prompts)))
+
+    # Many batches at once: score_responses sorts by length before it makes them.
+    return Judge(name, score, batch_size * SORTED_BATCHES, check)
 
 
-def score_answers(judge: Judge, answers: Answers) -> Scores:
+def score_answers(judge: Judge, answers: Answers, journal: Journal | None = None, name: str = "scores") -> Scores:
     """Has every answer judged; the judge also gets the records' other columns.
 
     Equal answers to one prompt are judged once and share the score: a ranking with unequal scores for them would
     contradict itself. A column that holds K numbers or booleans for K answers (such as `finished`) is handed over
     answer by answer; any other value is repeated for each answer.
+
+    Args:
+        judge: The judge.
+        answers: The records.
+        journal: Keeps the scores as they come, and has those of a call that was stopped.
+        name: Of these scores in the journal.
 
     Raises:
         ValueError: Naming line and answer, if the judge fails on it.
@@ -120,11 +161,13 @@ def score_answers(judge: Judge, answers: Answers) -> Scores:
     records = answers.records
     asked = [(row, index) for row, record in enumerate(records) for index in first_occurrences(record["responses"])]
     names = dict.fromkeys(name for record in records for name in record if name not in ("prompt", "responses"))
+    refuse_taken_names(names)
     columns = {name: [_value_for(records[row], name, index) for row, index in asked] for name in names}
     prompts = [records[row]["prompt"] for row, _ in asked]
     completions = [records[row]["responses"][index] for row, index in asked]
     try:
-        scores = dict(zip(asked, judge(prompts, completions, **columns), strict=True))
+        kept = {} if journal is None else journal_arguments(journal, name)
+        scores = dict(zip(asked, judge(prompts, completions, **kept, **columns), strict=True))
     except ScoringError as error:
         row, index = asked[error.index]
         raise ValueError(f"{answers.places[row]}: 'responses[{index}]': {error}") from error
@@ -132,6 +175,26 @@ def score_answers(judge: Judge, answers: Answers) -> Scores:
         [scores[row, record["responses"].index(response)] for response in record["responses"]]
         for row, record in enumerate(records)
     ]
+
+
+def refuse_taken_names(names: Iterable[str]) -> None:
+    """Raises ValueError if a column has the name of an argument of every judge."""
+    taken = [name for name in names if name in TAKEN_NAMES]
+    if taken:
+        raise ValueError(
+            f"the column {taken[0]!r} has the name of an argument that every judge gets; rename it in the records"
+        )
+
+
+def journal_arguments(journal: Journal, name: str) -> dict[str, Any]:
+    """What a judge needs to go on with the scores of a journal and to keep its own there."""
+    known: list[float] = []
+    while (batch := journal.known.get(f"{name}/{len(known)}")) is not None:
+        known += batch
+    return {
+        "known_scores": known,
+        "keep_scores": lambda start, scores: journal.add({f"{name}/{start}": scores}),
+    }
 
 
 def _load_function(module_spec: str, function_name: str) -> Callable[..., Sequence[float]]:

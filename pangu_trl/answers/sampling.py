@@ -1,6 +1,6 @@
 """Samples K answers to every prompt, and keeps them in files: the raw material of rankings and evaluations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from pangu_trl.data.collators import pad_sequences
-from pangu_trl.data.tokenizing import encode_prompt
+from pangu_trl.data.conversations import EncodingColumns
+from pangu_trl.data.tokenizing import NOTHING_SAID, encode_prompt
 from pangu_trl.models.modes import evaluation_mode, position_limit, without_generation_defaults
 
 
@@ -69,6 +70,9 @@ def sample_answers(
     seed: int,
     where: Sequence[str] | None = None,
     show_progress: bool = False,
+    columns: Sequence[EncodingColumns] | None = None,
+    known: Mapping[tuple[int, int], SampledAnswer] | None = None,
+    keep: Callable[[dict[tuple[int, int], SampledAnswer]], None] | None = None,
 ) -> list[list[SampledAnswer]]:
     """Draws `num_answers` independent answers to each prompt.
 
@@ -86,6 +90,9 @@ def sample_answers(
         seed: Any integer from 0.
         where: Place of each prompt for errors, such as `prompts.jsonl:3`; its row from 0 if None.
         show_progress: Whether to draw a progress bar.
+        columns: What each record says beside its prompt: tools and the like; nothing if None.
+        known: Answers of an earlier call with the same arguments, by row and number; they are not drawn again.
+        keep: Gets the answers of each batch as they come.
 
     Returns:
         N lists of K answers, in the order of the prompts. Empty answers are kept.
@@ -99,13 +106,14 @@ def sample_answers(
     _check_settings(tokenizer, num_answers, config, seed)
     if where is None:
         where = [f"prompt {row}" for row in range(len(prompts))]
-    encoded_prompts = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    encoded_prompts = _encode(tokenizer, prompts, columns or [NOTHING_SAID] * len(prompts), where)
     _check_prompt_lengths(encoded_prompts, model, config.max_new_tokens, where)
 
+    sampled = dict(known or {})
     jobs = [(row, answer) for row in range(len(prompts)) for answer in range(num_answers)]
+    jobs = [job for job in jobs if job not in sampled]
     # Longest first: little padding, and a batch that does not fit into memory fails at once rather than at the end.
     jobs.sort(key=lambda job: -len(encoded_prompts[job[0]]))
-    sampled: dict[tuple[int, int], SampledAnswer] = {}
     with (
         evaluation_mode(model),
         without_generation_defaults(model),
@@ -118,9 +126,27 @@ def sample_answers(
             uniforms = np.stack([stream.random(config.max_new_tokens, dtype=np.float32) for stream in streams])
             batch_prompts = [encoded_prompts[row] for row, _ in batch]
             answers = _sample_batch(model, tokenizer, batch_prompts, config, torch.from_numpy(uniforms))
-            sampled.update(zip(batch, answers, strict=True))
+            drawn = dict(zip(batch, answers, strict=True))
+            if keep is not None:
+                keep(drawn)
+            sampled |= drawn
             progress.update(len(batch))
     return [[sampled[row, answer] for answer in range(num_answers)] for row in range(len(prompts))]
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Any],
+    columns: Sequence[EncodingColumns],
+    where: Sequence[str],
+) -> list[list[int]]:
+    encoded = []
+    for prompt, row_columns, place in zip(prompts, columns, where, strict=True):
+        try:
+            encoded.append(encode_prompt(tokenizer, prompt, row_columns))
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+    return encoded
 
 
 def _check_settings(tokenizer: PreTrainedTokenizerBase, num_answers: int, config: SamplingConfig, seed: int) -> None:

@@ -1,9 +1,20 @@
 """`pangu-trl best-of-n`: of N sampled answers to each prompt the one with the highest score."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .options import add_answers_and_batch_size, add_judge_option, add_output, note, refuse_existing
+from .options import (
+    add_answers_and_batch_size,
+    add_judge_option,
+    add_output,
+    check_writable,
+    judge_journal,
+    note,
+    refuse_existing,
+)
+
+if TYPE_CHECKING:
+    from pangu_trl.answers.records import Answers
 
 SUMMARY = "keep the best of N sampled answers to every prompt, as demonstrations"
 
@@ -32,10 +43,23 @@ def run(args: argparse.Namespace) -> None:
     from pangu_trl.data.jsonl import write_jsonl
 
     answers = Answers.load(args.answers)
-    if args.judge is not None:
-        scores = score_answers(load_judge(args.judge, args.batch_size), answers)
-    else:
-        scores = answers.scores(args.score_column)
+    check_writable(answers.records, answers.places)
+    with judge_journal(args, answers) as journal:
+        if args.judge is not None:
+            scores = score_answers(load_judge(args.judge, args.batch_size), answers, journal)
+        else:
+            scores = answers.scores(args.score_column)
+        selected = _select(args, answers, scores)
+        write_jsonl(args.output, selected, overwrite=args.overwrite)
+        if journal is not None:
+            journal.remove()
+    all_scores = [score for row in scores for score in row]
+    mean_best, mean = sum(record["score"] for record in selected) / len(selected), sum(all_scores) / len(all_scores)
+    print(f"{args.output}: {len(selected)} prompts, mean score {mean_best:.4g}; of all answers {mean:.4g}")
+
+
+def _select(args: argparse.Namespace, answers: "Answers", scores: list[list[float]] | None) -> list[dict[str, Any]]:
+    """A demonstration for each prompt that has an answer."""
     if scores is None:
         raise ValueError(
             f"{args.answers}: no column '{args.score_column}' to select by; give a --judge, or score the file"
@@ -54,10 +78,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.answers}: every answer is empty, so there is none to select")
     if len(selected) < len(best):
         note(args, f"warning: left out {len(best) - len(selected)} prompts all of whose answers are empty")
-    write_jsonl(args.output, selected, overwrite=args.overwrite)
-    all_scores = [score for row in scores for score in row]
-    mean_best, mean = sum(record["score"] for record in selected) / len(selected), sum(all_scores) / len(all_scores)
-    print(f"{args.output}: {len(selected)} prompts, mean score {mean_best:.4g}; of all answers {mean:.4g}")
+    return selected
 
 
 def _best_answer(record: dict[str, Any], scores: list[float], place: str, score_column: str) -> dict[str, Any] | None:

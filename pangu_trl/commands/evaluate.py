@@ -3,7 +3,15 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from .options import add_answers_and_batch_size, add_judge_option, add_output, note, refuse_existing, score_gap
+from .options import (
+    add_answers_and_batch_size,
+    add_judge_option,
+    add_output,
+    judge_journal,
+    note,
+    refuse_existing,
+    score_gap,
+)
 
 if TYPE_CHECKING:
     from pangu_trl.answers.records import Answers
@@ -44,34 +52,53 @@ def run(args: argparse.Namespace) -> None:
         refuse_existing(args)
     from pangu_trl.answers.judge import load_judge, score_answers
     from pangu_trl.answers.records import Answers
-    from pangu_trl.answers.summary import summarise_answers
     from pangu_trl.data.jsonl import write_jsonl
-    from pangu_trl.reward.evaluation import judge_agreement
 
     answers = Answers.load(args.answers)
     others = None if args.against is None else Answers.load(args.against)
     written_scores = answers.scores(args.score_column)
     if written_scores is None and args.score_column != _SCORE_COLUMN:
         raise ValueError(f"{args.answers}: no record has the column '{args.score_column}'; name one that is there")
-    judge = None if args.judge is None else load_judge(args.judge, args.batch_size)
-    scores = written_scores if judge is None else score_answers(judge, answers)
+    other_scores = None if others is None else others.scores(args.score_column)
+    scores = written_scores
+    with judge_journal(args, answers, others) as journal:
+        if args.judge is not None:
+            judge = load_judge(args.judge, args.batch_size)
+            scores = score_answers(judge, answers, journal)
+            other_scores = None if others is None else score_answers(judge, others, journal, "others")
+        metrics = _figures(args, answers, scores, written_scores, others, other_scores)
+        if args.output is not None:
+            # One record of JSON lines is a JSON file, and this way it appears in one step.
+            write_jsonl(args.output, [metrics], overwrite=args.overwrite)
+        if journal is not None:
+            journal.remove()
+    width = max(map(len, metrics))
+    for name, value in metrics.items():
+        print(f"{name:{width}}  {'-' if value is None else format(value, '.4g')}")
+
+
+def _figures(
+    args: argparse.Namespace,
+    answers: "Answers",
+    scores: list[list[float]] | None,
+    written_scores: list[list[float]] | None,
+    others: "Answers | None",
+    other_scores: list[list[float]] | None,
+) -> dict[str, float | None]:
+    from pangu_trl.answers.summary import summarise_answers
+    from pangu_trl.reward.evaluation import judge_agreement
+
     metrics: dict[str, float | None] = dict(summarise_answers(answers, scores))
-    if judge is not None and written_scores is not None:
+    if args.judge is not None and written_scores is not None:
         metrics |= judge_agreement(scores, written_scores, args.min_score_gap)
     if others is not None:
-        other_scores = others.scores(args.score_column) if judge is None else score_answers(judge, others)
         if scores is None or other_scores is None:
             path = args.answers if scores is None else args.against
             raise ValueError(
                 f"{path}: no column '{args.score_column}' to compare by; give a --judge, or score the file"
             )
         metrics |= _compare(args, answers, scores, others, other_scores)
-    width = max(map(len, metrics))
-    for name, value in metrics.items():
-        print(f"{name:{width}}  {'-' if value is None else format(value, '.4g')}")
-    if args.output is not None:
-        # One record of JSON lines is a JSON file, and this way it appears in one step.
-        write_jsonl(args.output, [metrics], overwrite=args.overwrite)
+    return metrics
 
 
 def _compare(

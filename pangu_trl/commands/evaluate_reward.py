@@ -1,9 +1,10 @@
 """`pangu-trl evaluate-reward`: a saved reward model against annotated rankings, with probes and pictures."""
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
 
-from .options import add_format, add_output, positive_int, refuse_existing, score_gap
+from .options import add_format, add_output, open_journal, positive_int, refuse_existing, score_gap
 
 SUMMARY = "measure a saved reward model against rankings: figures, probes, pictures"
 
@@ -47,15 +48,19 @@ def run(args: argparse.Namespace) -> None:
     dataset = load_records(args.data, "ranking", args.split, args.format)
     _refuse_without_pair(dataset["scores"], args)
     rankings = list(dataset)
-    model, tokenizer = load_reward_model(args.model)
-    try:
-        evaluation = evaluate_rankings(model, tokenizer, rankings, args.batch_size, args.min_score_gap)
-    except ScoringError as error:
-        places = [(row, index) for row, ranking in enumerate(rankings) for index in range(len(ranking["responses"]))]
-        row, index = places[error.index]
-        raise ValueError(f"{place_of(dataset, row)}: 'responses[{index}]': {error}") from error
-    source = {"model": args.model, "data": f"{args.data}[{args.split}]", "min_score_gap": args.min_score_gap}
-    write_report(args.output, evaluation, source)
+    with open_journal(args, ("model", "batch_size"), rankings) as journal:
+        model, tokenizer = load_reward_model(args.model)
+        try:
+            evaluation = evaluate_rankings(model, tokenizer, rankings, args.batch_size, args.min_score_gap, journal)
+        except ScoringError as error:
+            places = [(row, index) for row, item in enumerate(rankings) for index in range(len(item["responses"]))]
+            row, index = places[error.index]
+            raise ValueError(f"{place_of(dataset, row)}: 'responses[{index}]': {error}") from error
+        source = {"model": args.model, "data": f"{args.data}[{args.split}]"}
+        # Words of the command line may hold bytes that are no text.
+        readable = {name: os.fsencode(value).decode("utf-8", "replace") for name, value in source.items()}
+        write_report(args.output, evaluation, readable | {"min_score_gap": args.min_score_gap})
+        journal.remove()
     for name, value in evaluation.metrics.items():
         print(f"{name:42}  {value:.4g}")
     for name, probe in evaluation.probes.items():

@@ -1,9 +1,37 @@
 """`pangu-trl sample`: K answers to every prompt of a file, in the ranking format without scores."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .options import ANSWER_COLUMNS, add_format, add_output, count_answers, note, positive_int, refuse_existing
+from .options import (
+    ANSWER_COLUMNS,
+    add_format,
+    add_output,
+    add_special_tokens,
+    check_writable,
+    count_answers,
+    note,
+    open_journal,
+    positive_int,
+    refuse_existing,
+)
+
+# What the answers depend on, besides the prompts and the model's files.
+OPTIONS = (
+    "model",
+    "adapter",
+    "num_answers",
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "special_tokens_in_text",
+)
+
+if TYPE_CHECKING:
+    from pangu_trl.answers.journal import Journal
+    from pangu_trl.answers.sampling import SampledAnswer, SamplingConfig
 
 SUMMARY = "sample K answers to every prompt of a file"
 
@@ -64,26 +92,52 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="answer k to the i-th prompt depends on the seed, i and k, not on the batch size (default: %(default)s)",
     )
+    add_special_tokens(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     refuse_existing(args)
-    from transformers import AutoModelForCausalLM
-
     from pangu_trl.answers.records import Answers
-    from pangu_trl.answers.sampling import SamplingConfig, sample_answers
+    from pangu_trl.answers.sampling import SamplingConfig
     from pangu_trl.data.jsonl import write_jsonl
-    from pangu_trl.models.loading import load_with_adapter
 
     config = SamplingConfig(args.max_new_tokens, args.temperature, args.top_p, args.top_k)
     prompts, places = _read_prompts(args)
+    check_writable(prompts, places)
+    with open_journal(args, OPTIONS, prompts) as journal:
+        sampled = _sample(args, config, prompts, places, journal)
+        records = [_answer_record(record, answers) for record, answers in zip(prompts, sampled, strict=True)]
+        write_jsonl(args.output, records, overwrite=args.overwrite)
+        journal.remove()
+    num_unfinished = sum(not answer.finished for answers in sampled for answer in answers)
+    cut_off = f", {num_unfinished} cut off after {args.max_new_tokens} tokens"
+    print(f"{args.output}: {count_answers(Answers(records, places))}{cut_off}")
+
+
+def _sample(
+    args: argparse.Namespace,
+    config: "SamplingConfig",
+    prompts: list[dict[str, Any]],
+    places: list[str],
+    journal: "Journal",
+) -> list[list["SampledAnswer"]]:
+    from transformers import AutoModelForCausalLM
+
+    from pangu_trl.answers.sampling import SampledAnswer, sample_answers
+    from pangu_trl.data.conversations import EncodingColumns
+    from pangu_trl.models.loading import load_with_adapter
+
     model, tokenizer, missing = load_with_adapter(AutoModelForCausalLM, args.model, args.adapter)
     if missing:
         raise ValueError(f"{args.model}: no language model, its files hold no weights for {', '.join(missing)}")
     if any(name.endswith("ForSequenceClassification") for name in model.config.architectures or []):
         # Where the output head is the word embedding, its files lack nothing.
         raise ValueError(f"{args.model}: a reward model, which scores answers and writes none; give a language model")
-    sampled = sample_answers(
+    known = {}
+    for key, (text, finished) in journal.known.items():
+        row, number = map(int, key.split("/"))
+        known[row, number] = SampledAnswer(text, finished)
+    return sample_answers(
         model,
         tokenizer,
         [record["prompt"] for record in prompts],
@@ -93,20 +147,20 @@ def run(args: argparse.Namespace) -> None:
         args.seed,
         where=places,
         show_progress=True,
+        columns=[EncodingColumns.of(record) for record in prompts],
+        known=known,
+        keep=lambda drawn: journal.add(
+            {f"{row}/{number}": [answer.text, answer.finished] for (row, number), answer in drawn.items()}
+        ),
     )
-    records = []
-    for record, answers in zip(prompts, sampled, strict=True):
-        is_chat = isinstance(record["prompt"], list)
-        texts = [answer.text for answer in answers]
-        responses = [[{"role": "assistant", "content": text}] for text in texts] if is_chat else texts
-        finished = [answer.finished for answer in answers]
-        records.append(
-            {"prompt": record["prompt"], "responses": responses, "finished": finished, "ranked": False} | record
-        )
-    write_jsonl(args.output, records, overwrite=args.overwrite)
-    num_unfinished = sum(not answer.finished for answers in sampled for answer in answers)
-    cut_off = f", {num_unfinished} cut off after {args.max_new_tokens} tokens"
-    print(f"{args.output}: {count_answers(Answers(records, places))}{cut_off}")
+
+
+def _answer_record(record: dict[str, Any], answers: list["SampledAnswer"]) -> dict[str, Any]:
+    is_chat = isinstance(record["prompt"], list)
+    texts = [answer.text for answer in answers]
+    responses = [[{"role": "assistant", "content": text}] for text in texts] if is_chat else texts
+    finished = [answer.finished for answer in answers]
+    return {"prompt": record["prompt"], "responses": responses, "finished": finished, "ranked": False} | record
 
 
 def _read_prompts(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
@@ -128,6 +182,8 @@ def _read_prompts(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[
         stale = {name for name in ANSWER_COLUMNS if name in record} | per_answer_columns(record)
         left_out |= stale
         kept = {name: value for name, value in record.items() if name not in stale}
+        if args.special_tokens_in_text is not None:
+            kept["special_tokens_in_text"] = args.special_tokens_in_text
         prompts.append(validate_record(kept, "prompt", place))
     if left_out:
         names = ", ".join(sorted(left_out))

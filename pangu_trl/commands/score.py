@@ -1,14 +1,16 @@
 """`pangu-trl score`: sampled answers scored by a judge."""
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .options import (
     ANSWER_COLUMNS,
     add_answers_and_batch_size,
     add_judge_option,
     add_output,
+    check_writable,
     count_answers,
+    judge_journal,
     note,
     refuse_existing,
 )
@@ -36,8 +38,6 @@ def run(args: argparse.Namespace) -> None:
     refuse_existing(args)
     from pangu_trl.answers.judge import load_judge, score_answers
     from pangu_trl.answers.records import Answers, without_empty_answers
-    from pangu_trl.data.jsonl import write_jsonl
-    from pangu_trl.data.records import validate_record
 
     answers = Answers.load(args.answers)
     _refuse_taken_column(args, answers)
@@ -56,15 +56,26 @@ def run(args: argparse.Namespace) -> None:
             )
         if not answers.records:
             raise ValueError(f"{args.answers}: no record has two answers that are not empty, so there is no ranking")
-    scores = score_answers(load_judge(args.judge, args.batch_size), answers)
+    check_writable(answers.records, answers.places)
+    with judge_journal(args, answers) as journal:
+        scores = score_answers(load_judge(args.judge, args.batch_size), answers, journal)
+        records = _write_scores(args, answers, scores)
+        journal.remove()
+    print(f"{args.output}: {count_answers(Answers(records, answers.places))}")
+
+
+def _write_scores(args: argparse.Namespace, answers: "Answers", scores: list[list[float]]) -> list[dict[str, Any]]:
+    from pangu_trl.data.jsonl import write_jsonl
+    from pangu_trl.data.records import validate_record
+
     records = [record | {args.score_column: row} for record, row in zip(answers.records, scores, strict=True)]
-    if makes_ranking:
+    if args.score_column == "scores":
         for record, place in zip(records, answers.places, strict=True):
             # The scores rank the answers from now on.
             record.pop("ranked", None)
             validate_record(record, "ranking", place)
     write_jsonl(args.output, records, overwrite=args.overwrite)
-    print(f"{args.output}: {count_answers(Answers(records, answers.places))}")
+    return records
 
 
 def _refuse_taken_column(args: argparse.Namespace, answers: "Answers") -> None:

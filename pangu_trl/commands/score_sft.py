@@ -2,7 +2,15 @@
 
 import argparse
 
-from .options import add_batch_size, add_format, add_judge_option, add_output, refuse_existing
+from .options import (
+    add_batch_size,
+    add_format,
+    add_judge_option,
+    add_output,
+    check_writable,
+    open_journal,
+    refuse_existing,
+)
 
 SUMMARY = "have the demonstrations of an SFT set scored by a judge"
 
@@ -25,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     refuse_existing(args)
-    from pangu_trl.answers.judge import load_judge
+    from pangu_trl.answers.judge import journal_arguments, load_judge, refuse_taken_names
     from pangu_trl.data.jsonl import write_jsonl
     from pangu_trl.data.loading import load_records, place_of
     from pangu_trl.models.reward_model import ScoringError
@@ -37,10 +45,16 @@ def run(args: argparse.Namespace) -> None:
         )
     columns = dataset[:]
     prompts, completions = columns.pop("prompt"), columns.pop("completion")
-    try:
-        scores = load_judge(args.judge, args.batch_size)(prompts, completions, **columns)
-    except ScoringError as error:
-        raise ValueError(f"{place_of(dataset, error.index)}: {error}") from error
-    records = [record | {args.score_column: score} for record, score in zip(dataset, scores, strict=True)]
-    write_jsonl(args.output, records, overwrite=args.overwrite)
+    refuse_taken_names(columns)
+    records = list(dataset)
+    check_writable(records, [f"{args.demonstrations}[{args.split}] row {row}" for row in range(len(records))])
+    with open_journal(args, ("judge", "batch_size"), records) as journal:
+        try:
+            judge = load_judge(args.judge, args.batch_size)
+            scores = judge(prompts, completions, **journal_arguments(journal, "scores"), **columns)
+        except ScoringError as error:
+            raise ValueError(f"{place_of(dataset, error.index)}: {error}") from error
+        records = [record | {args.score_column: score} for record, score in zip(records, scores, strict=True)]
+        write_jsonl(args.output, records, overwrite=args.overwrite)
+        journal.remove()
     print(f"{args.output}: {len(records)} demonstrations, mean score {sum(scores) / len(scores):.4g}")

@@ -14,6 +14,7 @@ from .readers import ReadOptions
 from .records import KINDS, RecordError
 from .text_lines import check_encoding
 from .typed_columns import TYPES
+from .typed_tokens import MODE_COLUMN, MODES
 
 # Formats of files beside the card; any other path is a dataset on the Hub. `files` goes by the suffix of each.
 FILE_FORMATS = ("json", "csv", "parquet", "text", "arrow", "files")
@@ -63,6 +64,7 @@ class DataCard:
         encoding: Of text files; UTF-8 by default.
         separator: Between the columns of csv files; by default a comma, and a tab in .tsv files.
         list_field: The field of a JSON file that holds the list of records.
+        special_tokens_in_text: What becomes of special tokens that the texts spell; see `typed_tokens`.
     """
 
     file: Path
@@ -77,6 +79,7 @@ class DataCard:
     encoding: str | None = None
     separator: str | None = None
     list_field: str | None = None
+    special_tokens_in_text: str | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> "DataCard":
@@ -92,6 +95,8 @@ class DataCard:
         for key in block:
             if key not in known:
                 raise CardError(f"{file}: 'pangu_trl.{key}' is not a key of a card; the keys are {', '.join(known)}.")
+        if block.get(MODE_COLUMN, MODES[0]) not in MODES:
+            raise refusal(file, MODE_COLUMN, f"one of {', '.join(MODES)}", block[MODE_COLUMN])
         for key in ("path", "name", "revision", "format", "encoding", "separator", "list_field"):
             value = block.get(key)
             if not (isinstance(value, str) and value) and (value is not None or key == "path"):
@@ -110,6 +115,7 @@ class DataCard:
             encoding=block.get("encoding"),
             separator=block.get("separator"),
             list_field=block.get("list_field"),
+            special_tokens_in_text=block.get(MODE_COLUMN),
         )
 
     @property

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,29 +21,43 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     return [record for _, record in read_numbered_jsonl(path)]
 
 
-def read_numbered_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the records of a JSON lines file with their line numbers, which count from 1; raises as `read_jsonl`."""
+def read_numbered_jsonl(
+    path: str | Path, on_fault: Callable[[RecordError], None] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the records of a JSON lines file with their line numbers, which count from 1; raises as `read_jsonl`.
+
+    With `on_fault` a line that is no record is handed to it instead of raised, and left out.
+    """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path}: must be a JSON lines file; got a folder. Name one of the files in it.")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file (looked for {path.absolute()}).")
     with path.open("rb") as file:
-        yield from numbered_records(file, str(path))
+        yield from numbered_records(file, str(path), on_fault=on_fault)
 
 
-def numbered_records(file: BinaryIO, where: str, encoding: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+def numbered_records(
+    file: BinaryIO,
+    where: str,
+    encoding: str | None = None,
+    on_fault: Callable[[RecordError], None] | None = None,
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields the records of an open JSON lines file; see `text_lines.numbered_lines`. Raises as `read_jsonl`."""
     is_empty = True
-    for number, line in numbered_lines(file, where, encoding):
+    for number, line in numbered_lines(file, where, encoding, on_fault):
         if line.strip():
             is_empty = False
             try:
-                yield number, parse_record(line.rstrip(), f"{where}:{number}")
+                record = parse_record(line.rstrip(), f"{where}:{number}")
             except RecordError as error:
-                if number > 1 or not (line.lstrip().startswith("[") or line.strip() == "{"):
-                    raise
-                raise RecordError(f"{error} A file that is one list over several lines is called .json.") from error
+                if number == 1 and (line.lstrip().startswith("[") or line.strip() == "{"):
+                    error = RecordError(f"{error} A file that is one list over several lines is called .json.")
+                if on_fault is None:
+                    raise error
+                on_fault(error)
+                continue
+            yield number, record
     if is_empty:
         raise RecordError(f"{where}: must hold one JSON object a line; the file is empty. Fill or remove it.")
 

@@ -13,10 +13,12 @@ import datasets
 
 from .cards import CardError, DataCard
 from .columns import Columns, cached_table
+from .jsonl import read_numbered_jsonl
 from .mixtures import Mixture, Part, is_mixture
 from .readers import Row
 from .records import RecordError, validate_record
 from .sources import Reader, reader_of_card, reader_of_source
+from .typed_tokens import MODE_COLUMN, check_mode
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,11 @@ class Origin:
 
 
 def load_records(
-    source: str | Path, kind: str, split: str = "train", data_format: str | None = None
+    source: str | Path,
+    kind: str,
+    split: str = "train",
+    data_format: str | None = None,
+    special_tokens_in_text: str | None = None,
 ) -> datasets.Dataset:
     """Loads and validates every record of a source.
 
@@ -57,6 +63,8 @@ def load_records(
         split: The split to load. A file has only `train`; a folder has `train` too, unless it has folders of splits.
         data_format: The public format of the rows, one of `formats.FORMATS`; None where the columns are ours. A data
             card says this itself.
+        special_tokens_in_text: What becomes of special tokens that the texts spell, one of `typed_tokens.MODES`; it
+            goes with the records as a column of that name. None leaves it to the card, or to a column of the source.
 
     Returns:
         A dataset with the columns of the kind (see `records.py`) and every other column of the source. Objects in it
@@ -70,15 +78,16 @@ def load_records(
     if kind not in SERVING_KINDS:
         raise RecordError(f"{source}: the kind of record must be one of {', '.join(SERVING_KINDS)}; got {kind!r}.")
     origin = Origin(source, kind, split, data_format)
+    own = {} if special_tokens_in_text is None else {MODE_COLUMN: check_mode(special_tokens_in_text, MODE_COLUMN)}
     columns, summary, sizes = Columns(), _Summary(), Counter[int]()
     read = _reader(origin)
     for (where, record), part in _validated(read(), kind):
-        columns.add(record, where)
+        columns.add(record | own, where)
         summary.add(record)
         sizes[part] += 1
     if not columns.num_records:
         raise RecordError(f"{source}[{split}]: must hold records; there is none.")
-    records = (row for row, _ in _validated(read(), kind))
+    records = ((where, record | own) for (where, record), _ in _validated(read(), kind))
     dataset = cached_table(records, columns, f"{source}[{split}]")
     logger.info("%s[%s]: %s", source, split, summary.describe(columns.num_records, kind))
     if _is_card(source) and is_mixture(source):
@@ -102,7 +111,23 @@ def place_of(dataset: datasets.Dataset, row: int) -> str | None:
     if origin is None:
         return None
     row = row if origin.order is None else origin.order[row]
-    return next((place for (place, _), _ in islice(_reader(origin)(), row, None)), None)
+    return next((place for place, _ in islice(read_rows(origin), row, None)), None)
+
+
+def read_rows(origin: Origin, on_fault: Callable[[RecordError], None] | None = None) -> Iterator[Row]:
+    """The records of a source as they are, with their places.
+
+    With `on_fault` a line of a `.jsonl` file that is no record is handed to it instead of raised, and left out.
+    """
+    path = Path(origin.source)
+    if (
+        on_fault is not None
+        and path.suffix == ".jsonl"
+        and path.is_file()
+        and (origin.split, origin.format) == ("train", None)
+    ):
+        return ((f"{path}:{line}", record) for line, record in read_numbered_jsonl(path, on_fault))
+    return (row for row, _ in _reader(origin)())
 
 
 def _reader(origin: Origin) -> Callable[[], Iterator[tuple[Row, int]]]:

@@ -16,6 +16,7 @@ from .readers import ReadOptions, Row, rows_of_file
 from .records import RecordError
 from .tables import rows_of_dataset
 from .typed_columns import read_types
+from .typed_tokens import MODE_COLUMN
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,11 @@ def reader_of_card(card: DataCard, split: str, kind: str) -> Reader:
 
     # A prompt may be taken from a demonstration or a ranking.
     wanted = kind if card.format is None or kind in FORMATS[card.format].kinds else card.kind
-    return _converted(read_renamed, card.format, wanted, str(card.file))
+    read_records = _converted(read_renamed, card.format, wanted, str(card.file))
+    if card.special_tokens_in_text is None:
+        return read_records
+    own = {MODE_COLUMN: card.special_tokens_in_text}
+    return lambda: ((where, {**row, **own}) for where, row in read_records())
 
 
 def _converted(read: Reader, data_format: str | None, kind: str, source: str) -> Reader:

@@ -1,7 +1,7 @@
 """Lines of text files of any encoding, each with its number, so that a wrong byte can be named."""
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from .records import RecordError
@@ -21,7 +21,12 @@ def check_encoding(encoding: str) -> str:
     return encoding
 
 
-def numbered_lines(file: BinaryIO, where: str, encoding: str | None = None) -> Iterator[tuple[int, str]]:
+def numbered_lines(
+    file: BinaryIO,
+    where: str,
+    encoding: str | None = None,
+    on_fault: Callable[[RecordError], None] | None = None,
+) -> Iterator[tuple[int, str]]:
     """Yields the lines of a file with their ends and their numbers, which count from 1; a byte order mark is left out.
 
     Lines end at `\\n` alone: a form feed or U+2028 belongs to the text.
@@ -30,6 +35,7 @@ def numbered_lines(file: BinaryIO, where: str, encoding: str | None = None) -> I
         file: Opened for bytes.
         where: The file's name, for messages.
         encoding: Of the text; UTF-8 by default.
+        on_fault: Gets a line that is not text as an error, and the line is left out; None raises.
 
     Raises:
         RecordError: If a line is not text in the encoding.
@@ -37,7 +43,14 @@ def numbered_lines(file: BinaryIO, where: str, encoding: str | None = None) -> I
     encoding = encoding or "utf-8"
     if _has_ascii_line_ends(encoding):
         for number, line in enumerate(file, start=1):
-            yield number, _decode(line, f"{where}:{number}", encoding).removeprefix("\ufeff")
+            try:
+                text = _decode(line, f"{where}:{number}", encoding)
+            except RecordError as error:
+                if on_fault is None:
+                    raise
+                on_fault(error)
+                continue
+            yield number, text.removeprefix("\ufeff")
     else:
         text = _decode_whole(file.read(), where, encoding).removeprefix("\ufeff")
         for number, line in enumerate(text.split("\n"), start=1):

@@ -2,274 +2,198 @@
 
 Prompt and completion are encoded apart and then joined. A tokenizer that works on words or merges, as GPTPangu's does,
 gives other ids at the seam when it sees both at once, and then the policy would be trained on a prompt that generation
-never meets.
+never meets. For the same reason every turn inside a completion is encoded apart. Special tokens that the texts spell
+are ordinary text unless a record says otherwise; see `typed_tokens`.
 """
 
-import hashlib
-import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import datasets
 from transformers import PreTrainedTokenizerBase
 
-from .loading import place_of
+from .conversations import Conversation, EncodingColumns, Part, typed_in_messages, without_ends
 from .records import Message
+from .typed_tokens import MODE_COLUMN, encode_after, encode_marked, encode_split, find_tokens, special_tokens
 
-logger = logging.getLogger(__name__)
-
-# `datasets` hashes importable code by its name, so without this a cache would outlive a change of this file.
-CODE_DIGEST = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-
-LENGTH_COLUMN = "num_tokens_of_longest"
+NOTHING_SAID = EncodingColumns()
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[Message]) -> list[int]:
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | list[Message], columns: EncodingColumns = NOTHING_SAID
+) -> list[int]:
     """Encodes a prompt so that a completion can follow.
 
     Text gets the tokenizer's special tokens, except an end of sequence after it; messages get the chat template with
     the opening of the assistant's turn.
 
+    Args:
+        tokenizer: The model's tokenizer.
+        prompt: Text or messages.
+        columns: What the record says beside them: `EncodingColumns.of(record)`.
+
     Raises:
-        ValueError: If the prompt gives no token, or is messages and the tokenizer has no chat template.
+        ValueError: If the prompt gives no token, spells special tokens that the columns refuse, or is messages that
+            the tokenizer's chat template cannot write.
     """
     if isinstance(prompt, str):
-        ids = list(tokenizer(prompt)["input_ids"])
-        if ids and ids[-1] == tokenizer.eos_token_id:
-            # Only what the tokenizer added goes: an end of sequence that the text itself spells stays.
-            ids_of_text = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            num_added = _count_trailing(ids, ids[-1]) - _count_trailing(ids_of_text, ids[-1])
-            ids = ids[: len(ids) - num_added]
+        ids = _encode_with_added(tokenizer, prompt, columns)
     else:
-        text = _render(tokenizer, prompt, add_generation_prompt=True)
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        _refuse_typed(typed_in_messages(tokenizer, prompt), columns)
+        text = Conversation(tokenizer, prompt, [], columns).render_prompt()
+        ids = _encode_rendered(tokenizer, text, "", columns)
     if not ids:
         raise ValueError(f"the prompt must give at least one token; the tokenizer drops all of {prompt!r}.")
     return ids
 
 
 def encode_completion(
-    tokenizer: PreTrainedTokenizerBase, prompt: str | list[Message], completion: str | list[Message]
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | list[Message],
+    completion: str | list[Message],
+    columns: EncodingColumns = NOTHING_SAID,
 ) -> list[int]:
     """Encodes a completion as the continuation of `encode_prompt`; it ends with exactly one end of sequence.
 
-    Text is encoded without special tokens. Of messages it is what the chat template writes after the prompt, up to the
-    template's own end of sequence: white space behind it is left out, because generation stops before it.
+    Text is encoded without special tokens; after messages it counts as one message of the assistant. Of messages it is
+    what the chat template writes after the prompt, up to the template's own end of sequence: white space behind it is
+    left out, because generation stops before it.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompt: Text or messages.
+        completion: Text or messages.
+        columns: As for `encode_prompt`.
 
     Raises:
         ValueError: If the completion gives no token, the tokenizer has no end of sequence, or the chat template does
             not write prompt and completion as a continuation of the prompt.
+    """
+    return encode_turns(tokenizer, prompt, completion, columns)[0]
+
+
+def encode_turns(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | list[Message],
+    completion: str | list[Message],
+    columns: EncodingColumns = NOTHING_SAID,
+) -> tuple[list[int], list[int]]:
+    """Encodes a completion and tells the assistant's turns in it from what others say there.
+
+    Args: as for `encode_completion`.
+
+    Returns:
+        The ids of `encode_completion`, and a mask of the same length: 1 where the assistant speaks or ends its turn, 0
+        where a user or a tool does. Every turn is encoded apart, as generation meets it.
+
+    Raises:
+        ValueError: As `encode_completion`.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "the tokenizer must have an eos_token, which ends every completion; it has none. Set it to the token that "
             "the model ends its answers with, e.g. tokenizer.eos_token = '</s>', and save the tokenizer with the model."
         )
-    text = completion if isinstance(completion, str) else _render_completion(tokenizer, prompt, completion)
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    ids = ids[: len(ids) - _count_trailing(ids, tokenizer.eos_token_id)]
-    if not ids:
+    if isinstance(completion, str) and isinstance(prompt, list):
+        completion = [{"role": "assistant", "content": completion}]
+    if isinstance(completion, str):
+        ids = _encode_text(tokenizer, without_ends(completion, tokenizer.eos_token), columns)
+        mask = [1] * len(ids)
+    else:
+        _refuse_typed(typed_in_messages(tokenizer, completion), columns)
+        before, parts = Conversation(tokenizer, prompt, completion, columns).render_completion()
+        ids, mask = encode_parts(tokenizer, parts, before, columns)
+    num_kept = len(ids) - _count_trailing(ids, tokenizer.eos_token_id)
+    if not num_kept:
         raise ValueError(
             f"the completion must give at least one token before the end of sequence; got none from {completion!r}."
         )
-    return ids + [tokenizer.eos_token_id]
+    return [*ids[:num_kept], tokenizer.eos_token_id], [*mask[:num_kept], 1]
 
 
-def tokenize_demonstrations(
-    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, num_proc: int | None = None
-) -> datasets.Dataset:
-    """Encodes demonstrations as TRL's SFTTrainer takes pre-tokenised data.
-
-    SFTTrainer applies the mask only with `SFTConfig(completion_only_loss=True)`.
-
-    Args:
-        dataset: Canonical demonstrations.
-        tokenizer: The policy's tokenizer.
-        max_length: Most tokens of prompt and completion, its end of sequence included. Longer demonstrations are left
-            out and counted in a warning.
-        num_proc: Processes to use.
-
-    Returns:
-        `input_ids`, the prompt's and then the completion's, and `completion_mask`, 1 at the completion and 0 at the
-        prompt.
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, columns: EncodingColumns = NOTHING_SAID) -> list[int]:
+    """Encodes a text for language modelling: a prompt and nothing else, and then one end of sequence.
 
     Raises:
-        ValueError: If a prompt alone leaves no room, a record cannot be encoded, or none is short enough.
+        ValueError: As `encode_prompt`.
     """
-    encoded = _map_rows(dataset, _Encoder(_encode_demonstration, tokenizer, max_length), dataset.column_names, num_proc)
-    return _drop_overlong(encoded, max_length, "demonstrations")
+    return [*encode_prompt(tokenizer, without_ends(text, tokenizer.eos_token), columns), tokenizer.eos_token_id]
 
 
-def tokenize_rankings(
-    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, num_proc: int | None = None
-) -> datasets.Dataset:
-    """Encodes rankings, each prompt once.
-
-    Args:
-        dataset: Canonical rankings.
-        tokenizer: The reward model's tokenizer.
-        max_length: Most tokens of the prompt and its longest response. A ranking with a longer one is left out as a
-            whole, since its other responses would no longer be the ranking that was made, and counted in a warning.
-        num_proc: Processes to use.
-
-    Returns:
-        `prompt_input_ids`, `response_input_ids` (a list for each response) and `scores`.
-
-    Raises:
-        ValueError: As `tokenize_demonstrations`.
-    """
-    encoded = _map_rows(dataset, _Encoder(_encode_ranking, tokenizer, max_length), dataset.column_names, num_proc)
-    return _drop_overlong(encoded, max_length, "rankings")
+def typed_special_tokens(tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any]) -> list[str]:
+    """The special tokens that the texts of a record spell, except an end of sequence at the end of an answer
+    or of a plain text."""
+    found = find_tokens([record.get("tools"), record.get("chat_template_kwargs")], special_tokens(tokenizer))
+    texts = [(record.get("prompt"), False), (record.get("text"), True), (record.get("completion"), True)]
+    for value, is_answer in texts + [(response, True) for response in record.get("responses") or ()]:
+        if isinstance(value, list):
+            found += typed_in_messages(tokenizer, value)
+        elif value is not None:
+            value = without_ends(value, tokenizer.eos_token) if is_answer else value
+            found += find_tokens(value, special_tokens(tokenizer))
+    return found
 
 
-def tokenize_prompts(
-    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, num_proc: int | None = None
-) -> datasets.Dataset:
-    """Adds `prompt_input_ids` to prompts; every other column stays, for reward functions to read.
-
-    Raises:
-        ValueError: If a prompt has more than `max_prompt_length` tokens or cannot be encoded.
-    """
-    return _map_rows(dataset, _Encoder(_encode_prompt_row, tokenizer, max_prompt_length), [], num_proc)
-
-
-@dataclass(frozen=True)
-class _Encoder:
-    """A row function that worker processes can receive and whose hash, the key of the cache, covers all it uses."""
-
-    encode: Callable[[Mapping[str, Any], PreTrainedTokenizerBase, int], dict[str, Any]]
-    tokenizer: PreTrainedTokenizerBase
-    limit: int
-    code_digest: str = CODE_DIGEST
-
-    def __call__(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
-        try:
-            return self.encode(row, self.tokenizer, self.limit)
-        except ValueError as error:
-            raise _RowError(index, str(error)) from error
+def encode_parts(
+    tokenizer: PreTrainedTokenizerBase, parts: list[Part], before: str, columns: EncodingColumns
+) -> tuple[list[int], list[int]]:
+    """Ids of the parts, each encoded apart, and 1 for those of learnt ones."""
+    ids: list[int] = []
+    mask: list[int] = []
+    for part in parts:
+        part_ids = _encode_rendered(tokenizer, part.text, before, columns)
+        ids += part_ids
+        mask += [int(part.is_learnt)] * len(part_ids)
+        before += part.text
+    return ids, mask
 
 
-class _RowError(ValueError):
-    """A row that cannot be encoded. Made of its arguments alone, as worker processes hand it over."""
-
-    def __str__(self) -> str:
-        row, message = self.args
-        return f"row {row}: {message}"
-
-
-def _encode_demonstration(
-    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> dict[str, Any]:
-    prompt_ids = _encode_prompt_with_room(row["prompt"], tokenizer, max_length)
-    completion_ids = encode_completion(tokenizer, row["prompt"], row["completion"])
-    input_ids = prompt_ids + completion_ids
-    return {
-        "input_ids": input_ids,
-        "completion_mask": [0] * len(prompt_ids) + [1] * len(completion_ids),
-        LENGTH_COLUMN: len(input_ids),
-    }
-
-
-def _encode_ranking(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
-    prompt_ids = _encode_prompt_with_room(row["prompt"], tokenizer, max_length)
-    response_ids = [encode_completion(tokenizer, row["prompt"], response) for response in row["responses"]]
-    return {
-        "prompt_input_ids": prompt_ids,
-        "response_input_ids": response_ids,
-        "scores": row["scores"],
-        LENGTH_COLUMN: len(prompt_ids) + max(map(len, response_ids)),
-    }
-
-
-def _encode_prompt_row(
-    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int
-) -> dict[str, Any]:
-    prompt_ids = encode_prompt(tokenizer, row["prompt"])
-    if len(prompt_ids) > max_prompt_length:
-        raise ValueError(
-            f"the prompt must have at most max_prompt_length = {max_prompt_length} tokens; it has {len(prompt_ids)}. "
-            "Raise max_prompt_length, or shorten or remove the prompt."
-        )
-    return {"prompt_input_ids": prompt_ids}
-
-
-def _encode_prompt_with_room(
-    prompt: str | list[Message], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> list[int]:
-    ids = encode_prompt(tokenizer, prompt)
-    if len(ids) >= max_length:
-        raise ValueError(
-            f"the prompt must leave room for an answer within max_length = {max_length} tokens; it has {len(ids)}. "
-            "Raise max_length, or shorten or remove the record."
-        )
+def _encode_with_added(tokenizer: PreTrainedTokenizerBase, text: str, columns: EncodingColumns) -> list[int]:
+    """Encodes a text with the tokenizer's special tokens before it, and none behind it."""
+    if _encodes_as_is(tokenizer, text, columns):
+        ids, own_ids = list(tokenizer(text)["input_ids"]), tokenizer(text, add_special_tokens=False)["input_ids"]
+    else:
+        own_ids = encode_split(tokenizer, text)
+        ids = [*_ids_before(tokenizer), *own_ids]
+    if ids and ids[-1] == tokenizer.eos_token_id:
+        # Only what the tokenizer added goes: an end of sequence that the text itself spells stays.
+        num_added = _count_trailing(ids, ids[-1]) - _count_trailing(own_ids, ids[-1])
+        ids = ids[: len(ids) - num_added]
     return ids
 
 
-def _map_rows(
-    dataset: datasets.Dataset, encoder: _Encoder, remove_columns: list[str], num_proc: int | None
-) -> datasets.Dataset:
-    try:
-        return dataset.map(
-            encoder, with_indices=True, remove_columns=remove_columns, num_proc=num_proc, desc="Encoding records"
-        )
-    except _RowError as error:
-        row, message = error.args
-        place = place_of(dataset, row)
-        if place is None:
-            raise
-        raise ValueError(f"row {row} ({place}): {message}") from error
+def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str, columns: EncodingColumns) -> list[int]:
+    if _encodes_as_is(tokenizer, text, columns):
+        return encode_after(tokenizer, text, before="")
+    return encode_split(tokenizer, text)
 
 
-def _drop_overlong(encoded: datasets.Dataset, max_length: int, records: str) -> datasets.Dataset:
-    lengths = list(encoded[LENGTH_COLUMN])
-    fitting = [index for index, length in enumerate(lengths) if length <= max_length]
-    num_overlong = len(lengths) - len(fitting)
-    if not fitting:
+def _encodes_as_is(tokenizer: PreTrainedTokenizerBase, text: str, columns: EncodingColumns) -> bool:
+    """Whether the tokenizer may take a text as it stands."""
+    typed = find_tokens(text, special_tokens(tokenizer))
+    _refuse_typed(typed, columns)
+    return not typed or columns.special_tokens_in_text == "keep"
+
+
+def _refuse_typed(typed: list[str], columns: EncodingColumns) -> None:
+    if typed and columns.special_tokens_in_text == "refuse":
+        names = ", ".join(dict.fromkeys(typed))
         raise ValueError(
-            f"at least one of the {len(lengths)} {records} must fit in max_length = {max_length} tokens; the shortest "
-            f"has {min(lengths, default=0)}. Raise max_length."
+            f"the texts must not hold special tokens, as {MODE_COLUMN} is refuse; got {names}. Remove them, or set "
+            f"{MODE_COLUMN} to split, which encodes them as ordinary text, or to keep."
         )
-    encoded = encoded.remove_columns(LENGTH_COLUMN)
-    if not num_overlong:
-        return encoded
-    logger.warning(
-        "%d of %d %s left out: the longest has %d tokens, max_length is %d. Raise max_length or remove them to silence "
-        "this.",
-        num_overlong,
-        len(lengths),
-        records,
-        max(lengths),
-        max_length,
-    )
-    return encoded.select(fitting)
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_generation_prompt: bool) -> str:
-    if not tokenizer.chat_template:
-        raise ValueError(
-            "the tokenizer must have a chat template to encode messages; it has none. Set tokenizer.chat_template, or "
-            "give prompts and completions as text."
-        )
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+def _ids_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before a text."""
+    ids, own_ids = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    starts = range(len(ids) - len(own_ids) + 1)
+    return next((ids[:start] for start in starts if ids[start : start + len(own_ids)] == own_ids), [])
 
 
-def _render_completion(tokenizer: PreTrainedTokenizerBase, prompt: list[Message], completion: list[Message]) -> str:
-    before = _render(tokenizer, prompt, add_generation_prompt=True)
-    whole = _render(tokenizer, prompt + completion, add_generation_prompt=False)
-    if not whole.startswith(before):
-        common = next(
-            (index for index, pair in enumerate(zip(before, whole, strict=False)) if pair[0] != pair[1]), len(whole)
-        )
-        raise ValueError(
-            "the chat template must write prompt and completion as a continuation of the prompt; after "
-            f"{before[max(0, common - 20) : common]!r} it writes {before[common : common + 20]!r} for the prompt alone "
-            f"and {whole[common : common + 20]!r} with the completion. Use another chat template, or text records."
-        )
-    text = whole[len(before) :]
-    without_space = text.rstrip()
-    return without_space if without_space.endswith(tokenizer.eos_token) else text
+def _encode_rendered(tokenizer: PreTrainedTokenizerBase, text: str, before: str, columns: EncodingColumns) -> list[int]:
+    # Only where typed tokens are not kept did the text get marks.
+    encode = encode_after if columns.special_tokens_in_text == "keep" else encode_marked
+    return encode(tokenizer, text, before)
 
 
 def _count_trailing(ids: list[int], token_id: int) -> int:

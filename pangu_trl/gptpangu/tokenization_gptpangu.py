@@ -29,10 +29,21 @@ from .encoding_gptpangu import (
 from .vocabulary_gptpangu import NEWLINE, RESERVED_PIECES, SPACE, VOCABULARY_FILE, PanguVocabulary, piece_text
 
 # `<sep>` ends what the user says and `<eot>` what the assistant says: the tokens alone tell who spoke, a prompt always
-# ends at a special token, and tokens of prompt and answer never merge.
+# ends at a special token, and tokens of prompt and answer never merge. There is no token for anything else, so what has
+# no place is refused: tools, a system turn in the middle, parts of a content that are no text.
 CHAT_TEMPLATE = """\
+{%- if tools -%}
+{{- raise_exception("GPTPangu's chat template has no place for tools") -}}
+{%- endif -%}
 {%- for message in messages -%}
-{%- if message['role'] == 'system' -%}
+{%- if message['tool_calls'] or message['function_call'] -%}
+{{- raise_exception("GPTPangu's chat template has no place for tool calls") -}}
+{%- elif message['content'] is not string -%}
+{{- raise_exception("GPTPangu's chat template writes text only; the content of a message must be text") -}}
+{%- elif message['role'] == 'system' -%}
+{%- if not loop.first -%}
+{{- raise_exception("GPTPangu's chat template has a place for a system message only before all others") -}}
+{%- endif -%}
 {{- message['content'] + '\\n' -}}
 {%- elif message['role'] == 'user' -%}
 {{- message['content'] + sep_token -}}

@@ -126,10 +126,11 @@ def _load(
     brings_tokenizer = adapter is not None and _has_tokenizer(adapter, adapter_revision)
     tokenizer_id, tokenizer_revision = (adapter, adapter_revision) if brings_tokenizer else (base_id, base_revision)
     trust_remote_code = model_kwargs.get("trust_remote_code", False)
-    return model, _load_tokenizer(tokenizer_id, tokenizer_revision, trust_remote_code), missing
+    return model, load_tokenizer(tokenizer_id, tokenizer_revision, trust_remote_code), missing
 
 
-def _load_tokenizer(model_id: str, revision: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def load_tokenizer(model_id: str, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of a folder or Hub id; raises ValueError if there is none."""
     remedy = f"{model_id}: no tokenizer can be loaded from it; save the model's tokenizer there"
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_id, revision=revision, trust_remote_code=trust_remote_code)

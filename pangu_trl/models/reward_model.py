@@ -14,8 +14,9 @@ from transformers import (
 )
 
 from pangu_trl.data.collators import pad_sequences
+from pangu_trl.data.conversations import EncodingColumns
 from pangu_trl.data.records import answer_text
-from pangu_trl.data.tokenizing import encode_completion, encode_prompt
+from pangu_trl.data.tokenizing import NOTHING_SAID, encode_completion, encode_prompt
 
 from .loading import find_base_model, load_with_adapter
 from .modes import evaluation_mode, position_limit
@@ -42,6 +43,7 @@ def score_responses(
     responses: Sequence[Any],
     batch_size: int,
     show_progress: bool = False,
+    columns: Sequence[EncodingColumns] | None = None,
 ) -> list[float]:
     """Scores each response as an answer to the prompt at the same place.
 
@@ -55,6 +57,7 @@ def score_responses(
         responses: N responses, each a text or a list of messages. A prompt with K responses stands K times.
         batch_size: Number of responses in one forward pass.
         show_progress: Whether to draw a progress bar.
+        columns: What each record says beside its texts: tools and the like; nothing if None.
 
     Returns:
         N scores, in the order given.
@@ -63,11 +66,7 @@ def score_responses(
         ScoringError: If a response is longer than the model's positions allow. Nothing is cut.
         ValueError: If the model is no reward model, or `prompts` and `responses` differ in length.
     """
-    _check_reward_model(model)
-    if len(prompts) != len(responses):
-        raise ValueError(f"every response needs its prompt; got {len(prompts)} prompts and {len(responses)} responses")
-    sequences = _encode(tokenizer, prompts, responses)
-    _check_lengths(sequences, model)
+    sequences = encode_checked(model, tokenizer, prompts, responses, columns)
     # Longest first: little padding, and a batch that does not fit into memory fails at once rather than at the end.
     order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
     scores = [0.0] * len(sequences)
@@ -121,25 +120,51 @@ def load_reward_model(
     return model, tokenizer
 
 
-def encode_sequence(tokenizer: PreTrainedTokenizerBase, prompt: Any, response: Any) -> list[int]:
+def encode_checked(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Any],
+    responses: Sequence[Any],
+    columns: Sequence[EncodingColumns] | None = None,
+) -> list[list[int]]:
+    """The tokens of every prompt with its response, which the model can score; arguments and errors of the scoring."""
+    _check_reward_model(model)
+    if len(prompts) != len(responses):
+        raise ValueError(f"every response needs its prompt; got {len(prompts)} prompts and {len(responses)} responses")
+    sequences = _encode(tokenizer, prompts, responses, columns or [NOTHING_SAID] * len(prompts))
+    _check_lengths(sequences, model)
+    return sequences
+
+
+def encode_sequence(
+    tokenizer: PreTrainedTokenizerBase, prompt: Any, response: Any, columns: EncodingColumns = NOTHING_SAID
+) -> list[int]:
     """The tokens that are scored: prompt, response and end of sequence."""
-    return encode_prompt(tokenizer, prompt) + encode_response(tokenizer, prompt, response)
+    return encode_prompt(tokenizer, prompt, columns) + encode_response(tokenizer, prompt, response, columns)
 
 
-def encode_response(tokenizer: PreTrainedTokenizerBase, prompt: Any, response: Any) -> list[int]:
+def encode_response(
+    tokenizer: PreTrainedTokenizerBase, prompt: Any, response: Any, columns: EncodingColumns = NOTHING_SAID
+) -> list[int]:
     """The tokens of a response with its end of sequence. Unlike in training, it may be empty."""
     text = answer_text(response)
-    if not text.strip() and not tokenizer(text, add_special_tokens=False)["input_ids"]:
+    calls_tools = not isinstance(response, str) and any(message.get("tool_calls") for message in response)
+    if not calls_tools and not text.strip() and not tokenizer(text, add_special_tokens=False)["input_ids"]:
         # No training data, so `encode_completion` refuses it; but a policy does end an answer at once now and then.
         return [tokenizer.eos_token_id]
-    return encode_completion(tokenizer, prompt, response)
+    return encode_completion(tokenizer, prompt, response, columns)
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], responses: Sequence[Any]) -> list[list[int]]:
+def _encode(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Any],
+    responses: Sequence[Any],
+    columns: Sequence[EncodingColumns],
+) -> list[list[int]]:
     sequences = []
-    for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+    for index, texts in enumerate(zip(prompts, responses, columns, strict=True)):
         try:
-            sequences.append(encode_sequence(tokenizer, prompt, response))
+            sequences.append(encode_sequence(tokenizer, *texts))
         except ValueError as error:
             raise ScoringError(str(error), index) from error
     return sequences

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pangu_trl.data.collators import pad_sequences
+from pangu_trl.data.conversations import EncodingColumns
 from pangu_trl.data.tokenizing import encode_completion, encode_prompt
 from pangu_trl.models.score_head import innermost, sequence_scores
 from pangu_trl.models.sharding import prepare_frozen
@@ -85,7 +86,7 @@ class TextModelReward(ModelReward):
         """See `RewardSource.score`."""
         texts = completion_texts(self.policy_tokenizer, rollout)
         sequences = [
-            self._encoded(example["prompt"], text, ended)
+            self._encoded(example, text, ended)
             for example, text, ended in zip(examples, texts, rollout.ended.tolist(), strict=True)
         ]
         pad_token_id = innermost(self.model).config.get_text_config().pad_token_id
@@ -96,11 +97,11 @@ class TextModelReward(ModelReward):
                 scores.append(sequence_scores(self.model, *(tensor.to(rollout.input_ids.device) for tensor in batch)))
         return torch.cat(scores).float()
 
-    def _encoded(self, prompt: Any, text: str, ended: bool) -> list[int]:
-        eos = [self.tokenizer.eos_token_id]
-        answer = encode_completion(self.tokenizer, prompt, text) if text.strip() else eos
+    def _encoded(self, example: dict[str, Any], text: str, ended: bool) -> list[int]:
+        eos, prompt, columns = [self.tokenizer.eos_token_id], example["prompt"], EncodingColumns.of(example)
+        answer = encode_completion(self.tokenizer, prompt, text, columns) if text.strip() else eos
         # An answer that was cut off has no end here either, except where nothing else would be left.
-        return encode_prompt(self.tokenizer, prompt) + (answer if ended else answer[:-1] or eos)
+        return encode_prompt(self.tokenizer, prompt, columns) + (answer if ended else answer[:-1] or eos)
 
 
 @dataclass

@@ -4,7 +4,6 @@ The ptx loss is the language-model loss that InstructGPT mixes into PPO (arXiv:2
 does not forget what it could.
 """
 
-import logging
 from typing import Any
 
 import torch
@@ -13,13 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pangu_trl.data.collators import pad_sequences
-from pangu_trl.data.tokenizing import tokenize_demonstrations, tokenize_prompts
+from pangu_trl.data.tokenized_datasets import tokenize_demonstrations, tokenize_prompts, tokenize_texts
 
 from .config import PPOConfig
 from .sampler import text_rows
-
-logger = logging.getLogger(__name__)
-
 
 PromptSets = Dataset | dict[str, Dataset] | None
 
@@ -119,22 +115,4 @@ def _tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: 
             f"{dataset.column_names}."
         )
 
-    def encode(row: dict[str, Any]) -> dict[str, list[int]]:
-        ids = list(tokenizer(row["text"])["input_ids"])
-        if not ids or ids[-1] != tokenizer.eos_token_id:
-            ids.append(tokenizer.eos_token_id)
-        return {"input_ids": ids, "completion_mask": [1] * len(ids)}
-
-    encoded = dataset.map(encode, remove_columns=dataset.column_names)
-    kept = encoded.filter(lambda row: 2 <= len(row["input_ids"]) <= max_length)
-    if len(kept) < len(encoded):
-        logger.warning(
-            "ptx_dataset: %d of %d texts are left out, having more than max_prompt_length + max_completion_length = %d "
-            "tokens or none.",
-            len(encoded) - len(kept),
-            len(encoded),
-            max_length,
-        )
-    if not len(kept):
-        raise ValueError(f"PPOTrainer: no text of ptx_dataset has at most {max_length} tokens.")
-    return kept
+    return tokenize_texts(dataset, tokenizer, max_length)

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pangu_trl.data.conversations import EncodingColumns
 from pangu_trl.data.records import answer_text
 from pangu_trl.models.reward_model import encode_sequence, score_responses
 
@@ -39,7 +40,8 @@ def probe_metrics(
         for ranking in rankings
     ]
     prompts = [ranking["prompt"] for ranking in rankings]
-    best_scores = score_responses(model, tokenizer, prompts, best, batch_size)
+    columns = [EncodingColumns.of(ranking) for ranking in rankings]
+    best_scores = score_responses(model, tokenizer, prompts, best, batch_size, columns=columns)
     metrics = {}
     for name, make in PROBES.items():
         probes = [make(row, prompts, best) for row in range(len(prompts))]
@@ -47,10 +49,15 @@ def probe_metrics(
             row
             for row, probe in enumerate(probes)
             if probe is not None
-            and (max_length is None or len(encode_sequence(tokenizer, prompts[row], probe)) <= max_length)
+            and (max_length is None or len(encode_sequence(tokenizer, prompts[row], probe, columns[row])) <= max_length)
         ]
         scores = score_responses(
-            model, tokenizer, [prompts[row] for row in kept], [probes[row] for row in kept], batch_size
+            model,
+            tokenizer,
+            [prompts[row] for row in kept],
+            [probes[row] for row in kept],
+            batch_size,
+            columns=[columns[row] for row in kept],
         )
         references = [best_scores[row] for row in kept]
         wins = [(best > probe) + 0.5 * (best == probe) for best, probe in zip(references, scores, strict=True)]

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pangu_trl.answers.journal import Journal
+from pangu_trl.answers.judge import journal_arguments, judge_of_model
 from pangu_trl.answers.summary import win_share
+from pangu_trl.data.conversations import ENCODING_COLUMNS, EncodingColumns
 from pangu_trl.models.modes import position_limit
-from pangu_trl.models.reward_model import encode_response, score_responses
+from pangu_trl.models.reward_model import encode_response
 
 from .calibration import calibration_curve
 from .evaluation import are_highest, counted_pairs, ranking_metrics
@@ -57,8 +60,9 @@ def evaluate_rankings(
     rankings: Sequence[Mapping[str, Any]],
     batch_size: int,
     min_score_gap: float = 0.0,
+    journal: Journal | None = None,
 ) -> Evaluation:
-    """Scores every answer of canonical rankings.
+    """Scores every answer of canonical rankings; a journal keeps the scores as they come.
 
     Raises:
         ScoringError: An answer cannot be scored; the index counts all answers.
@@ -66,8 +70,11 @@ def evaluate_rankings(
     """
     prompts = [ranking["prompt"] for ranking in rankings for _ in ranking["responses"]]
     responses = [response for ranking in rankings for response in ranking["responses"]]
-    scores = score_responses(model, tokenizer, prompts, responses, batch_size, show_progress=True)
-    lengths = [len(encode_response(tokenizer, *texts)) for texts in zip(prompts, responses, strict=True)]
+    columns = [EncodingColumns.of(ranking) for ranking in rankings for _ in ranking["responses"]]
+    rows = {name: [getattr(row, name) for row in columns] for name in ENCODING_COLUMNS}
+    kept = {} if journal is None else journal_arguments(journal, "scores")
+    scores = judge_of_model("the reward model", model, tokenizer, batch_size)(prompts, responses, **kept, **rows)
+    lengths = [len(encode_response(tokenizer, *texts)) for texts in zip(prompts, responses, columns, strict=True)]
     counts = torch.tensor([len(ranking["responses"]) for ranking in rankings])
     mask = torch.arange(int(counts.max())) < counts.unsqueeze(1)
     labels = torch.tensor([score for ranking in rankings for score in ranking["scores"]], dtype=torch.float64)

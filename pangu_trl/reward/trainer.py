@@ -14,19 +14,20 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EvalPrediction, PreTrainedModel
 from transformers.trainer_utils import TrainOutput
-from trl import RewardTrainer, extract_prompt
+from trl import RewardTrainer
 
 from pangu_trl.answers.summary import win_share
 from pangu_trl.data.collators import PackedRankingCollator, RankingCollator
 from pangu_trl.data.loading import origin_of
 from pangu_trl.data.records import validate_record
-from pangu_trl.data.tokenizing import tokenize_rankings
+from pangu_trl.data.tokenized_datasets import tokenize_rankings
 from pangu_trl.models.score_head import sequence_scores, token_scores
 
 from .card import RewardCard, read_reward_card
 from .checks import check_model, check_rankings
 from .config import KWiseRewardConfig
 from .evaluation import ranking_metrics
+from .implicit_prompts import with_prompt
 from .losses import centring_loss, has_pair, ordered_pairs, pairwise_loss, plackett_luce_loss, tokenwise_loss
 from .prefix_sharing import enable_prefix_sharing, score_packed_answers
 from .sampler import LengthBucketSampler
@@ -308,6 +309,5 @@ class KWiseRewardTrainer(RewardTrainer):
 
 def _canonical_ranking(record: dict[str, Any], row: int, source: str) -> dict[str, Any]:
     if record.get("prompt") is None and record.get("chosen") and record.get("rejected"):
-        # As RewardTrainer: without a prompt, it is what both answers begin with.
-        record = extract_prompt(record)
+        record = with_prompt(record, f"{source} row {row}")
     return validate_record(record, "ranking", f"{source} row {row}")

@@ -67,7 +67,7 @@ def test_files_of_a_hub_dataset_are_left_to_the_hub(tmp_path: Path) -> None:
             "  kind: text\n  path: json\n  colums: {}\n",
             "card.md: 'pangu_trl.colums' is not a key of a card; "
             "the keys are kind, path, name, revision, data_files, columns, format, types, encoding, separator, "
-            "list_field.",
+            "list_field, special_tokens_in_text.",
         ),
         (
             "  kind: text\n  path: json\n",
@@ -185,3 +185,17 @@ def test_ranked_answers_card_maps_chinese_and_nested_columns() -> None:
     assert dataset["responses"][3] == ["今晚早点睡吧，明天早起会觉得一天都变长了。", "早睡早起身体好。"]
     assert list(dataset["scores"]) == [[5, 3, 2, 1], [1, 5, 4], [4, 4, 1], [5, 3]]
     assert dataset["answers"][0][2]["annotator"] == "乙"
+
+
+def test_a_card_says_what_becomes_of_typed_special_tokens(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
+    card = tmp_path / "card.md"
+    header = "---\npangu_trl: {{kind: prompt, path: json, data_files: rows.jsonl, special_tokens_in_text: {}}}\n---\n"
+    card.write_text(header.format("keep"), encoding="utf-8")
+    assert load_records(card, "prompt").to_list() == [{"prompt": "a", "special_tokens_in_text": "keep"}]
+    # The option of a recipe or a command wins.
+    (row,) = load_records(card, "prompt", special_tokens_in_text="refuse").to_list()
+    assert row["special_tokens_in_text"] == "refuse"
+    card.write_text(header.format("drop"), encoding="utf-8")
+    with pytest.raises(CardError, match="'pangu_trl.special_tokens_in_text' must be one of split, refuse, keep; got"):
+        load_records(card, "prompt")

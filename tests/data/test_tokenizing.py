@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
 from pangu_trl.data import (
+    EncodingColumns,
     encode_completion,
     encode_prompt,
     load_records,
@@ -75,7 +76,7 @@ def test_text_prompt_loses_only_the_end_of_sequence_that_the_tokenizer_adds() ->
     tokenizer = build_tokenizer("<s> $A </s>")
     assert tokenizer("hello")["input_ids"] == [1, 3, 2]
     assert encode_prompt(tokenizer, "hello") == [1, 3]
-    assert encode_prompt(tokenizer, "hello</s>") == [1, 3, 2]
+    assert encode_prompt(tokenizer, "hello</s>", EncodingColumns(special_tokens_in_text="keep")) == [1, 3, 2]
 
 
 def test_text_completion_is_encoded_apart_and_ends_with_one_end_of_sequence(
@@ -109,9 +110,9 @@ def test_template_that_does_not_continue_the_prompt_is_refused(tokenizer: PreTra
     with pytest.raises(ValueError) as caught:
         encode_completion(tokenizer, QUESTION, BAD)
     assert str(caught.value) == (
-        "the chat template must write prompt and completion as a continuation of the prompt; after "
-        "'ld</s>\\n<|assistant|>' it writes 'good ' for the prompt alone and 'bad</s>\\n' with the completion. Use "
-        "another chat template, or text records."
+        "the chat template must write a conversation turn by turn, each as the continuation of what is before it; "
+        "after 'ld</s>\\n<|assistant|>' it writes 'good ' for the prompt alone and 'bad</s>\\n' for the whole. Use "
+        "another chat template, split the conversation into records of one answer each, or use text records."
     )
 
 

@@ -137,6 +137,6 @@ def test_overlong_texts_are_left_out_and_counted(make_trainer, caplog):
     data = Dataset.from_list([{"text": "很好"}, {"text": "房间" * 100}])
     trainer = make_trainer(models=dict(ptx_dataset=data))
     assert len(trainer.texts.texts) == 1
-    assert "1 of 2 texts are left out" in caplog.text
+    assert "1 of 2 texts left out" in caplog.text
     with pytest.raises(ValueError, match=r"ptx_dataset needs a column `text`.*found \['words'\]"):
         make_trainer(models=dict(ptx_dataset=Dataset.from_list([{"words": "a"}])))
