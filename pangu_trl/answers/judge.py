@@ -15,13 +15,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
-from pangu_trl.data.records import is_finite_number
+from pangu_trl.data.records import messages_text
 from pangu_trl.models.reward_model import ScoringError, load_reward_model, score_responses
 
+from .python_scores import check_columns, check_signature, python_scores
 from .records import Answers, Record, Scores, first_occurrences, per_answer_columns
 
 # Files that call a judge's code, or import it.
@@ -36,11 +35,13 @@ class Judge:
         name: What the user called it, for errors.
         score: `f(prompts, completions, **columns) -> list[float]`, higher is better.
         batch_size: Number of completions handed to `score` at a time; None hands over all.
+        form: What `score` gets, one of `runs.judge_form.FORMS`: prompts and completions as the records hold them, or as texts.
     """
 
     name: str
     score: Callable[..., Sequence[float]]
     batch_size: int | None = None
+    form: str = "record"
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
         """Scores N completions.
@@ -53,34 +54,25 @@ class Judge:
         Raises:
             ScoringError: If a score is missing or no finite number; its index is the completion's.
         """
+        if self.form == "text":
+            prompts, completions = list(map(messages_text, prompts)), list(map(messages_text, completions))
         scores: list[float] = []
         batch_size = self.batch_size or max(len(completions), 1)
         for start in tqdm(range(0, len(completions), batch_size), desc="judging", disable=self.batch_size is None):
             batch = slice(start, start + batch_size)
             batch_columns = {name: values[batch] for name, values in columns.items()}
             returned = self.score(prompts[batch], completions[batch], **batch_columns)
-            scores += self._checked(returned, expected=len(completions[batch]), start=start)
+            scores += python_scores(f"judge {self.name}", returned, completions[batch], start)
         return scores
 
-    def _checked(self, returned: Any, expected: int, start: int) -> list[float]:
-        is_list = isinstance(returned, list | tuple | np.ndarray | torch.Tensor)
-        if not is_list or len(returned) != expected:
-            found = f"{len(returned)} numbers" if is_list else type(returned).__name__
-            message = f"judge {self.name} must return a list of {expected} numbers for {expected} answers; got {found}"
-            raise ScoringError(message, start)
-        for index, score in enumerate(returned):
-            if not is_finite_number(score):
-                message = f"judge {self.name} must return finite numbers; got {score!r}"
-                raise ScoringError(message, start + index)
-        return [float(score) for score in returned]
 
-
-def load_judge(spec: str, batch_size: int, **model_kwargs: Any) -> Judge:
+def load_judge(spec: str, batch_size: int, form: str = "record", **model_kwargs: Any) -> Judge:
     """Loads a judge from `path/to/file.py:function`, `package.module:function`, or a reward model's folder or hub id.
 
     Args:
         spec: Where the judge is.
         batch_size: Number of answers judged at a time.
+        form: What a function gets, as in `Judge`; a model takes records.
         **model_kwargs: Passed on to `from_pretrained` of a reward model.
 
     Raises:
@@ -95,9 +87,11 @@ def load_judge(spec: str, batch_size: int, **model_kwargs: Any) -> Judge:
             with _users_code(spec):
                 return function(prompts, completions, **columns)
 
-        return Judge(spec, judge, batch_size)
+        return Judge(spec, judge, batch_size, form)
     if spec.endswith(".py"):
         raise ValueError(f"judge {spec}: name the function that judges, as in {spec}:FUNCTION")
+    if form != "record":
+        raise ValueError(f"judge {spec}: is a model, which reads records; leave the judge's form {form!r} out")
     model, tokenizer = load_reward_model(spec, **model_kwargs)
 
     def score(prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
@@ -120,6 +114,7 @@ def score_answers(judge: Judge, answers: Answers) -> Scores:
     records = answers.records
     asked = [(row, index) for row, record in enumerate(records) for index in first_occurrences(record["responses"])]
     names = dict.fromkeys(name for record in records for name in record if name not in ("prompt", "responses"))
+    check_columns(names)
     columns = {name: [_value_for(records[row], name, index) for row, index in asked] for name in names}
     prompts = [records[row]["prompt"] for row, _ in asked]
     completions = [records[row]["responses"][index] for row, index in asked]
@@ -140,12 +135,7 @@ def _load_function(module_spec: str, function_name: str) -> Callable[..., Sequen
     if not callable(function):
         functions = sorted(name for name, value in vars(module).items() if inspect.isfunction(value) and name[0] != "_")
         raise ValueError(f"judge {module_spec}: no function {function_name!r}; it has {', '.join(functions) or 'none'}")
-    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
-    if inspect.Parameter.VAR_KEYWORD not in kinds:
-        raise ValueError(
-            f"judge {module_spec}:{function_name} must take (prompts, completions, **columns), as the records' other "
-            f"columns are handed over too; it takes {inspect.signature(function)}"
-        )
+    check_signature(f"judge {module_spec}:{function_name}", function)
     return function
 
 

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
 
     answers = Answers.load(args.answers)
     if args.judge is not None:
-        scores = score_answers(load_judge(args.judge, args.batch_size), answers)
+        scores = score_answers(load_judge(args.judge, args.batch_size, args.judge_form), answers)
     else:
         scores = answers.scores(args.score_column)
     if scores is None:

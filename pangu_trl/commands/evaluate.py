@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     written_scores = answers.scores(args.score_column)
     if written_scores is None and args.score_column != _SCORE_COLUMN:
         raise ValueError(f"{args.answers}: no record has the column '{args.score_column}'; name one that is there")
-    judge = None if args.judge is None else load_judge(args.judge, args.batch_size)
+    judge = None if args.judge is None else load_judge(args.judge, args.batch_size, args.judge_form)
     scores = written_scores if judge is None else score_answers(judge, answers)
     metrics: dict[str, float | None] = dict(summarise_answers(answers, scores))
     if judge is not None and written_scores is not None:

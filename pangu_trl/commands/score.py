@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
             )
         if not answers.records:
             raise ValueError(f"{args.answers}: no record has two answers that are not empty, so there is no ranking")
-    scores = score_answers(load_judge(args.judge, args.batch_size), answers)
+    scores = score_answers(load_judge(args.judge, args.batch_size, args.judge_form), answers)
     records = [record | {args.score_column: row} for record, row in zip(answers.records, scores, strict=True)]
     if makes_ranking:
         for record, place in zip(records, answers.places, strict=True):

@@ -26,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     refuse_existing(args)
     from pangu_trl.answers.judge import load_judge
+    from pangu_trl.answers.python_scores import check_columns
     from pangu_trl.data.jsonl import write_jsonl
     from pangu_trl.data.loading import load_records, place_of
     from pangu_trl.models.reward_model import ScoringError
@@ -37,8 +38,9 @@ def run(args: argparse.Namespace) -> None:
         )
     columns = dataset[:]
     prompts, completions = columns.pop("prompt"), columns.pop("completion")
+    check_columns(columns)
     try:
-        scores = load_judge(args.judge, args.batch_size)(prompts, completions, **columns)
+        scores = load_judge(args.judge, args.batch_size, args.judge_form)(prompts, completions, **columns)
     except ScoringError as error:
         raise ValueError(f"{place_of(dataset, error.index)}: {error}") from error
     records = [record | {args.score_column: score} for record, score in zip(dataset, scores, strict=True)]

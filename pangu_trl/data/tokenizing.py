@@ -15,13 +15,16 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
+from .answer_end import answer_end, up_to_end
 from .loading import place_of
 from .records import Message
 
 logger = logging.getLogger(__name__)
 
-# `datasets` hashes importable code by its name, so without this a cache would outlive a change of this file.
-CODE_DIGEST = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+# `datasets` hashes importable code by its name, so without this a cache would outlive a change of these files.
+CODE_DIGEST = hashlib.sha256(
+    b"".join(Path(__file__).with_name(name).read_bytes() for name in ("tokenizing.py", "answer_end.py"))
+).hexdigest()
 
 LENGTH_COLUMN = "num_tokens_of_longest"
 
@@ -53,28 +56,25 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[Message
 def encode_completion(
     tokenizer: PreTrainedTokenizerBase, prompt: str | list[Message], completion: str | list[Message]
 ) -> list[int]:
-    """Encodes a completion as the continuation of `encode_prompt`; it ends with exactly one end of sequence.
+    """Encodes a completion as the continuation of `encode_prompt`; it ends with exactly one end, see `answer_end`.
 
     Text is encoded without special tokens. Of messages it is what the chat template writes after the prompt, up to the
-    template's own end of sequence: white space behind it is left out, because generation stops before it.
+    end of the last turn: what stands behind it is left out, because generation stops before it.
 
     Raises:
         ValueError: If the completion gives no token, the tokenizer has no end of sequence, or the chat template does
             not write prompt and completion as a continuation of the prompt.
     """
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            "the tokenizer must have an eos_token, which ends every completion; it has none. Set it to the token that "
-            "the model ends its answers with, e.g. tokenizer.eos_token = '</s>', and save the tokenizer with the model."
-        )
-    text = completion if isinstance(completion, str) else _render_completion(tokenizer, prompt, completion)
+    is_chat = not isinstance(completion, str)
+    end = answer_end(tokenizer, is_chat)
+    text = _render_completion(tokenizer, prompt, completion) if is_chat else completion
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    ids = ids[: len(ids) - _count_trailing(ids, tokenizer.eos_token_id)]
+    ids = up_to_end(tokenizer, ids, end) if is_chat else ids[: len(ids) - _count_trailing(ids, end)]
     if not ids:
         raise ValueError(
             f"the completion must give at least one token before the end of sequence; got none from {completion!r}."
         )
-    return ids + [tokenizer.eos_token_id]
+    return ids + [end]
 
 
 def tokenize_demonstrations(
@@ -267,9 +267,7 @@ def _render_completion(tokenizer: PreTrainedTokenizerBase, prompt: list[Message]
             f"{before[max(0, common - 20) : common]!r} it writes {before[common : common + 20]!r} for the prompt alone "
             f"and {whole[common : common + 20]!r} with the completion. Use another chat template, or text records."
         )
-    text = whole[len(before) :]
-    without_space = text.rstrip()
-    return without_space if without_space.endswith(tokenizer.eos_token) else text
+    return whole[len(before) :]
 
 
 def _count_trailing(ids: list[int], token_id: int) -> int:

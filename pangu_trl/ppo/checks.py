@@ -6,11 +6,12 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, TrainingArguments
 
+from pangu_trl.answers.python_scores import check_columns
 from pangu_trl.models.modes import position_limit
 
 from .actor_critic.policy_value import PolicyAndValue
 from .config import PPOConfig
-from .reward_sources import AdapterReward, ModelReward, RewardSource
+from .reward_sources import AdapterReward, FunctionReward, ModelReward, RewardSource
 
 
 def check_constructor(model: Any, args: PPOConfig, train_dataset: Any, tokenizer: Any, data_collator: Any) -> None:
@@ -46,6 +47,22 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
             "PPOTrainer: the tokenizer must have an eos_token, which ends every answer; it has none. Set it to the "
             "token that the policy ends its answers with, e.g. tokenizer.eos_token = '</s>'."
         )
+
+
+def check_data_columns(rewards: list[RewardSource], judge: Any, *prompt_sets: Any) -> None:
+    """Refuses prompts with a column that Python rewards or the judge could not be given.
+
+    Raises:
+        ValueError: The message names the column.
+    """
+    if judge is None and not any(isinstance(reward, FunctionReward) for reward in rewards):
+        return
+    for prompts in prompt_sets:
+        for part in prompts.values() if isinstance(prompts, dict) else [prompts]:
+            try:
+                check_columns(() if part is None else part.column_names)
+            except ValueError as error:
+                raise ValueError(f"PPOTrainer: {error}.") from error
 
 
 def check_passed_models(

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from pangu_trl.runs.judge_form import FORM_HELP, FORMS
+
 from .trl_options import translate_trl_options
 
 
@@ -132,6 +134,10 @@ class PPOConfig(TrainingArguments):
     # Rewards.
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "Weight of each reward where there are several. Default: 1 for all."}
+    )
+    judge_form: str = field(
+        default="record",
+        metadata={"help": f"For Python rewards and judges: {FORM_HELP}.", "choices": list(FORMS)},
     )
     reward_scaling: str = field(
         default="none",
@@ -284,4 +290,5 @@ def _check_ranges(config: PPOConfig) -> None:
     check(config.ema_decay is None or 0 < config.ema_decay < 1, "ema_decay", "between 0 and 1")
     check(config.kl_estimator in ("k1", "k2", "k3"), "kl_estimator", "one of k1, k2, k3")
     check(config.share_backbone in ("none", "value", "all"), "share_backbone", "one of none, value, all")
+    check(config.judge_form in FORMS, "judge_form", f"one of {', '.join(FORMS)}")
     check(config.reward_scaling in ("none", "running", "stored"), "reward_scaling", "one of none, running, stored")

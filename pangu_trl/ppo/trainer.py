@@ -31,7 +31,15 @@ from .checkpoint import (
     save_policy,
     save_policy_and_value,
 )
-from .checks import check_constructor, check_launch, check_models, check_passed_models, check_texts, check_tokenizer
+from .checks import (
+    check_constructor,
+    check_data_columns,
+    check_launch,
+    check_models,
+    check_passed_models,
+    check_texts,
+    check_tokenizer,
+)
 from .collector import RolloutCollector
 from .config import PPOConfig
 from .control import RunningStd
@@ -105,8 +113,14 @@ class PPOTrainer(Trainer):
         check_tokenizer(processing_class)
         resolve_pad_token(processing_class)
         rewards = reward_sources(
-            reward_model, reward_processing_class, args.reward_weights, processing_class, args.share_backbone
+            reward_model,
+            reward_processing_class,
+            args.reward_weights,
+            processing_class,
+            args.share_backbone,
+            args.judge_form,
         )
+        check_data_columns(rewards, judge, train_dataset, eval_dataset)
         check_passed_models(model, value_model, ref_model, rewards, peft_config, args)
         models, ref_model = build_models(model, value_model, ref_model, rewards, peft_config, args)
         check_models(models, ref_model, rewards, processing_class, args)

@@ -19,13 +19,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl.import_utils import is_requests_available, is_vllm_available
 
+from pangu_trl.data.answer_end import stop_tokens
 from pangu_trl.models.score_head import innermost
 from pangu_trl.models.sharding import whole_weights
 
 from ..actor_critic.policy_value import PolicyAndValue
 from ..config import PPOConfig
 from ..rollout import Rollout
-from .generate import stop_tokens
 from .plain_weights import check_plain_weights, plain_weights
 from .sampled_logprobs import SampledLogprobs
 
@@ -104,7 +104,7 @@ class VLLMServer(TrainerCallback):
             watch: Gets the log-probabilities that the server gives, if it gives those that are learnt.
         """
         models, device = self.accelerator.unwrap_model(model), self.accelerator.device
-        stop_token_ids = stop_tokens(models.policy, self.tokenizer)
+        stop_token_ids = stop_tokens(self.tokenizer, models.policy.generation_config)
         if not self._has_current_weights:
             self._send_weights(models)
             self._has_current_weights = True
