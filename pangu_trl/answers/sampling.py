@@ -23,6 +23,7 @@ from pangu_trl.data.answer_end import stop_tokens
 from pangu_trl.data.collators import pad_sequences
 from pangu_trl.data.tokenizing import encode_prompt
 from pangu_trl.models.modes import evaluation_mode, position_limit, without_generation_defaults
+from pangu_trl.models.vocabulary import check_vocabulary, num_token_ids, padding_ids
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def sample_answers(
     if not prompts:
         raise ValueError("sampling needs at least one prompt; got none")
     ends = stop_tokens(tokenizer, model.generation_config)
+    check_vocabulary(model, tokenizer, "sampling")
     _check_settings(ends, num_answers, config, seed)
     if where is None:
         where = [f"prompt {row}" for row in range(len(prompts))]
@@ -168,6 +170,7 @@ def _sample_batch(
         max_new_tokens=config.max_new_tokens,
         eos_token_id=ends,
         pad_token_id=pad_token_id,
+        suppress_tokens=padding_ids(model, num_token_ids(tokenizer)),
     )
     generated = model.generate(
         input_ids=input_ids.to(model.device),

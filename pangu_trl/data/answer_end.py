@@ -6,7 +6,7 @@ a template writes behind that token belongs to no answer, since generation stops
 """
 
 import jinja2
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Stands in no template.
 _MARK = "a5c0b7"
@@ -55,6 +55,18 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, generation_config: Generatio
     return sorted(
         {*configured, *(token for token in (tokenizer.eos_token_id, turn_end(tokenizer)) if token is not None)}
     )
+
+
+def note_stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Has a language model's generation config name all tokens that end its answers.
+
+    TRL's trainers, and whoever generates with the saved model, stop at those.
+    """
+    generation_config = getattr(model, "generation_config", None)
+    if generation_config is not None:
+        stops = stop_tokens(tokenizer, generation_config)
+        if stops not in ([], [generation_config.eos_token_id], generation_config.eos_token_id):
+            generation_config.eos_token_id = stops[0] if len(stops) == 1 else stops
 
 
 def up_to_end(tokenizer: PreTrainedTokenizerBase, ids: list[int], end: int) -> list[int]:

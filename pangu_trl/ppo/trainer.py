@@ -48,7 +48,7 @@ from .generation.vllm_server import VLLMServer
 from .losses import policy_loss, value_loss
 from .metrics import RunningMeans, update_figures
 from .passes import PassesOverRollout
-from .resolve import resolve_checkpointing, resolve_model_pad_tokens, resolve_pad_token
+from .resolve import resolve_checkpointing, resolve_model_pad_tokens, resolve_pad_token, resolve_vocabulary
 from .reward_sources import ModelReward, Reward, RewardFunction, reward_sources
 from .rollout import Rollout
 from .sampler import RolloutSampler
@@ -125,6 +125,7 @@ class PPOTrainer(Trainer):
         models, ref_model = build_models(model, value_model, ref_model, rewards, peft_config, args)
         check_models(models, ref_model, rewards, processing_class, args)
         resolve_model_pad_tokens(models, rewards, processing_class)
+        resolve_vocabulary(models, ref_model, processing_class)
         resolve_checkpointing(args, models)
         disable_dropout(models)
         # 2. The Trainer, which knows devices and engines from here on.

@@ -19,6 +19,7 @@ from transformers import (
 from transformers.utils import is_bitsandbytes_available
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
+from pangu_trl.data.answer_end import note_stop_tokens
 from pangu_trl.models.loading import find_base_model, load_merged
 
 from .checkpoints import keep_whole_checkpoints, last_whole_checkpoint
@@ -133,6 +134,7 @@ def load_start(
             f"{model_id}: cannot start from it as a {type(model).__name__}, as its files hold no weights for "
             f"{', '.join(unknown)}"
         )
+    note_stop_tokens(model, tokenizer)
     peft_config = get_peft_config(model_args)
     if peft_config is not None and find_base_model(model_id, revision) is not None:
         _keep_merged_base(model, tokenizer, Path(training_args.output_dir) / MERGED_BASE_FOLDER, missing)

@@ -15,6 +15,7 @@ from pangu_trl.data.collators import pad_sequences
 from pangu_trl.models.adapter_selection import merged_policy_adapter, selected_adapter
 from pangu_trl.models.modes import evaluation_mode, without_generation_defaults
 from pangu_trl.models.sharding import gathered, runs_zero3, whole_weights
+from pangu_trl.models.vocabulary import known_ids, padding_ids
 
 from ..config import PPOConfig
 from ..rollout import Rollout
@@ -58,6 +59,7 @@ def generate_rollout(
             top_k=args.top_k,
             eos_token_id=stop_token_ids,
             pad_token_id=tokenizer.pad_token_id,
+            suppress_tokens=padding_ids(policy, known_ids(policy)),
         )
         with torch.no_grad(), without_generation_defaults(policy):
             for start in range(0, len(prompts), batch_size):
