@@ -35,7 +35,7 @@ class Judge:
         name: What the user called it, for errors.
         score: `f(prompts, completions, **columns) -> list[float]`, higher is better.
         batch_size: Number of completions handed to `score` at a time; None hands over all.
-        form: What `score` gets, one of `runs.judge_form.FORMS`: prompts and completions as the records hold them, or as texts.
+        form: What `score` gets, see `runs.judge_form`: prompts and completions as the records hold them, or as texts.
     """
 
     name: str

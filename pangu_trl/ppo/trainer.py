@@ -16,6 +16,7 @@ from transformers.trainer_utils import TrainOutput
 
 from pangu_trl.models.modes import disable_dropout
 from pangu_trl.models.sharding import is_sharded, prepare_frozen
+from pangu_trl.runs.broken_training import stop_on_broken_training
 from pangu_trl.runs.checkpoints import checkpoint_dir, keep_whole_checkpoints, last_whole_checkpoint
 from pangu_trl.runs.folders import EMA_FOLDER
 from pangu_trl.runs.stopping import save_on_sigterm
@@ -166,6 +167,7 @@ class PPOTrainer(Trainer):
         self._learning_seconds = 0.0
         self._resumed_state: RunState | None = None
         self.add_callback(AverageAfterStep(self))
+        stop_on_broken_training(self)
         keep_whole_checkpoints(self)
         save_on_sigterm(self)
 

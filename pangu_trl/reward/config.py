@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from trl import RewardConfig
 
+from pangu_trl.runs.ranges import check_numbers
+
 SAMPLING_STRATEGIES = ["random", "sequential", "group_by_length"]
 LOSS_TYPES = ["pairwise", "plackett_luce", "tokenwise"]
 
@@ -70,6 +72,7 @@ class KWiseRewardConfig(RewardConfig):
         if self.train_sampling_strategy is None:
             self.train_sampling_strategy = "random" if self.prefix_sharing else "group_by_length"
         super().__post_init__()
+        check_numbers(self)
         if not self.eval_do_concat_batches:
             raise ValueError(
                 "KWiseRewardConfig: eval_do_concat_batches must be true: figures are those of the whole evaluation set."

@@ -22,6 +22,7 @@ from pangu_trl.data.loading import origin_of
 from pangu_trl.data.records import validate_record
 from pangu_trl.data.tokenizing import tokenize_rankings
 from pangu_trl.models.score_head import sequence_scores, token_scores
+from pangu_trl.runs.broken_training import stop_on_broken_training
 
 from .card import RewardCard, read_reward_card
 from .checks import check_model, check_rankings
@@ -87,6 +88,7 @@ class KWiseRewardTrainer(RewardTrainer):
         check_model(self._reward_model(), self.processing_class, args)
         if args.prefix_sharing:
             enable_prefix_sharing(self._reward_model(), args.max_length)
+        stop_on_broken_training(self)
         self._max_answers = max(map(len, self.train_dataset["scores"]))
         self._score_statistics: dict[str, Any] = {}
         # Whether no step has changed the weights since the last evaluation.

@@ -16,7 +16,7 @@ from pangu_trl.models.loading import _load_tokenizer, load_merged
 @pytest.fixture
 def folder(tmp_path):
     """A language model of transformers, for which AutoTokenizer would make a tokenizer out of nothing."""
-    GPT2LMHeadModel(GPT2Config(vocab_size=16, n_positions=8, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path)
+    GPT2LMHeadModel(GPT2Config(vocab_size=400, n_positions=8, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path)
     return tmp_path
 
 
