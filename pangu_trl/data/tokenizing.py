@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .answer_end import answer_end, up_to_end
 from .loading import place_of
-from .records import Message
+from .records import Message, is_finite_number
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def tokenize_demonstrations(
         ValueError: If a prompt alone leaves no room, a record cannot be encoded, or none is short enough.
     """
     encoded = _map_rows(dataset, _Encoder(_encode_demonstration, tokenizer, max_length), dataset.column_names, num_proc)
-    return _drop_overlong(encoded, max_length, "demonstrations")
+    return drop_overlong(encoded, max_length, "demonstrations")
 
 
 def tokenize_rankings(
@@ -115,13 +115,14 @@ def tokenize_rankings(
         num_proc: Processes to use.
 
     Returns:
-        `prompt_input_ids`, `response_input_ids` (a list for each response) and `scores`.
+        `prompt_input_ids`, `response_input_ids` (a list for each response) and `scores`; `margin` where the data has
+        margins.
 
     Raises:
         ValueError: As `tokenize_demonstrations`.
     """
     encoded = _map_rows(dataset, _Encoder(_encode_ranking, tokenizer, max_length), dataset.column_names, num_proc)
-    return _drop_overlong(encoded, max_length, "rankings")
+    return drop_overlong(encoded, max_length, "rankings")
 
 
 def tokenize_prompts(
@@ -180,7 +181,16 @@ def _encode_ranking(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, 
         "response_input_ids": response_ids,
         "scores": row["scores"],
         LENGTH_COLUMN: len(prompt_ids) + max(map(len, response_ids)),
-    }
+    } | _margin(row)
+
+
+def _margin(row: Mapping[str, Any]) -> dict[str, float]:
+    """The margin by which the better answer of a ranking has to win, where the data has such a column."""
+    if "margin" not in row:
+        return {}
+    if not is_finite_number(row["margin"]):
+        raise ValueError(f"'margin' must be a finite number in every record, or in none; got {row['margin']!r}")
+    return {"margin": float(row["margin"])}
 
 
 def _encode_prompt_row(
@@ -222,7 +232,8 @@ def _map_rows(
         raise ValueError(f"row {row} ({place}): {message}") from error
 
 
-def _drop_overlong(encoded: datasets.Dataset, max_length: int, records: str) -> datasets.Dataset:
+def drop_overlong(encoded: datasets.Dataset, max_length: int, records: str) -> datasets.Dataset:
+    """Leaves out rows whose `LENGTH_COLUMN` is above `max_length`, counts them in a warning, and drops that column."""
     lengths = list(encoded[LENGTH_COLUMN])
     fitting = [index for index, length in enumerate(lengths) if length <= max_length]
     num_overlong = len(lengths) - len(fitting)

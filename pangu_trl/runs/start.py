@@ -24,6 +24,7 @@ from pangu_trl.models.loading import find_base_model, load_merged
 
 from .broken_training import stop_on_broken_training
 from .checkpoints import keep_whole_checkpoints, last_whole_checkpoint
+from .coarse_weights import check_coarse_weights
 from .folders import MERGED_BASE_FOLDER
 from .hang_guard import watch_for_hangs
 from .ranges import check_numbers
@@ -155,7 +156,12 @@ def loading_options(model_args: ModelConfig) -> dict[str, Any]:
 
 
 def guard(trainer: Trainer) -> None:
-    """Stops broken training, marks whole checkpoints, saves on SIGTERM, and has ranks that wait too long say so."""
+    """Stops broken training, marks whole checkpoints, saves on SIGTERM, and has ranks that wait too long say so.
+
+    The trainers of this package look at the dtype of their weights themselves.
+    """
+    if not type(trainer).__module__.startswith("pangu_trl."):
+        check_coarse_weights(trainer)
     stop_on_broken_training(trainer)
     keep_whole_checkpoints(trainer)
     save_on_sigterm(trainer)

@@ -134,6 +134,32 @@ def test_a_loss_that_is_no_number_stops_the_run(make, tokenizer, tmp_path):
         torch.testing.assert_close(tensor, before[name], equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_coarse_weights_are_warned_of_or_refused(dtype, tokenizer, tmp_path, caplog):
+    trainer = sft(tokenizer, str(tmp_path))
+    trainer.model.to(dtype)
+    if dtype == torch.float16:
+        with pytest.raises(
+            ValueError, match="SFTTrainer: weights that learn are float16, .* Load the model with dtype"
+        ):
+            guard(trainer)
+        return
+    guard(trainer)
+    warned = [record.getMessage() for record in caplog.records if "are bfloat16" in record.getMessage()]
+    total = sum(parameter.numel() for parameter in trainer.model.parameters())
+    assert len(warned) == (dtype == torch.bfloat16)
+    assert all(f"SFTTrainer: {total} of {total} weights" in message for message in warned)
+
+
+def test_a_frozen_base_in_bfloat16_is_no_matter(tokenizer, tmp_path, caplog):
+    trainer = sft(tokenizer, str(tmp_path))
+    trainer.model.to(torch.bfloat16).requires_grad_(False)
+    trainer.model.model.norm.weight.data = trainer.model.model.norm.weight.data.float()
+    trainer.model.model.norm.weight.requires_grad_(True)
+    guard(trainer)
+    assert not [record for record in caplog.records if "bfloat16" in record.getMessage()]
+
+
 def test_sound_training_goes_on(tokenizer, tmp_path):
     trainer = sft(tokenizer, str(tmp_path))
     torch.nn.init.ones_(trainer.model.model.norm.weight)
