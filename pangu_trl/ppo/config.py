@@ -1,6 +1,5 @@
 """Options of the PPO trainer."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +8,7 @@ from transformers import TrainingArguments
 from pangu_trl.runs.judge_form import FORM_HELP, FORMS
 from pangu_trl.runs.ranges import check_numbers
 
-from .trl_options import translate_trl_options
+from .trl_options import apply_episodes, translate_trl_options
 
 
 @dataclass
@@ -241,9 +240,7 @@ class PPOConfig(TrainingArguments):
         """
         translated, total_episodes = translate_trl_options(options)
         config = cls(**translated)
-        if total_episodes is not None:
-            rollouts = math.ceil(total_episodes / (config.rollout_batch_size * config.world_size))
-            config.max_steps = rollouts * config.mini_batches_per_rollout // config.gradient_accumulation_steps
+        apply_episodes(config, total_episodes)
         return config
 
     @property
