@@ -72,7 +72,6 @@ class KWiseRewardConfig(RewardConfig):
         if self.train_sampling_strategy is None:
             self.train_sampling_strategy = "random" if self.prefix_sharing else "group_by_length"
         super().__post_init__()
-        check_numbers(self)
         if not self.eval_do_concat_batches:
             raise ValueError(
                 "KWiseRewardConfig: eval_do_concat_batches must be true: figures are those of the whole evaluation set."
@@ -98,3 +97,4 @@ class KWiseRewardConfig(RewardConfig):
             )
         if self.max_row_tokens < 1:
             raise ValueError(f"KWiseRewardConfig: max_row_tokens must be 1 or more; got {self.max_row_tokens}.")
+        check_numbers(self)

@@ -80,11 +80,6 @@ def check_numbers(config: Any) -> None:
         ValueError: Naming the first such option, its range and its value.
     """
     names = {field.name: field.default for field in fields(config)}
-    for name, default in names.items():
-        value = getattr(config, name, None)
-        for number in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(number, float) and not math.isfinite(number) and number != default:
-                raise _out_of_range(config, name, "a finite number")
     _check(config, names, AT_LEAST_ONE, "1 or more", lambda value: value >= 1)
     _check(config, names, NOT_NEGATIVE, "0 or more", lambda value: value >= 0)
     _check(config, names, POSITIVE, "greater than 0", lambda value: value > 0)
@@ -95,6 +90,12 @@ def check_numbers(config: Any) -> None:
     )
     if "num_train_epochs" in names and not getattr(config, "max_steps", -1) >= 1:
         _check(config, names, ["num_train_epochs"], "greater than 0", lambda value: value > 0)
+    # What has no range of its own, or is infinite.
+    for name, default in names.items():
+        value = getattr(config, name, None)
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, float) and not math.isfinite(number) and number != default:
+                raise _out_of_range(config, name, "a finite number")
 
 
 def _check(config: Any, names: Iterable[str], checked: Iterable[str], what: str, fits: Any) -> None:

@@ -73,7 +73,7 @@ def test_the_defaults_are_in_their_ranges(stage, tmp_path):
 
 def test_the_scripts_refuse_them_before_anything_is_loaded(tmp_path):
     argv = ["--output_dir", str(tmp_path), "--learning_rate", "nan"]
-    with pytest.raises(ValueError, match="SFTConfig: learning_rate must be a finite number; got nan"):
+    with pytest.raises(ValueError, match="SFTConfig: learning_rate must be 0 or more; got nan"):
         parse_options(SFTConfig, ModelConfig, argv=argv)
     argv = ["--output_dir", str(tmp_path), "--use_peft", "--lora_r", "0"]
     with pytest.raises(ValueError, match="ModelConfig: lora_r must be 1 or more; got 0"):
