@@ -143,8 +143,8 @@ def _scored_text(folder: ModelFolder) -> list[str]:
     code = [
         f'ids = tokenizer("prompt"){encoded}{"[:-1]" if adds_end else ""}',
         f'ids += tokenizer("answer" + tokenizer.eos_token, {apart}',
-        "# One text has no padding to look for: the score is read at its last token, which may be the pad token's id.",
-        "model.config.get_text_config().pad_token_id = None",
+        "# One text has no padding to look for: the score is read at its last token, even where that is the pad token.",
+        "model.config.get_text_config().pad_token_id = -1",
         "score = model.eval()(torch.tensor([ids])).logits[0, 0].item()",
     ]
     end = None if tokenizer is None else turn_end(tokenizer)
