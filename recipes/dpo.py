@@ -42,7 +42,7 @@ def main() -> None:
     reference = None
     if start.peft_config is None:
         reference = load_start(AutoModelForCausalLM, model_args, training_args).model
-    max_length = sequence_limit(start.model.config, training_args.max_length)
+    max_length = sequence_limit(start.model, training_args.max_length)
     with PartialState().local_main_process_first():
         train_dataset, eval_dataset = (
             None if part is None else encode_pairs(part, start.tokenizer, max_length, training_args.dataset_num_proc)

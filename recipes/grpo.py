@@ -25,6 +25,7 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
 import pangu_trl  # noqa: F401  (registers GPTPangu)
 from pangu_trl.answers.judge import load_judge
+from pangu_trl.answers.python_scores import check_columns
 from pangu_trl.data.arguments import DataArguments
 from pangu_trl.models.loading import find_base_model
 from pangu_trl.runs.arguments import JudgeArguments
@@ -44,9 +45,10 @@ def main() -> None:
             "first, set use_peft, or leave beta at 0."
         )
     train_dataset, eval_dataset = data_args.load("prompt")
+    check_columns(train_dataset.column_names)
     with loading_whole(training_args):
         batch_size = training_args.per_device_train_batch_size
-        judge = load_judge(reward_args.reward_model, batch_size, **loading_options(model_args))
+        judge = load_judge(reward_args.reward_model, batch_size, reward_args.judge_form, **loading_options(model_args))
     start = load_start(AutoModelForCausalLM, model_args, training_args)
     trainer = GRPOTrainer(
         model=start.model,

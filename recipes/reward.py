@@ -27,7 +27,7 @@ def main() -> None:
 
     train_dataset, eval_dataset = data_args.load("ranking")
     start = load_start(AutoModelForSequenceClassification, model_args, training_args, new_head="score.", num_labels=1)
-    training_args.max_length = sequence_limit(start.model.config, training_args.max_length)
+    training_args.max_length = sequence_limit(start.model, training_args.max_length)
     trainer = KWiseRewardTrainer(
         model=start.model,
         args=training_args,

@@ -19,6 +19,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer
 
 import pangu_trl  # noqa: F401  (registers GPTPangu)
 from pangu_trl.data import tokenize_demonstrations
+from pangu_trl.data.answer_end import note_stop_tokens
 from pangu_trl.data.arguments import DataArguments
 from pangu_trl.models.modes import sequence_limit
 from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, parse_options
@@ -32,7 +33,8 @@ def main() -> None:
     records = data_args.load("demonstration")
     start = load_start(AutoModelForCausalLM, model_args, training_args)
     prepare_tokenizer(start.tokenizer, training_args)
-    max_length = sequence_limit(start.model.config, training_args.max_length)
+    note_stop_tokens(start.model, start.tokenizer)
+    max_length = sequence_limit(start.model, training_args.max_length)
     with PartialState().local_main_process_first():
         train_dataset, eval_dataset = (
             None

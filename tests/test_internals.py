@@ -33,6 +33,8 @@ IMPORTED: list[tuple[str, Any, str]] = [
         "a feature of our own that holds nested values exactly",
     ),
     ("datasets.table.MemoryMappedTable", ANY, "the records in the cache, as a dataset"),
+    ("deepspeed.utils.safe_get_full_fp32_param", ["param"], "the average is one of the float32 copies"),
+    ("deepspeed.utils.safe_get_local_fp32_param", ["param"], "the same, of a shard under ZeRO-3"),
     ("peft.tuners.lora.LoraLayer", ANY, "finds the layers whose LoRA can be merged for sampling"),
     ("peft.tuners.tuners_utils.BaseTunerLayer", ANY, "finds the layers whose adapter is selected"),
     ("peft.utils.AuxiliaryTrainingWrapper", ANY, "finds heads and embeddings that PEFT trains whole"),

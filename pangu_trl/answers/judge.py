@@ -15,16 +15,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pangu_trl.data.conversations import EncodingColumns
-from pangu_trl.data.records import is_finite_number
+from pangu_trl.data.records import messages_text
 from pangu_trl.models.reward_model import ScoringError, encode_checked, load_reward_model, score_responses
 
 from .journal import Journal
+from .python_scores import check_signature, python_scores
 from .records import Answers, Record, Scores, first_occurrences, per_answer_columns
 
 # Batches of a reward model that are sorted by length together, and kept together as they come.
@@ -46,12 +45,14 @@ class Judge:
         score: `f(prompts, completions, **columns) -> list[float]`, higher is better.
         batch_size: Number of completions handed to `score` at a time; None hands over all.
         check: Takes what `score` takes, all of it before the first score, and raises what would fail later.
+        form: What `score` gets, see `runs.judge_form`: prompts and completions as the records hold them, or as texts.
     """
 
     name: str
     score: Callable[..., Sequence[float]]
     batch_size: int | None = None
     check: Callable[..., None] | None = None
+    form: str = "record"
 
     def __call__(
         self,
@@ -74,6 +75,8 @@ class Judge:
         Raises:
             ScoringError: If a score is missing or no finite number; its index is the completion's.
         """
+        if self.form == "text":
+            prompts, completions = list(map(messages_text, prompts)), list(map(messages_text, completions))
         if self.check is not None:
             self.check(prompts, completions, **columns)
         scores = list(known_scores)
@@ -83,31 +86,20 @@ class Judge:
             batch = slice(start, start + batch_size)
             batch_columns = {name: values[batch] for name, values in columns.items()}
             returned = self.score(prompts[batch], completions[batch], **batch_columns)
-            new_scores = self._checked(returned, expected=len(completions[batch]), start=start)
+            new_scores = python_scores(f"judge {self.name}", returned, completions[batch], start)
             if keep_scores is not None:
                 keep_scores(start, new_scores)
             scores += new_scores
         return scores
 
-    def _checked(self, returned: Any, expected: int, start: int) -> list[float]:
-        is_list = isinstance(returned, list | tuple | np.ndarray | torch.Tensor)
-        if not is_list or len(returned) != expected:
-            found = f"{len(returned)} numbers" if is_list else type(returned).__name__
-            message = f"judge {self.name} must return a list of {expected} numbers for {expected} answers; got {found}"
-            raise ScoringError(message, start)
-        for index, score in enumerate(returned):
-            if not is_finite_number(score):
-                message = f"judge {self.name} must return finite numbers; got {score!r}"
-                raise ScoringError(message, start + index)
-        return [float(score) for score in returned]
 
-
-def load_judge(spec: str, batch_size: int, **model_kwargs: Any) -> Judge:
+def load_judge(spec: str, batch_size: int, form: str = "record", **model_kwargs: Any) -> Judge:
     """Loads a judge from `path/to/file.py:function`, `package.module:function`, or a reward model's folder or hub id.
 
     Args:
         spec: Where the judge is.
         batch_size: Number of answers judged at a time.
+        form: What a function gets, as in `Judge`; a model takes records.
         **model_kwargs: Passed on to `from_pretrained` of a reward model.
 
     Raises:
@@ -122,9 +114,11 @@ def load_judge(spec: str, batch_size: int, **model_kwargs: Any) -> Judge:
             with _users_code(spec):
                 return function(prompts, completions, **columns)
 
-        return Judge(spec, judge, batch_size)
+        return Judge(spec, judge, batch_size, form=form)
     if spec.endswith(".py"):
         raise ValueError(f"judge {spec}: name the function that judges, as in {spec}:FUNCTION")
+    if form != "record":
+        raise ValueError(f"judge {spec}: is a model, which reads records; leave the judge's form {form!r} out")
     return judge_of_model(spec, *load_reward_model(spec, **model_kwargs), batch_size)
 
 
@@ -203,12 +197,7 @@ def _load_function(module_spec: str, function_name: str) -> Callable[..., Sequen
     if not callable(function):
         functions = sorted(name for name, value in vars(module).items() if inspect.isfunction(value) and name[0] != "_")
         raise ValueError(f"judge {module_spec}: no function {function_name!r}; it has {', '.join(functions) or 'none'}")
-    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
-    if inspect.Parameter.VAR_KEYWORD not in kinds:
-        raise ValueError(
-            f"judge {module_spec}:{function_name} must take (prompts, completions, **columns), as the records' other "
-            f"columns are handed over too; it takes {inspect.signature(function)}"
-        )
+    check_signature(f"judge {module_spec}:{function_name}", function)
     return function
 
 

@@ -19,10 +19,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from pangu_trl.data.answer_end import stop_tokens
 from pangu_trl.data.collators import pad_sequences
 from pangu_trl.data.conversations import EncodingColumns
 from pangu_trl.data.tokenizing import NOTHING_SAID, encode_prompt
 from pangu_trl.models.modes import evaluation_mode, position_limit, without_generation_defaults
+from pangu_trl.models.vocabulary import check_vocabulary, num_token_ids, padding_ids
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class SamplingConfig:
     """How answers are drawn. Settings in the model's own generation config are not used.
 
     Attributes:
-        max_new_tokens: Longest answer, eos included.
+        max_new_tokens: Longest answer, its end included.
         temperature: Divides the logits; 0 always takes the likeliest token.
         top_p: Smallest probability that the kept, likeliest tokens hold together; 1 keeps all.
         top_k: Number of likeliest tokens to draw from; 0 keeps all.
@@ -54,7 +56,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class SampledAnswer:
-    """One answer as text without special tokens; `finished` says whether the model ended it itself, with eos."""
+    """One answer as text without special tokens; `finished` says whether the model ended it itself."""
 
     text: str
     finished: bool
@@ -82,7 +84,7 @@ def sample_answers(
 
     Args:
         model: Causal language model, may be a PEFT model.
-        tokenizer: Its tokenizer; an answer ends at the tokenizer's eos token.
+        tokenizer: Its tokenizer; an answer ends at one of `stop_tokens`.
         prompts: N prompts, each a text or a list of messages.
         num_answers: Answers to each prompt, K.
         config: How to draw them.
@@ -103,7 +105,9 @@ def sample_answers(
     """
     if not prompts:
         raise ValueError("sampling needs at least one prompt; got none")
-    _check_settings(tokenizer, num_answers, config, seed)
+    ends = stop_tokens(tokenizer, model.generation_config)
+    check_vocabulary(model, tokenizer, "sampling")
+    _check_settings(ends, num_answers, config, seed)
     if where is None:
         where = [f"prompt {row}" for row in range(len(prompts))]
     encoded_prompts = _encode(tokenizer, prompts, columns or [NOTHING_SAID] * len(prompts), where)
@@ -125,7 +129,7 @@ def sample_answers(
             streams = [np.random.default_rng([seed, row, answer]) for row, answer in batch]
             uniforms = np.stack([stream.random(config.max_new_tokens, dtype=np.float32) for stream in streams])
             batch_prompts = [encoded_prompts[row] for row, _ in batch]
-            answers = _sample_batch(model, tokenizer, batch_prompts, config, torch.from_numpy(uniforms))
+            answers = _sample_batch(model, tokenizer, ends, batch_prompts, config, torch.from_numpy(uniforms))
             drawn = dict(zip(batch, answers, strict=True))
             if keep is not None:
                 keep(drawn)
@@ -149,7 +153,7 @@ def _encode(
     return encoded
 
 
-def _check_settings(tokenizer: PreTrainedTokenizerBase, num_answers: int, config: SamplingConfig, seed: int) -> None:
+def _check_settings(ends: list[int], num_answers: int, config: SamplingConfig, seed: int) -> None:
     if config.temperature == 0 and num_answers > 1:
         raise ValueError(
             f"temperature 0 gives the same answer every time; got num_answers {num_answers}. "
@@ -157,7 +161,7 @@ def _check_settings(tokenizer: PreTrainedTokenizerBase, num_answers: int, config
         )
     if seed < 0:
         raise ValueError(f"seed must be 0 or greater; got {seed}")
-    if tokenizer.eos_token_id is None:
+    if not ends:
         raise ValueError("the tokenizer has no eos token, so no answer could ever end; set 'eos_token' in its files")
 
 
@@ -178,19 +182,21 @@ def _check_prompt_lengths(
 def _sample_batch(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    ends: list[int],
     prompts: list[list[int]],
     config: SamplingConfig,
     uniforms: Tensor,
 ) -> list[SampledAnswer]:
     """Generates one answer to each of B encoded prompts, drawing its tokens with its row of `uniforms`, (B, C)."""
-    pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
     input_ids, attention_mask = pad_sequences(prompts, pad_token_id, side="left")
     width = input_ids.shape[1]
     generation_config = GenerationConfig(
         do_sample=False,
         max_new_tokens=config.max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=ends,
         pad_token_id=pad_token_id,
+        suppress_tokens=padding_ids(model, num_token_ids(tokenizer)),
     )
     generated = model.generate(
         input_ids=input_ids.to(model.device),
@@ -200,10 +206,8 @@ def _sample_batch(
     )
     answers = []
     for answer_ids in generated[:, width:].tolist():
-        finished = tokenizer.eos_token_id in answer_ids
-        if finished:
-            answer_ids = answer_ids[: answer_ids.index(tokenizer.eos_token_id)]
-        answers.append(SampledAnswer(tokenizer.decode(answer_ids, skip_special_tokens=True), finished))
+        end = next((index for index, token in enumerate(answer_ids) if token in ends), None)
+        answers.append(SampledAnswer(tokenizer.decode(answer_ids[:end], skip_special_tokens=True), end is not None))
     return answers
 
 

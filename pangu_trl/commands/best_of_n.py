@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     check_writable(answers.records, answers.places)
     with judge_journal(args, answers) as journal:
         if args.judge is not None:
-            scores = score_answers(load_judge(args.judge, args.batch_size), answers, journal)
+            scores = score_answers(load_judge(args.judge, args.batch_size, args.judge_form), answers, journal)
         else:
             scores = answers.scores(args.score_column)
         selected = _select(args, answers, scores)

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     scores = written_scores
     with judge_journal(args, answers, others) as journal:
         if args.judge is not None:
-            judge = load_judge(args.judge, args.batch_size)
+            judge = load_judge(args.judge, args.batch_size, args.judge_form)
             scores = score_answers(judge, answers, journal)
             other_scores = None if others is None else score_answers(judge, others, journal, "others")
         metrics = _figures(args, answers, scores, written_scores, others, other_scores)

@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pangu_trl.runs.judge_form import FORM_HELP, FORMS
+
 if TYPE_CHECKING:
     from pangu_trl.answers.journal import Journal
     from pangu_trl.answers.records import Answers
@@ -70,6 +72,7 @@ def add_judge_option(parser: argparse.ArgumentParser, required: bool) -> None:
         help="path/to/file.py:function or package.module:function, a Python function f(prompts, completions, "
         "**columns) -> list[float]; or folder or hub id of a reward model" + ("" if required else " (default: none)"),
     )
+    parser.add_argument("--judge-form", choices=FORMS, default="record", help=FORM_HELP + " (default: %(default)s)")
 
 
 def add_output(parser: argparse.ArgumentParser, metavar: str, content: str, required: bool = True) -> None:

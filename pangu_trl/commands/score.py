@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"{args.answers}: no record has two answers that are not empty, so there is no ranking")
     check_writable(answers.records, answers.places)
     with judge_journal(args, answers) as journal:
-        scores = score_answers(load_judge(args.judge, args.batch_size), answers, journal)
+        scores = score_answers(load_judge(args.judge, args.batch_size, args.judge_form), answers, journal)
         records = _write_scores(args, answers, scores)
         journal.remove()
     print(f"{args.output}: {count_answers(Answers(records, answers.places))}")

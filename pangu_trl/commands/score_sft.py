@@ -48,9 +48,9 @@ def run(args: argparse.Namespace) -> None:
     refuse_taken_names(columns)
     records = list(dataset)
     check_writable(records, [f"{args.demonstrations}[{args.split}] row {row}" for row in range(len(records))])
-    with open_journal(args, ("judge", "batch_size"), records) as journal:
+    with open_journal(args, ("judge", "judge_form", "batch_size"), records) as journal:
         try:
-            judge = load_judge(args.judge, args.batch_size)
+            judge = load_judge(args.judge, args.batch_size, args.judge_form)
             scores = judge(prompts, completions, **journal_arguments(journal, "scores"), **columns)
         except ScoringError as error:
             raise ValueError(f"{place_of(dataset, error.index)}: {error}") from error

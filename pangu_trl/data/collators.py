@@ -24,11 +24,12 @@ class RankingCollator:
 
         Args:
             examples: Records with `prompt_input_ids` (list of int), `response_input_ids` (list of lists of int) and
-                `scores` (list of float, higher is better).
+                `scores` (list of float, higher is better); `margin` (float), where the data has margins.
 
         Returns:
             `scores` (B, K); `answer_mask` (B, K), True for real answers; `prompt_lengths` (B,) and `answer_lengths`
-            (B, K) in tokens, 0 where there is no answer; `input_ids` and `attention_mask` (B, K, T).
+            (B, K) in tokens, 0 where there is no answer; `input_ids` and `attention_mask` (B, K, T); `margin` (B,) if
+            given.
         """
         batch = _stack_annotations(examples)
         longest = int((batch["prompt_lengths"] + batch["answer_lengths"].amax(dim=1)).max())
@@ -116,12 +117,15 @@ def _stack_annotations(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
             raise ValueError(f"a ranking needs a token in each answer, its end of sequence at least; got {lengths}")
         scores[row, : len(lengths)] = torch.tensor(example["scores"], dtype=torch.float32)
         answer_lengths[row, : len(lengths)] = torch.tensor(lengths)
-    return {
+    batch = {
         "scores": scores,
         "answer_mask": answer_lengths > 0,
         "prompt_lengths": torch.tensor([len(example["prompt_input_ids"]) for example in examples]),
         "answer_lengths": answer_lengths,
     }
+    if "margin" in examples[0]:
+        batch["margin"] = torch.tensor([example["margin"] for example in examples], dtype=torch.float32)
+    return batch
 
 
 def _round_up(length: int, multiple: int | None) -> int:

@@ -13,6 +13,7 @@ import jinja2.meta
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from .answer_end import end_text
 from .records import Message
 from .typed_tokens import MODE_COLUMN, check_mode, find_tokens, mark_tokens, special_tokens, template_tokens
 
@@ -220,12 +221,12 @@ class Conversation:
 
     def _without_space_after_end(self, text: str) -> str:
         """Leaves out the white space behind an end of turn: generation stops before it."""
-        stripped, end = text.rstrip(), self.tokenizer.eos_token
+        stripped, end = text.rstrip(), end_text(self.tokenizer)
         return stripped if end and stripped.endswith(end) else text
 
     def _extend_to_ends(self, text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Counts an end of sequence right behind a turn as the assistant's: it has to learn to stop."""
-        end = self.tokenizer.eos_token
+        end = end_text(self.tokenizer)
         return [
             (start, stop + len(end) if end and text.startswith(end, stop) else stop)
             for start, stop in spans

@@ -84,6 +84,16 @@ def answer_text(answer: str | list[Message]) -> str:
     return answer if isinstance(answer, str) else "".join(message.get("content") or "" for message in answer)
 
 
+def messages_text(value: str | list[Message]) -> str:
+    """A text, or the contents of messages, a line each."""
+    return value if isinstance(value, str) else "\n".join(message["content"] for message in value)
+
+
+def answer_as(prompt: str | list[Message], text: str) -> str | list[Message]:
+    """An answer in the form of its prompt: text, or one message of the assistant."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
 def is_finite_number(value: Any) -> bool:
     """Whether a value can serve as a score; None, texts, NaN, infinity and what no float can hold cannot."""
     try:

@@ -10,9 +10,10 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from . import conversations, tokenizing, typed_tokens
+from . import answer_end, conversations, tokenizing, typed_tokens
 from .conversations import Conversation, EncodingColumns
 from .loading import place_of
+from .records import is_finite_number
 from .tokenizing import (
     NOTHING_SAID,
     encode_completion,
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 CODE_DIGEST = hashlib.sha256(
     b"".join(
         Path(file).read_bytes()
-        for file in (__file__, tokenizing.__file__, conversations.__file__, typed_tokens.__file__)
+        for file in (__file__, *(module.__file__ for module in (answer_end, tokenizing, conversations, typed_tokens)))
     )
 ).hexdigest()
 
@@ -66,7 +67,7 @@ def tokenize_demonstrations(
     """
     encode = _encode_whole_conversation if learns_prompt_turns else _encode_demonstration
     encoded = _map_rows(dataset, _Encoder(encode, tokenizer, max_length), dataset.column_names, num_proc)
-    return _drop_overlong(encoded, max_length, "demonstrations")
+    return drop_overlong(encoded, max_length, "demonstrations")
 
 
 def tokenize_rankings(
@@ -82,13 +83,14 @@ def tokenize_rankings(
         num_proc: Processes to use.
 
     Returns:
-        `prompt_input_ids`, `response_input_ids` (a list for each response) and `scores`.
+        `prompt_input_ids`, `response_input_ids` (a list for each response) and `scores`; `margin` where the data has
+        margins.
 
     Raises:
         ValueError: As `tokenize_demonstrations`.
     """
     encoded = _map_rows(dataset, _Encoder(_encode_ranking, tokenizer, max_length), dataset.column_names, num_proc)
-    return _drop_overlong(encoded, max_length, "rankings")
+    return drop_overlong(encoded, max_length, "rankings")
 
 
 def tokenize_prompts(
@@ -114,7 +116,7 @@ def tokenize_texts(
         ValueError: As `tokenize_demonstrations`.
     """
     encoded = _map_rows(dataset, _Encoder(_encode_text_row, tokenizer, max_length), dataset.column_names, num_proc)
-    return _drop_overlong(encoded, max_length, "texts")
+    return drop_overlong(encoded, max_length, "texts")
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,16 @@ def _encode_ranking(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, 
         "response_input_ids": response_ids,
         "scores": row["scores"],
         LENGTH_COLUMN: len(prompt_ids) + max(map(len, response_ids)),
-    }
+    } | _margin(row)
+
+
+def _margin(row: Mapping[str, Any]) -> dict[str, float]:
+    """The margin by which the better answer of a ranking has to win, where the data has such a column."""
+    if "margin" not in row:
+        return {}
+    if not is_finite_number(row["margin"]):
+        raise ValueError(f"'margin' must be a finite number in every record, or in none; got {row['margin']!r}")
+    return {"margin": float(row["margin"])}
 
 
 def _encode_prompt_row(
@@ -250,7 +261,8 @@ def report_typed_tokens(counts: list[int], dataset: datasets.Dataset) -> None:
     )
 
 
-def _drop_overlong(encoded: datasets.Dataset, max_length: int, records: str) -> datasets.Dataset:
+def drop_overlong(encoded: datasets.Dataset, max_length: int, records: str) -> datasets.Dataset:
+    """Leaves out rows whose `LENGTH_COLUMN` is above `max_length`, counts them in a warning, and drops that column."""
     lengths = list(encoded[LENGTH_COLUMN])
     fitting = [index for index, length in enumerate(lengths) if length <= max_length]
     num_overlong = len(lengths) - len(fitting)

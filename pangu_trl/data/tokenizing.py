@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from .answer_end import answer_end, up_to_end
 from .conversations import Conversation, EncodingColumns, Part, typed_in_messages, without_ends
 from .records import Message
 from .typed_tokens import MODE_COLUMN, encode_after, encode_marked, encode_split, find_tokens, special_tokens
@@ -52,11 +53,11 @@ def encode_completion(
     completion: str | list[Message],
     columns: EncodingColumns = NOTHING_SAID,
 ) -> list[int]:
-    """Encodes a completion as the continuation of `encode_prompt`; it ends with exactly one end of sequence.
+    """Encodes a completion as the continuation of `encode_prompt`; it ends with exactly one end, see `answer_end`.
 
     Text is encoded without special tokens; after messages it counts as one message of the assistant. Of messages it is
-    what the chat template writes after the prompt, up to the template's own end of sequence: white space behind it is
-    left out, because generation stops before it.
+    what the chat template writes after the prompt, up to the end of the last turn: what stands behind it is left out,
+    because generation stops before it.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -88,26 +89,23 @@ def encode_turns(
     Raises:
         ValueError: As `encode_completion`.
     """
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            "the tokenizer must have an eos_token, which ends every completion; it has none. Set it to the token that "
-            "the model ends its answers with, e.g. tokenizer.eos_token = '</s>', and save the tokenizer with the model."
-        )
     if isinstance(completion, str) and isinstance(prompt, list):
         completion = [{"role": "assistant", "content": completion}]
+    end = answer_end(tokenizer, is_chat=not isinstance(completion, str))
     if isinstance(completion, str):
         ids = _encode_text(tokenizer, without_ends(completion, tokenizer.eos_token), columns)
         mask = [1] * len(ids)
+        num_kept = len(ids) - _count_trailing(ids, end)
     else:
         _refuse_typed(typed_in_messages(tokenizer, completion), columns)
         before, parts = Conversation(tokenizer, prompt, completion, columns).render_completion()
         ids, mask = encode_parts(tokenizer, parts, before, columns)
-    num_kept = len(ids) - _count_trailing(ids, tokenizer.eos_token_id)
+        num_kept = len(up_to_end(tokenizer, ids, end))
     if not num_kept:
         raise ValueError(
             f"the completion must give at least one token before the end of sequence; got none from {completion!r}."
         )
-    return [*ids[:num_kept], tokenizer.eos_token_id], [*mask[:num_kept], 1]
+    return [*ids[:num_kept], end], [*mask[:num_kept], 1]
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, columns: EncodingColumns = NOTHING_SAID) -> list[int]:

@@ -5,6 +5,7 @@ keyword that nothing would read is an error: the next new name of something that
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(create_causal_mask).par
 _LOSS_KEYWORDS = {"ignore_index", "shift_labels"}
 _PAGED_KEYWORDS = {"read_index", "write_index", "block_table", "logits_indices", "logits_processor_args"}
 _PACKING_KEYWORDS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
+# What a layer hands to its attention function itself, so that a caller's would be lost.
+_OWN_OF_ATTENTION = {"module", "query", "key", "value", "attention_mask", "scaling", "dropout", "kwargs"}
 # Read by nothing here, and without an effect on the result.
 _HARMLESS_KEYWORDS = {"return_dict"}
 
@@ -69,13 +72,16 @@ def check_checkpointing(cache: Any, checkpointed: bool) -> None:
         )
 
 
-def check_keywords(keywords: dict[str, Any], position_ids: Tensor | None, cache: Any) -> None:
+def check_keywords(
+    keywords: dict[str, Any], position_ids: Tensor | None, cache: Any, attention: Callable[..., Any]
+) -> None:
     """Refuses keywords that would be swallowed, or that would be obeyed by some attention implementations only.
 
     Args:
         keywords: What `forward` has no parameter for.
         position_ids: Positions, as `forward` was given them.
         cache: The cache, as `forward` was given it.
+        attention: The attention function, which may take keywords of its own.
 
     Raises:
         ValueError: An unknown keyword that is not None; `is_causal=False`; the bounds of packed sequences without
@@ -83,6 +89,7 @@ def check_keywords(keywords: dict[str, Any], position_ids: Tensor | None, cache:
     """
     paged = isinstance(cache, PagedAttentionCache)
     known = set(TransformersKwargs.__annotations__) | _LOSS_KEYWORDS | _HARMLESS_KEYWORDS
+    known |= inspect.signature(attention).parameters.keys() - _OWN_OF_ATTENTION
     if paged:
         known |= _PAGED_KEYWORDS
     unknown = sorted(name for name, value in keywords.items() if value is not None and name not in known)

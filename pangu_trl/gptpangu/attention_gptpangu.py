@@ -30,6 +30,11 @@ def eager_attention_forward(
     return torch.matmul(probabilities, value).transpose(1, 2), probabilities
 
 
+def attention_function(config: GPTPanguConfig) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The function of the attention implementation that a model was set to."""
+    return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
+
+
 class GPTPanguAttention(nn.Module):
     """Causal self-attention; the query may be computed from another tensor than keys and values."""
 
@@ -68,10 +73,7 @@ class GPTPanguAttention(nn.Module):
             # A paged cache changes the keywords for the attention function.
             key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)
 
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, probabilities = attend(
+        output, probabilities = attention_function(self.config)(
             self,
             query,
             key,

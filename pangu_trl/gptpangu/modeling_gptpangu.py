@@ -28,7 +28,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .arguments_gptpangu import CACHE_ARGUMENT, check_checkpointing, check_keywords, paged_cache, resolve_cache
-from .attention_gptpangu import GPTPanguAttention
+from .attention_gptpangu import GPTPanguAttention, attention_function
 from .configuration_gptpangu import GPTPanguConfig
 from .masking_gptpangu import check_attention_mask, check_positions, derive_positions, make_attention_mask
 
@@ -149,7 +149,7 @@ class GPTPanguModel(GPTPanguPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("GPTPanguModel: pass exactly one of input_ids and inputs_embeds.")
         cache = resolve_cache(past_key_values, cache)
-        check_keywords(kwargs, position_ids, cache)
+        check_keywords(kwargs, position_ids, cache, attention_function(self.config))
         check_checkpointing(cache, self.training and any(block.gradient_checkpointing for block in self.h))
         paged = paged_cache(cache)
         past_key_values = None if paged else cache

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from huggingface_hub import ModelCardData
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from pangu_trl.data.answer_end import turn_end
 from pangu_trl.gptpangu.configuration_gptpangu import MODEL_TYPES
 from pangu_trl.runs.folders import STAGES, VALUE_HEAD_FILE, VALUE_MODEL_FOLDER
 
@@ -133,6 +135,42 @@ def _loading(folder: ModelFolder, facts: CardFacts) -> list[str]:
     return sections or ["## How to load it", "", *_example(folder, facts)]
 
 
+def _scored_text(folder: ModelFolder) -> list[str]:
+    """Code that scores an answer where training read the score: at the token that ends it."""
+    tokenizer = _own_tokenizer(folder)
+    adds_end = tokenizer is not None and tokenizer("prompt")["input_ids"][-1:] == [tokenizer.eos_token_id]
+    encoded, apart = '["input_ids"]', 'add_special_tokens=False)["input_ids"]'
+    code = [
+        f'ids = tokenizer("prompt"){encoded}{"[:-1]" if adds_end else ""}',
+        f'ids += tokenizer("answer" + tokenizer.eos_token, {apart}',
+        "# One text has no padding to look for: the score is read at its last token, even where that is the pad token.",
+        "model.config.get_text_config().pad_token_id = -1",
+        "score = model.eval()(torch.tensor([ids])).logits[0, 0].item()",
+    ]
+    end = None if tokenizer is None else turn_end(tokenizer)
+    if end is not None:
+        code += [
+            "",
+            "# The same of a conversation.",
+            'messages = [{"role": "user", "content": "prompt"}]',
+            "prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)",
+            f"ids = tokenizer(prompt, {apart}",
+            f'ids += tokenizer("answer" + {tokenizer.convert_ids_to_tokens(end)!r}, {apart}',
+            "chat_score = model(torch.tensor([ids])).logits[0, 0].item()",
+        ]
+    return code
+
+
+def _own_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase | None:
+    """The folder's tokenizer; None if it has none, or one of its own code."""
+    if not (folder.path / "tokenizer_config.json").exists():
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder.path, trust_remote_code=False)
+    except (OSError, ValueError):
+        return None
+
+
 def _example(
     folder: ModelFolder, facts: CardFacts, first_import: str | None = None, runs_custom_code: bool = False
 ) -> list[str]:
@@ -159,10 +197,5 @@ def _example(
         classes.remove("AutoTokenizer")
     if facts.stage == "reward" and "AutoTokenizer" in classes:
         imports = ["import torch", *imports]
-        code += [
-            "",
-            'ids = tokenizer("prompt")["input_ids"]',
-            'ids += tokenizer("answer" + tokenizer.eos_token, add_special_tokens=False)["input_ids"]',
-            "score = model.eval()(torch.tensor([ids])).logits[0, 0].item()",
-        ]
+        code += ["", *_scored_text(folder)]
     return ["```python", *imports, f"from transformers import {', '.join(classes)}", "", *code, "```", ""]

@@ -18,6 +18,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file, find_adapter_config_file
 
+from .vocabulary import check_vocabulary
+
 
 def load_with_adapter(
     auto_class: Any, model_id: str, adapter: str | None = None, **model_kwargs: Any
@@ -126,7 +128,9 @@ def _load(
     brings_tokenizer = adapter is not None and _has_tokenizer(adapter, adapter_revision)
     tokenizer_id, tokenizer_revision = (adapter, adapter_revision) if brings_tokenizer else (base_id, base_revision)
     trust_remote_code = model_kwargs.get("trust_remote_code", False)
-    return model, load_tokenizer(tokenizer_id, tokenizer_revision, trust_remote_code), missing
+    tokenizer = load_tokenizer(tokenizer_id, tokenizer_revision, trust_remote_code)
+    check_vocabulary(model, tokenizer, model_id)
+    return model, tokenizer, missing
 
 
 def load_tokenizer(model_id: str, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

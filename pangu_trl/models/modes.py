@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from .score_head import first_position
+
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
@@ -60,15 +62,17 @@ def disable_dropout(model: nn.Module) -> None:
 
 def position_limit(model: PreTrainedModel | PeftModel | PreTrainedConfig) -> int | None:
     """Most tokens that a model (or the model of a configuration) has positions for; None if it has no such limit."""
-    config = model if isinstance(model, PreTrainedConfig) else model.config
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    is_config = isinstance(model, PreTrainedConfig)
+    config = model if is_config else model.config
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit if limit is None or is_config else limit - first_position(model)
 
 
-def sequence_limit(config: PreTrainedConfig, max_length: int | None) -> int:
+def sequence_limit(model: PreTrainedModel | PeftModel | PreTrainedConfig, max_length: int | None) -> int:
     """Most tokens of an example: `max_length`, and never more than the model has positions for.
 
     Records that are longer are left out and counted by the tokenising that gets this limit; a prompt that leaves no
     room is an error there, before training starts.
     """
-    limits = [limit for limit in (max_length, position_limit(config)) if limit is not None]
+    limits = [limit for limit in (max_length, position_limit(model)) if limit is not None]
     return min(limits, default=sys.maxsize)

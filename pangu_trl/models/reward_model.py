@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from pangu_trl.data.answer_end import answer_end
 from pangu_trl.data.collators import pad_sequences
 from pangu_trl.data.conversations import EncodingColumns
 from pangu_trl.data.records import answer_text
@@ -151,7 +152,7 @@ def encode_response(
     calls_tools = not isinstance(response, str) and any(message.get("tool_calls") for message in response)
     if not calls_tools and not text.strip() and not tokenizer(text, add_special_tokens=False)["input_ids"]:
         # No training data, so `encode_completion` refuses it; but a policy does end an answer at once now and then.
-        return [tokenizer.eos_token_id]
+        return [answer_end(tokenizer, is_chat=not isinstance(response, str))]
     return encode_completion(tokenizer, prompt, response, columns)
 
 

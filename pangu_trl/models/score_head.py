@@ -1,6 +1,7 @@
 """The one way to read scores: what the head of a reward model or critic gives token by token, and at the last token."""
 
 import inspect
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,11 +20,35 @@ def position_arguments(model: nn.Module, attention_mask: Tensor) -> dict[str, Te
     """Positions that count real tokens only, for the models that take positions.
 
     Many models count from the first column when they get a mask without positions, which moves a left-padded row to
-    other positions than `generate` used for it.
+    other positions than `generate` used for it. Those of RoBERTa's kind start behind the place of the pad token.
     """
     if "position_ids" not in inspect.signature(innermost(model).forward).parameters:
         return {}
-    return {"position_ids": (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)}
+    return {"position_ids": (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0) + first_position(model)}
+
+
+def first_position(model: nn.Module) -> int:
+    """Position of a text's first token: 0, but one behind the pad token's in models of RoBERTa's kind.
+
+    They keep the pad token's row of the position embedding for padding, and have as many positions less.
+    """
+    maker = "create_position_ids_from_input_ids"
+    for module in innermost(model).modules():
+        if hasattr(module, "position_embeddings") and isinstance(getattr(module, "padding_idx", None), int):
+            # A method, or in some models a function beside the class.
+            if hasattr(module, maker) or hasattr(sys.modules[type(module).__module__], maker):
+                return module.padding_idx + 1
+    return 0
+
+
+def padded_on_the_right(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Texts (B, T) and their mask with the first real token of each row moved to the first column.
+
+    Encoders read their score there, and models that take no positions count from there.
+    """
+    columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+    order = (columns + attention_mask.long().argmax(dim=1, keepdim=True)) % len(columns)
+    return input_ids.gather(1, order), attention_mask.gather(1, order)
 
 
 def at_last_token(states: Tensor, attention_mask: Tensor) -> Tensor:
@@ -70,6 +95,7 @@ def sequence_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor)
         input_ids: Texts, padded on either side, (B, T).
         attention_mask: 1 for real tokens, (B, T).
     """
+    input_ids, attention_mask = padded_on_the_right(input_ids, attention_mask)
     with token_scores(model) as collected:
         logits = model(
             input_ids=input_ids,

@@ -1,6 +1,7 @@
 """Weights that are sharded over the ranks, by DeepSpeed's ZeRO-3 or PyTorch's FSDP2: asked, gathered, prepared."""
 
 import copy
+import sys
 import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,26 @@ def is_sharded(part: nn.Module | nn.Parameter) -> bool:
 def local_part(parameter: nn.Parameter) -> Tensor:
     """What this rank holds of a weight: its shard under ZeRO-3, otherwise all of it."""
     return parameter.ds_tensor if is_sharded(parameter) else parameter.detach()
+
+
+def master_part(parameter: nn.Parameter) -> Tensor:
+    """What this rank holds of a weight in float32: of the copy that DeepSpeed learns on, where it keeps one.
+
+    Steps too small for bfloat16 add up in that copy alone. All ranks call it: under ZeRO-1 and 2 it is put together.
+    """
+    part = local_part(parameter)
+    if part.dtype == torch.float32 or "deepspeed" not in sys.modules:
+        return part.float()
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
+
+    if not is_sharded(parameter):
+        master = safe_get_full_fp32_param(parameter)
+        return part.float() if master is None else master
+    master = safe_get_local_fp32_param(parameter)
+    # The shard of the last rank may be padded, and its master not.
+    padded = part.float()
+    padded.flatten()[: master.numel()].copy_(master.flatten())
+    return padded
 
 
 def whole_shape(parameter: nn.Parameter) -> torch.Size:

@@ -6,11 +6,13 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, TrainingArguments
 
+from pangu_trl.answers.python_scores import check_columns
 from pangu_trl.models.modes import position_limit
+from pangu_trl.models.vocabulary import check_vocabulary
 
 from .actor_critic.policy_value import PolicyAndValue
 from .config import PPOConfig
-from .reward_sources import AdapterReward, ModelReward, RewardSource
+from .reward_sources import AdapterReward, FunctionReward, ModelReward, RewardSource, TextModelReward
 
 
 def check_constructor(model: Any, args: PPOConfig, train_dataset: Any, tokenizer: Any, data_collator: Any) -> None:
@@ -46,6 +48,22 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
             "PPOTrainer: the tokenizer must have an eos_token, which ends every answer; it has none. Set it to the "
             "token that the policy ends its answers with, e.g. tokenizer.eos_token = '</s>'."
         )
+
+
+def check_data_columns(rewards: list[RewardSource], judge: Any, *prompt_sets: Any) -> None:
+    """Refuses prompts with a column that Python rewards or the judge could not be given.
+
+    Raises:
+        ValueError: The message names the column.
+    """
+    if judge is None and not any(isinstance(reward, FunctionReward) for reward in rewards):
+        return
+    for prompts in prompt_sets:
+        for part in prompts.values() if isinstance(prompts, dict) else [prompts]:
+            try:
+                check_columns(() if part is None else part.column_names)
+            except ValueError as error:
+                raise ValueError(f"PPOTrainer: {error}.") from error
 
 
 def check_passed_models(
@@ -136,13 +154,15 @@ def check_models(
     Raises:
         ValueError: Lengths, vocabularies, heads, pad tokens or trainable tensors are not as they must be.
     """
-    vocab_size = models.policy.config.get_text_config().vocab_size
     value_model = getattr(models, "value_model", None)
     readers = [("model", models.policy), ("value_model", value_model), ("ref_model", ref_model)]
     readers += [("reward_model", reward.model) for reward in rewards if type(reward) is ModelReward]
     for name, model in readers:
         if model is not None:
-            _check_reads_as_policy(name, model.config.get_text_config(), vocab_size, args)
+            _check_reads_as_policy(name, model, tokenizer, args)
+    for reward in rewards:
+        if isinstance(reward, TextModelReward):
+            check_vocabulary(reward.model, reward.tokenizer, "PPOTrainer: reward_model")
     for name, model in (("model", models.policy), ("value_model", value_model)):
         if model is not None and not any(tensor.requires_grad for tensor in model.parameters()):
             raise ValueError(
@@ -176,20 +196,22 @@ def models_with_pads(
     return [(name, model.config.get_text_config(), its_tokenizer) for name, model, its_tokenizer in scoring]
 
 
-def _check_reads_as_policy(name: str, config: Any, vocab_size: int, args: PPOConfig) -> None:
+def _check_reads_as_policy(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: PPOConfig) -> None:
     """Refuses a model that cannot read the policy's tokens, or not as many."""
-    length, positions = args.max_prompt_length + args.max_completion_length, position_limit(config)
+    length, positions = args.max_prompt_length + args.max_completion_length, position_limit(model)
     if positions is not None and length > positions:
         raise ValueError(
             f"PPOTrainer: max_prompt_length + max_completion_length = {length} is more than the {positions} "
             f"positions of {name}. Lower one of the two."
         )
-    if config.vocab_size != vocab_size:
+    try:
+        check_vocabulary(model, tokenizer, f"PPOTrainer: {name}")
+    except ValueError as error:
+        if name == "model":
+            raise
         raise ValueError(
-            f"PPOTrainer: {name} has a vocabulary of {config.vocab_size} tokens, the policy one of {vocab_size}; they "
-            "read the same token ids and must agree. A reward model with another tokenizer needs that as "
-            "reward_processing_class."
-        )
+            f"{error} A reward model with another tokenizer than the policy's needs that as reward_processing_class."
+        ) from error
 
 
 def _check_scores(name: str, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:

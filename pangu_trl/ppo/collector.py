@@ -20,7 +20,7 @@ from .generation.generate import generate_rollout, generation_mode
 from .generation.sampled_logprobs import SampledLogprobs
 from .generation.vllm_server import VLLMServer
 from .metrics import RunningMeans, kl_per_answer, rollout_figures
-from .reward_sources import RewardSource, completion_texts
+from .reward_sources import RewardSource
 from .rollout import Rollout
 from .sampler import batches_by_length
 from .scoring import score_completions, score_tokens, weighted_sum
@@ -216,6 +216,6 @@ class RolloutCollector:
             names = [reward.name for reward in self.rewards]
             self.figures.record({f"reward/{name}": mean for name, mean in zip(names, means, strict=True)})
         if self.args.log_completions and self.accelerator.is_main_process:
-            texts = completion_texts(self.tokenizer, rollout)[:4]
+            texts = rollout.texts(self.tokenizer)[:4]
             for example, text, score in zip(examples, texts, rollout.scores.tolist(), strict=False):
                 tqdm.write(f"step {step} | {score:+.2f} | {example['prompt']} => {text}")

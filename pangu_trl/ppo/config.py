@@ -1,12 +1,14 @@
 """Options of the PPO trainer."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
 
-from .trl_options import translate_trl_options
+from pangu_trl.runs.judge_form import FORM_HELP, FORMS
+from pangu_trl.runs.ranges import check_numbers
+
+from .trl_options import apply_episodes, translate_trl_options
 
 
 @dataclass
@@ -133,6 +135,10 @@ class PPOConfig(TrainingArguments):
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "Weight of each reward where there are several. Default: 1 for all."}
     )
+    judge_form: str = field(
+        default="record",
+        metadata={"help": f"For Python rewards and judges: {FORM_HELP}.", "choices": list(FORMS)},
+    )
     reward_scaling: str = field(
         default="none",
         metadata={
@@ -234,9 +240,7 @@ class PPOConfig(TrainingArguments):
         """
         translated, total_episodes = translate_trl_options(options)
         config = cls(**translated)
-        if total_episodes is not None:
-            rollouts = math.ceil(total_episodes / (config.rollout_batch_size * config.world_size))
-            config.max_steps = rollouts * config.mini_batches_per_rollout // config.gradient_accumulation_steps
+        apply_episodes(config, total_episodes)
         return config
 
     @property
@@ -260,28 +264,11 @@ def _check_ranges(config: PPOConfig) -> None:
         if not fits:
             raise ValueError(f"PPOConfig: {name} must be {what}; got {getattr(config, name)!r}.")
 
-    for name in (
-        "max_prompt_length",
-        "max_completion_length",
-        "num_rollout_batches",
-        "num_ppo_epochs",
-        "num_generations",
-        "kl_horizon",
-    ):
+    check_numbers(config)
+    for name in ("num_rollout_batches", "num_ppo_epochs", "kl_horizon"):
         check(getattr(config, name) >= 1, name, "1 or more")
-    for name in ("temperature", "cliprange", "cliprange_value", "adaptive_kl_target", "target_kl", "reward_clip"):
-        check(getattr(config, name) is None or getattr(config, name) > 0, name, "greater than 0")
-    for name in ("gamma", "lam", "top_p"):
-        check(0 <= getattr(config, name) <= 1, name, "between 0 and 1")
-    for name in (
-        "critic_warmup_steps",
-        "min_completion_length",
-        "ptx_coef",
-        "short_completion_penalty",
-        "vllm_server_timeout",
-    ):
-        check(getattr(config, name) >= 0, name, "0 or more")
     check(config.ema_decay is None or 0 < config.ema_decay < 1, "ema_decay", "between 0 and 1")
     check(config.kl_estimator in ("k1", "k2", "k3"), "kl_estimator", "one of k1, k2, k3")
     check(config.share_backbone in ("none", "value", "all"), "share_backbone", "one of none, value, all")
+    check(config.judge_form in FORMS, "judge_form", f"one of {', '.join(FORMS)}")
     check(config.reward_scaling in ("none", "running", "stored"), "reward_scaling", "one of none, running, stored")

@@ -15,7 +15,7 @@ from pangu_trl.answers.summary import distinct_ngrams, win_share
 
 from .collector import RolloutCollector
 from .metrics import answer_figures, own_random_numbers
-from .reward_sources import FunctionReward, RewardFunction, completion_texts
+from .reward_sources import FunctionReward, RewardFunction
 from .rollout import Rollout
 from .scoring import score_completions
 
@@ -71,7 +71,9 @@ class Evaluation:
     """
 
     def __init__(self, collector: RolloutCollector, judge: RewardFunction | None) -> None:
-        self.collector, self.judge = collector, judge
+        self.collector = collector
+        form, tokenizer = collector.args.judge_form, collector.tokenizer
+        self.judge = None if judge is None else FunctionReward("judge", 1.0, judge, tokenizer, form)
         self._rivals: dict[str, EvaluatedAnswers] = {}
 
     def answers(
@@ -107,9 +109,7 @@ class Evaluation:
                 for name, per_answer in (figures | {"judged": self._judged(model, rollout, examples)}).items():
                     gathered[name].append(accelerator.gather_for_metrics(per_answer))
                 prompts = [example["prompt"] for example in examples]
-                objects = zip(
-                    prompts, completion_texts(collector.tokenizer, rollout), rollout.completions(), strict=True
-                )
+                objects = zip(prompts, rollout.texts(collector.tokenizer), rollout.completions(), strict=True)
                 gathered["objects"] += accelerator.gather_for_metrics(list(objects), use_gather_object=True)
         prompts, completions, tokens = (list(part) for part in zip(*gathered.pop("objects"), strict=True))
         tensors = {name: torch.cat(parts) for name, parts in gathered.items()}
@@ -118,5 +118,4 @@ class Evaluation:
     def _judged(self, model: nn.Module, rollout: Rollout, examples: list[dict[str, Any]]) -> Tensor:
         if self.judge is None:
             return rollout.scores
-        judge = FunctionReward("judge", 1.0, self.judge, self.collector.tokenizer)
-        return score_completions([judge], model, self.collector.tokenizer, rollout, examples, len(examples))[:, 0]
+        return score_completions([self.judge], model, self.collector.tokenizer, rollout, examples, len(examples))[:, 0]

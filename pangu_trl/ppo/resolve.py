@@ -3,9 +3,13 @@
 import logging
 
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from pangu_trl.data.answer_end import note_stop_tokens
+from pangu_trl.models.score_head import innermost
 from pangu_trl.models.sharding import runs_zero3
+from pangu_trl.models.vocabulary import limit_vocabulary
 
 from .actor_critic.policy_value import PolicyAndValue
 from .checks import models_with_pads
@@ -35,6 +39,17 @@ def resolve_model_pad_tokens(
     for _, config, its_tokenizer in models_with_pads(models, rewards, tokenizer):
         if config.pad_token_id is None:
             config.pad_token_id = its_tokenizer.pad_token_id
+
+
+def resolve_vocabulary(models: PolicyAndValue, ref_model: nn.Module | None, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Keeps policy and reference to the tokens that the tokenizer knows, as embeddings may be padded, and not alike.
+
+    The policy's generation config gets the tokens that end its answers.
+    """
+    note_stop_tokens(innermost(models.policy), tokenizer)
+    for model in (models.policy, ref_model):
+        if model is not None:
+            limit_vocabulary(model, tokenizer)
 
 
 def resolve_checkpointing(args: PPOConfig, models: PolicyAndValue) -> None:

@@ -12,9 +12,13 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pangu_trl.answers.judge import Judge
+from pangu_trl.answers.python_scores import check_signature
 from pangu_trl.data.collators import pad_sequences
 from pangu_trl.data.conversations import EncodingColumns
-from pangu_trl.data.tokenizing import encode_completion, encode_prompt
+from pangu_trl.data.records import answer_as
+from pangu_trl.data.tokenizing import encode_prompt
+from pangu_trl.models.reward_model import ScoringError, encode_response
 from pangu_trl.models.score_head import innermost, sequence_scores
 from pangu_trl.models.sharding import prepare_frozen
 
@@ -84,7 +88,7 @@ class TextModelReward(ModelReward):
 
     def score(self, models: nn.Module, rollout: Rollout, examples: list[dict[str, Any]], batch_size: int) -> Tensor:
         """See `RewardSource.score`."""
-        texts = completion_texts(self.policy_tokenizer, rollout)
+        texts = rollout.texts(self.policy_tokenizer)
         sequences = [
             self._encoded(example, text, ended)
             for example, text, ended in zip(examples, texts, rollout.ended.tolist(), strict=True)
@@ -98,10 +102,10 @@ class TextModelReward(ModelReward):
         return torch.cat(scores).float()
 
     def _encoded(self, example: dict[str, Any], text: str, ended: bool) -> list[int]:
-        eos, prompt, columns = [self.tokenizer.eos_token_id], example["prompt"], EncodingColumns.of(example)
-        answer = encode_completion(self.tokenizer, prompt, text, columns) if text.strip() else eos
+        prompt, columns = example["prompt"], EncodingColumns.of(example)
+        answer = encode_response(self.tokenizer, prompt, answer_as(prompt, text), columns)
         # An answer that was cut off has no end here either, except where nothing else would be left.
-        return encode_prompt(self.tokenizer, prompt, columns) + (answer if ended else answer[:-1] or eos)
+        return encode_prompt(self.tokenizer, prompt, columns) + (answer if ended else answer[:-1] or answer)
 
 
 @dataclass
@@ -126,29 +130,37 @@ class FunctionReward(RewardSource):
     """A Python function `f(prompts, completions, **columns) -> list[float]`.
 
     Attributes:
-        function: Gets prompts as the records have them, answers as texts, and the records' other columns.
+        function: Gets prompts, answers and the records' other columns; may be asynchronous.
         policy_tokenizer: Wrote the answers.
+        form: What it gets: `record`, prompts as the records have them and answers in the same form; or `text`.
     """
 
     function: RewardFunction
     policy_tokenizer: PreTrainedTokenizerBase
+    form: str = "record"
+
+    def __post_init__(self) -> None:
+        check_signature(f"PPOTrainer: the reward function {self.name!r}", self.function)
 
     def score(self, models: nn.Module, rollout: Rollout, examples: list[dict[str, Any]], batch_size: int) -> Tensor:
         """See `RewardSource.score`; all answers at once.
 
         Raises:
-            ValueError: The function returns another number of scores than answers.
+            ValueError: Naming function and answer, if a score is missing or no finite number.
         """
-        texts = completion_texts(self.policy_tokenizer, rollout)
         columns = {key: [example[key] for example in examples] for key in examples[0]}
         prompts = columns.pop("prompt")
-        returned = self.function(prompts, texts, **columns)
-        if len(returned) != len(texts):
+        completions = [
+            answer_as(prompt, text) for prompt, text in zip(prompts, rollout.texts(self.policy_tokenizer), strict=True)
+        ]
+        try:
+            scores = Judge(self.name, self.function, form=self.form)(prompts, completions, **columns)
+        except ScoringError as error:
             raise ValueError(
-                f"The reward function {getattr(self.function, '__name__', self.function)!r} must return one score per "
-                f"answer; got {len(returned)} scores for {len(texts)} answers."
-            )
-        return torch.tensor(returned, dtype=torch.float32, device=rollout.input_ids.device)
+                f"PPOTrainer: in the reward, {error}; the prompt is {prompts[error.index]!r}. No update was made with "
+                "the answers of this step."
+            ) from error
+        return torch.tensor(scores, dtype=torch.float32, device=rollout.input_ids.device)
 
 
 def reward_sources(
@@ -157,6 +169,7 @@ def reward_sources(
     weights: list[float] | None,
     tokenizer: PreTrainedTokenizerBase,
     share_backbone: str = "none",
+    function_form: str = "record",
 ) -> list[RewardSource]:
     """Lines up what the user passed as rewards, their tokenizers and weights.
 
@@ -166,6 +179,7 @@ def reward_sources(
         weights: Of each reward; None weighs all alike.
         tokenizer: The policy's.
         share_backbone: With `all` the first adapter among the rewards belongs to the policy's backbone.
+        function_form: What functions get, `record` or `text`.
 
     Raises:
         ValueError: They differ in number, or a reward is none.
@@ -192,7 +206,7 @@ def reward_sources(
         elif isinstance(reward, nn.Module):
             sources.append(ModelReward(name, weight, reward))
         elif callable(reward):
-            sources.append(FunctionReward(name, weight, reward, tokenizer))
+            sources.append(FunctionReward(name, weight, reward, tokenizer, function_form))
         else:
             raise ValueError(
                 f"PPOTrainer: reward_model must be a model, a function or an adapter's folder; got {reward!r}."
@@ -204,11 +218,6 @@ def _name(reward: Reward, taken: set[str], index: int) -> str:
     is_model = isinstance(reward, nn.Module | str | Path)
     name = "model" if is_model else getattr(reward, "__name__", type(reward).__name__)
     return name if name not in taken else f"{name}_{index}"
-
-
-def completion_texts(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> list[str]:
-    """The answers as text, without special tokens."""
-    return tokenizer.batch_decode(rollout.completions(), skip_special_tokens=True)
 
 
 def _by_length(rollout: Rollout, batch_size: int, score: Callable[[Rollout], Tensor]) -> Tensor:

@@ -1,9 +1,10 @@
 """Answers of the current policy and everything that is known about them before learning starts."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from pangu_trl.data.collators import pad_sequences
 
@@ -64,6 +65,15 @@ class Rollout:
                 chosen[name] = _moved(tensor, num_answer_tokens - answer_width, answer_width)
         return Rollout(**chosen)
 
+    def with_ends(self, ends: Tensor) -> "Rollout":
+        """The answers with the given last tokens, (N,), where they have ended, whichever stop token ended them.
+
+        A reward model knows one end of an answer, and must give a text the same score wherever it meets it.
+        """
+        last = self.input_ids.shape[1] - self.completion_width + self.completion_mask.sum(dim=1, keepdim=True) - 1
+        tokens = torch.where(self.ended, ends, self.input_ids.gather(1, last).squeeze(1))
+        return replace(self, input_ids=self.input_ids.scatter(1, last, tokens.unsqueeze(1)))
+
     def in_place_of(self, rows: Tensor, tensor: Tensor) -> Tensor:
         """Moves per-token values (B, .) of selected rows back to where a rollout has them, (B, C)."""
         offsets = tensor.shape[1] - self.completion_mask[rows].sum(dim=1)
@@ -78,6 +88,11 @@ class Rollout:
     def completion_width(self) -> int:
         """Columns of the answers, C."""
         return self.completion_mask.shape[1]
+
+    def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """The answers as texts, without their ends, which not every tokenizer counts among its special tokens."""
+        answers = zip(self.completions(), self.ended.tolist(), strict=True)
+        return tokenizer.batch_decode([ids[:-1] if ended else ids for ids, ended in answers], skip_special_tokens=True)
 
     def completions(self) -> list[list[int]]:
         """Token ids of each answer, without padding."""

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from pangu_trl.data.answer_end import answer_end
+
 from .actor_critic.policy_value import completion_logprobs
 from .reward_sources import RewardSource
 from .rollout import Rollout
@@ -36,12 +38,26 @@ def score_completions(
         ValueError: A score is NaN or infinite, or a function returns another number of scores than answers; the
             message shows the prompt and the answer.
     """
+    rollout = rollout.with_ends(_known_ends(tokenizer, rollout, examples))
     columns = []
     for source in sources:
         scores = source.score(models, rollout, examples, batch_size)
         _check_finite(source.name, scores, tokenizer, rollout, examples)
         columns.append(scores)
     return torch.stack(columns, dim=1)
+
+
+def _known_ends(tokenizer: PreTrainedTokenizerBase, rollout: Rollout, examples: list[dict[str, Any]]) -> Tensor:
+    """The token that ended the training answers to prompts like these, (N,); of prompts given as ids the answer's own.
+
+    A policy may stop at any of several tokens.
+    """
+    ends = {is_chat: answer_end(tokenizer, is_chat) for is_chat in (False, True)}
+    tokens = [
+        ids[-1] if "input_ids" in example else ends[not isinstance(example["prompt"], str)]
+        for ids, example in zip(rollout.completions(), examples, strict=True)
+    ]
+    return torch.tensor(tokens, device=rollout.input_ids.device)
 
 
 def _check_finite(

@@ -55,7 +55,8 @@ def prepare_prompts(dataset: PromptSets, tokenizer: PreTrainedTokenizerBase, max
             )
         return {"prompt_input_ids": ids, "prompt": tokenizer.decode(ids, skip_special_tokens=True)}
 
-    padding = [name for name in ("input_ids", "attention_mask") if name in dataset.column_names]
+    # `input_ids` stays: it says that nobody knows whether a prompt is a text or messages.
+    padding = [name for name in ("attention_mask",) if name in dataset.column_names]
     return dataset.map(take_ids, with_indices=True, remove_columns=padding)
 
 

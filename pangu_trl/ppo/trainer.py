@@ -16,7 +16,9 @@ from transformers.trainer_utils import TrainOutput
 
 from pangu_trl.models.modes import disable_dropout
 from pangu_trl.models.sharding import is_sharded, prepare_frozen
+from pangu_trl.runs.broken_training import stop_on_broken_training
 from pangu_trl.runs.checkpoints import checkpoint_dir, keep_whole_checkpoints, last_whole_checkpoint
+from pangu_trl.runs.coarse_weights import check_coarse_weights
 from pangu_trl.runs.folders import EMA_FOLDER
 from pangu_trl.runs.stopping import save_on_sigterm
 
@@ -31,7 +33,15 @@ from .checkpoint import (
     save_policy,
     save_policy_and_value,
 )
-from .checks import check_constructor, check_launch, check_models, check_passed_models, check_texts, check_tokenizer
+from .checks import (
+    check_constructor,
+    check_data_columns,
+    check_launch,
+    check_models,
+    check_passed_models,
+    check_texts,
+    check_tokenizer,
+)
 from .collector import RolloutCollector
 from .config import PPOConfig
 from .control import RunningStd
@@ -40,11 +50,12 @@ from .generation.vllm_server import VLLMServer
 from .losses import policy_loss, value_loss
 from .metrics import RunningMeans, update_figures
 from .passes import PassesOverRollout
-from .resolve import resolve_checkpointing, resolve_model_pad_tokens, resolve_pad_token
+from .resolve import resolve_checkpointing, resolve_model_pad_tokens, resolve_pad_token, resolve_vocabulary
 from .reward_sources import ModelReward, Reward, RewardFunction, reward_sources
 from .rollout import Rollout
 from .sampler import RolloutSampler
 from .texts import TextBatches, prepare_prompts
+from .unused_options import check_unused
 
 
 class PPOTrainer(Trainer):
@@ -74,7 +85,7 @@ class PPOTrainer(Trainer):
             list for several rewards.
         ptx_dataset: Texts or demonstrations whose language-model loss is mixed in, weighted by `ptx_coef`.
         judge: Function that compares answers in the evaluation's win rate. Default: the reward.
-        **kwargs: Passed to the Trainer (callbacks, optimizers).
+        **kwargs: Passed to the Trainer (callbacks, optimizers, optimizer_cls_and_kwargs without a learning rate).
 
     Raises:
         ValueError: Models, data and options do not fit together; the message says which and what to do.
@@ -102,15 +113,23 @@ class PPOTrainer(Trainer):
     ) -> None:
         # 1. What the user passed: refused, or completed.
         check_constructor(model, args, train_dataset, processing_class, data_collator)
+        check_unused(args, kwargs)
         check_tokenizer(processing_class)
         resolve_pad_token(processing_class)
         rewards = reward_sources(
-            reward_model, reward_processing_class, args.reward_weights, processing_class, args.share_backbone
+            reward_model,
+            reward_processing_class,
+            args.reward_weights,
+            processing_class,
+            args.share_backbone,
+            args.judge_form,
         )
+        check_data_columns(rewards, judge, train_dataset, eval_dataset)
         check_passed_models(model, value_model, ref_model, rewards, peft_config, args)
         models, ref_model = build_models(model, value_model, ref_model, rewards, peft_config, args)
         check_models(models, ref_model, rewards, processing_class, args)
         resolve_model_pad_tokens(models, rewards, processing_class)
+        resolve_vocabulary(models, ref_model, processing_class)
         resolve_checkpointing(args, models)
         disable_dropout(models)
         # 2. The Trainer, which knows devices and engines from here on.
@@ -151,6 +170,8 @@ class PPOTrainer(Trainer):
         self._learning_seconds = 0.0
         self._resumed_state: RunState | None = None
         self.add_callback(AverageAfterStep(self))
+        check_coarse_weights(self)
+        stop_on_broken_training(self)
         keep_whole_checkpoints(self)
         save_on_sigterm(self)
 
@@ -174,7 +195,8 @@ class PPOTrainer(Trainer):
             groups = parameter_groups(
                 self.accelerator.unwrap_model(model), self.args, self.get_decay_parameter_names(model)
             )
-            optimizer_class, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            chosen = self.optimizer_cls_and_kwargs
+            optimizer_class, optimizer_kwargs = chosen or self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(groups, **optimizer_kwargs)
         return self.optimizer
 
@@ -298,6 +320,35 @@ class PPOTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: answers have no labels to predict.
+
+        Raises:
+            ValueError: Always; the message says what to call.
+        """
+        raise ValueError(
+            "PPOTrainer: predict() has no meaning for answers; evaluate(prompts) scores them and writes them with "
+            "log_completions, generate_completions() prints a few, and `pangu-trl sample` keeps them in a file."
+        )
+
+    def generate_completions(self, sampling: bool = False) -> None:
+        """Prints answers to the first evaluation prompts and their scores, as TRL's method of this name did.
+
+        Args:
+            sampling: As in TRL, whether a few prompts are enough: those of one batch instead of all.
+        """
+        prompts = self.eval_dataset
+        if isinstance(prompts, dict):
+            prompts = next(iter(prompts.values()))
+        if prompts is None:
+            raise ValueError("PPOTrainer: generate_completions() needs prompts; pass eval_dataset to the constructor.")
+        if sampling:
+            prompts = prompts.select(range(min(len(prompts), self.args.per_device_eval_batch_size)))
+        ours, _ = self.evaluation.answers(self.model_wrapped, prompts, self.get_eval_dataloader)
+        if self.is_world_process_zero():
+            for prompt, answer, score in zip(ours.prompts, ours.completions, ours.judged.tolist(), strict=True):
+                print(f"{score:+.2f} | {prompt} => {answer}")
 
     # Checkpoints.
 

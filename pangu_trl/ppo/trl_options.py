@@ -1,6 +1,7 @@
 """The options of TRL 1.12's PPOConfig in terms of ours; docs/migrating-from-trl.md has the table."""
 
 import logging
+import math
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -69,3 +70,10 @@ def translate_trl_options(options: dict[str, Any]) -> tuple[dict[str, Any], int 
     translated.setdefault("reward_clip", None)
     translated.setdefault("num_rollout_batches", translated.get("gradient_accumulation_steps", 1))
     return translated, translated.pop("total_episodes", None)
+
+
+def apply_episodes(config: Any, total_episodes: int | None) -> None:
+    """Has a PPOConfig end after so many answers over all ranks; None leaves its steps as they are."""
+    if total_episodes is not None:
+        rollouts = math.ceil(total_episodes / (config.rollout_batch_size * config.world_size))
+        config.max_steps = rollouts * config.mini_batches_per_rollout // config.gradient_accumulation_steps

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pangu_trl.models.vocabulary import check_vocabulary
+
 from .config import KWiseRewardConfig
 
 logger = logging.getLogger(__name__)
@@ -38,8 +40,10 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args
         args: Options.
 
     Raises:
-        ValueError: A quantised base computes in another dtype than its adapter and head.
+        ValueError: The tokenizer has tokens beyond the embedding, or a quantised base computes in another dtype than
+            its adapter and head.
     """
+    check_vocabulary(model, tokenizer, "KWiseRewardTrainer")
     is_quantised = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
     dtype = model.get_input_embeddings().weight.dtype
     if is_quantised and dtype != torch.bfloat16 and not (args.bf16 or args.fp16):

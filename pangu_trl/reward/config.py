@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from trl import RewardConfig
 
+from pangu_trl.runs.ranges import check_numbers
+
 SAMPLING_STRATEGIES = ["random", "sequential", "group_by_length"]
 LOSS_TYPES = ["pairwise", "plackett_luce", "tokenwise"]
 
@@ -95,3 +97,4 @@ class KWiseRewardConfig(RewardConfig):
             )
         if self.max_row_tokens < 1:
             raise ValueError(f"KWiseRewardConfig: max_row_tokens must be 1 or more; got {self.max_row_tokens}.")
+        check_numbers(self)

@@ -30,7 +30,9 @@ def mean_over_pairs(values: Tensor, pairs: Tensor) -> Tensor:
     return kept.sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)
 
 
-def pairwise_loss(scores: Tensor, labels: Tensor, mask: Tensor, margin_coefficient: float = 0.0) -> Tensor:
+def pairwise_loss(
+    scores: Tensor, labels: Tensor, mask: Tensor, margin_coefficient: float = 0.0, margins: Tensor | None = None
+) -> Tensor:
     """Mean negative log-likelihood that each better answer outscores each worse one, of every prompt.
 
     Averaged over the ordered pairs of a prompt before averaging over prompts, so that prompts with many answers do not
@@ -43,6 +45,7 @@ def pairwise_loss(scores: Tensor, labels: Tensor, mask: Tensor, margin_coefficie
         mask: True for real answers, False for padding up to K, (B, K).
         margin_coefficient: The better answer has to win by this much for each unit that the labels lie apart (Llama 2,
             eq. 2, arXiv:2307.09288, with the gap of the labels as the margin).
+        margins: And by this much in every pair of the prompt, (B,).
 
     Returns:
         The loss of each prompt, (B,).
@@ -51,6 +54,8 @@ def pairwise_loss(scores: Tensor, labels: Tensor, mask: Tensor, margin_coefficie
     differences = scores.unsqueeze(2) - scores.unsqueeze(1)
     if margin_coefficient:
         differences = differences - margin_coefficient * (labels.unsqueeze(2) - labels.unsqueeze(1))
+    if margins is not None:
+        differences = differences - margins.view(-1, 1, 1)
     return mean_over_pairs(-functional.logsigmoid(differences), ordered_pairs(labels, mask))
 
 

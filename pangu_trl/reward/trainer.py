@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EvalPrediction, PreTrainedModel
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 from trl import RewardTrainer
 
 from pangu_trl.answers.summary import win_share
@@ -22,6 +22,8 @@ from pangu_trl.data.loading import origin_of
 from pangu_trl.data.records import validate_record
 from pangu_trl.data.tokenized_datasets import tokenize_rankings
 from pangu_trl.models.score_head import sequence_scores, token_scores
+from pangu_trl.runs.broken_training import stop_on_broken_training
+from pangu_trl.runs.coarse_weights import check_coarse_weights
 
 from .card import RewardCard, read_reward_card
 from .checks import check_model, check_rankings
@@ -31,13 +33,18 @@ from .implicit_prompts import with_prompt
 from .losses import centring_loss, has_pair, ordered_pairs, pairwise_loss, plackett_luce_loss, tokenwise_loss
 from .prefix_sharing import enable_prefix_sharing, score_packed_answers
 from .sampler import LengthBucketSampler
+from .tokenized_pairs import rankings_from_ids
+
+# What the set of `predict` is called; unlike the others it need not have a better and a worse answer.
+PREDICTED = "test"
 
 
 class KWiseRewardTrainer(RewardTrainer):
     """Trains a sequence classification model with one output on prompts with K >= 2 ranked answers each.
 
     Takes what TRL's RewardTrainer takes (PEFT, evaluation sets by name, hub), with rankings as the data:
-    `{"prompt", "responses", "scores"}` or `{"prompt", "chosen", "rejected"}`, or the last two alone. The objective is
+    `{"prompt", "responses", "scores"}` or `{"prompt", "chosen", "rejected"}`, or the last two alone, with a `margin` if
+    the pairwise loss is to have one; or token ids, `{"chosen_ids", "rejected_ids"}`. The objective is
     the mean over the prompts of the GLOBAL batch that have an ordered pair, so it does not depend on gradient
     accumulation, the number of ranks, padding or order. With K = 2 it is RewardTrainer's. Evaluation is exact over
     ranks, see `ranking_metrics`.
@@ -88,6 +95,8 @@ class KWiseRewardTrainer(RewardTrainer):
         check_model(self._reward_model(), self.processing_class, args)
         if args.prefix_sharing:
             enable_prefix_sharing(self._reward_model(), args.max_length)
+        check_coarse_weights(self)
+        stop_on_broken_training(self)
         self._max_answers = max(map(len, self.train_dataset["scores"]))
         self._score_statistics: dict[str, Any] = {}
         # Whether no step has changed the weights since the last evaluation.
@@ -102,19 +111,41 @@ class KWiseRewardTrainer(RewardTrainer):
                 f"KWiseRewardTrainer: the {dataset_name} dataset must be a datasets.Dataset, whose over-long rankings "
                 f"can be counted; got {type(dataset).__name__}. Load it without streaming."
             )
+        if "margin" in dataset.column_names and args.loss_type != "pairwise":
+            raise ValueError(
+                f"KWiseRewardTrainer: the {dataset_name} set has a column 'margin', which only loss_type 'pairwise' "
+                f"knows; got {args.loss_type!r}. Remove the column, or take that loss."
+            )
         if "response_input_ids" in dataset.column_names:
             return dataset
         max_length = sys.maxsize if args.max_length is None else args.max_length
         with PartialState().local_main_process_first():
             origin = origin_of(dataset)
+            if {"chosen_ids", "rejected_ids"} <= set(dataset.column_names):
+                return rankings_from_ids(dataset, max_length, dataset_name, args.dataset_num_proc)
             if origin is None or origin.kind != "ranking":
                 dataset = dataset.map(_canonical_ranking, with_indices=True, fn_kwargs={"source": dataset_name})
             try:
                 dataset = tokenize_rankings(dataset, processing_class, max_length, num_proc=args.dataset_num_proc)
             except ValueError as error:
                 raise ValueError(f"{dataset_name} {error}") from error
-        check_rankings(dataset["scores"], dataset_name)
+        if dataset_name != PREDICTED:
+            check_rankings(dataset["scores"], dataset_name)
         return dataset
+
+    def predict(self, test_dataset: Dataset, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """RewardTrainer's, on rankings as they are read, too.
+
+        Raises:
+            ValueError: A ranking is longer than `max_length`, so that its answers cannot be scored.
+        """
+        encoded = self._prepare_dataset(test_dataset, self.processing_class, self.args, PREDICTED)
+        if len(encoded) < len(test_dataset):
+            raise ValueError(
+                f"KWiseRewardTrainer: {len(test_dataset) - len(encoded)} of {len(test_dataset)} rankings to predict "
+                f"have more than max_length = {self.args.max_length} tokens. Leave them out, or raise max_length."
+            )
+        return super().predict(encoded, *args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """RewardTrainer's, also after an evaluation.
@@ -128,7 +159,7 @@ class KWiseRewardTrainer(RewardTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = ["prompt_input_ids", "response_input_ids", "scores"]
+            self._signature_columns = ["prompt_input_ids", "response_input_ids", "scores", "margin"]
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         if self.args.train_sampling_strategy != "group_by_length":
@@ -160,7 +191,8 @@ class KWiseRewardTrainer(RewardTrainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         # Under DeepSpeed transformers casts float inputs to the model's dtype; in bfloat16 close scores would tie.
-        return super()._prepare_inputs(inputs) | {"scores": inputs["scores"].to(self.args.device)}
+        exact = {name: inputs[name].to(self.args.device) for name in ("scores", "margin") if name in inputs}
+        return super()._prepare_inputs(inputs) | exact
 
     def _reward_model(self) -> PreTrainedModel:
         """The sequence classification model inside whatever training wrapped around it."""
@@ -198,7 +230,7 @@ class KWiseRewardTrainer(RewardTrainer):
             if args.loss_type == "plackett_luce":
                 losses = plackett_luce_loss(rewards, labels, answer_mask)
             else:
-                losses = pairwise_loss(rewards, labels, answer_mask, args.margin_coefficient)
+                losses = pairwise_loss(rewards, labels, answer_mask, args.margin_coefficient, inputs.get("margin"))
         if args.center_rewards_coefficient is not None:
             losses = losses + args.center_rewards_coefficient * centring_loss(rewards, labels, answer_mask)
         return rewards, losses

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from .judge_form import FORM_HELP, FORMS
+
 
 @dataclass
 class PPOModelArguments:
@@ -37,6 +39,8 @@ class JudgeArguments:
             "help": "Trained reward model, a folder or a Hub id; or path/to/file.py:function, or module:function."
         },
     )
+
+    judge_form: str = field(default="record", metadata={"help": f"Of a function: {FORM_HELP}.", "choices": list(FORMS)})
 
     def __post_init__(self) -> None:
         if not self.reward_model:

@@ -19,20 +19,25 @@ from transformers import (
 from transformers.utils import is_bitsandbytes_available
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
+from pangu_trl.data.answer_end import note_stop_tokens
 from pangu_trl.models.loading import find_base_model, load_merged
 
+from .broken_training import stop_on_broken_training
 from .checkpoints import keep_whole_checkpoints, last_whole_checkpoint
+from .coarse_weights import check_coarse_weights
 from .folders import MERGED_BASE_FOLDER
 from .hang_guard import watch_for_hangs
+from .ranges import check_numbers
 from .stopping import save_on_sigterm
 
 
 def parse_options(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     """Reads the options of a recipe from `--config FILE.yaml` and the command line, which wins.
 
-    Unknown keys are refused. Where there is no accelerator, or `accelerate launch` was told to use the CPU, `use_cpu`
-    is on and `bf16` off unless the options say otherwise: transformers does not start several CPU processes without
-    the first, and TRL's own default of bfloat16 is several times slower on most CPUs.
+    Unknown keys are refused, and numbers outside of their range. Where there is no accelerator, or `accelerate launch`
+    was told to use the CPU, `use_cpu` is on and `bf16` off unless the options say otherwise: transformers does not
+    start several CPU processes without the first, and TRL's own default of bfloat16 is several times slower on most
+    CPUs.
 
     Args:
         *dataclass_types: Dataclasses whose fields are the options.
@@ -44,7 +49,10 @@ def parse_options(*dataclass_types: type, argv: Sequence[str] | None = None) -> 
     parser = TrlParser(dataclass_types)
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available():
         parser.set_defaults_with_config(use_cpu=True, bf16=False)
-    return parser.parse_args_and_config(argv)
+    options = parser.parse_args_and_config(argv)
+    for config in options:
+        check_numbers(config)
+    return options
 
 
 def claim_output_dir(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
@@ -133,6 +141,7 @@ def load_start(
             f"{model_id}: cannot start from it as a {type(model).__name__}, as its files hold no weights for "
             f"{', '.join(unknown)}"
         )
+    note_stop_tokens(model, tokenizer)
     peft_config = get_peft_config(model_args)
     if peft_config is not None and find_base_model(model_id, revision) is not None:
         _keep_merged_base(model, tokenizer, Path(training_args.output_dir) / MERGED_BASE_FOLDER, missing)
@@ -147,7 +156,13 @@ def loading_options(model_args: ModelConfig) -> dict[str, Any]:
 
 
 def guard(trainer: Trainer) -> None:
-    """Marks checkpoints that are whole, saves on SIGTERM, and has ranks that wait too long say so."""
+    """Stops broken training, marks whole checkpoints, saves on SIGTERM, and has ranks that wait too long say so.
+
+    The trainers of this package look at the dtype of their weights themselves.
+    """
+    if not type(trainer).__module__.startswith("pangu_trl."):
+        check_coarse_weights(trainer)
+    stop_on_broken_training(trainer)
     keep_whole_checkpoints(trainer)
     save_on_sigterm(trainer)
     watch_for_hangs(trainer)

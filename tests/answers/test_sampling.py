@@ -191,6 +191,7 @@ def test_settings_that_make_no_sense_are_refused(model, tokenizer, prompts, num_
 
 def test_a_tokenizer_without_eos_is_refused(model, tokenizer):
     without_eos = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    model.generation_config.eos_token_id = None
     with pytest.raises(ValueError, match="no eos token"):
         sample_answers(model, without_eos, ["a"], 1, SamplingConfig(4), batch_size=1, seed=0)
 

@@ -10,13 +10,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from pangu_trl.models.loading import _load_tokenizer, load_merged
+from pangu_trl.models.loading import load_merged, load_tokenizer
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A language model of transformers, for which AutoTokenizer would make a tokenizer out of nothing."""
-    GPT2LMHeadModel(GPT2Config(vocab_size=16, n_positions=8, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path)
+    GPT2LMHeadModel(GPT2Config(vocab_size=400, n_positions=8, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path)
     return tmp_path
 
 
@@ -69,7 +69,7 @@ def test_a_model_without_a_tokenizer_does_not_get_an_empty_one(folder):
 def test_tokenizers_that_transformers_makes_up_are_refused(folder, model_type):
     (folder / "config.json").write_text(f'{{"model_type": "{model_type}"}}')
     with pytest.raises(ValueError, match="no tokenizer can be loaded from it; save the model's tokenizer there"):
-        _load_tokenizer(str(folder), "main", trust_remote_code=False)
+        load_tokenizer(str(folder), "main", trust_remote_code=False)
 
 
 def test_a_damaged_tokenizer_is_named_with_its_flaw(folder):

@@ -39,10 +39,10 @@ def test_an_answer_has_ended_with_any_of_several_stop_tokens():
     assert rollout.ended.tolist() == [True, True, False, False, True]
 
 
-def _scores(reward_model, rollout: Rollout) -> torch.Tensor:
+def _scores(reward_model, tokenizer, rollout: Rollout) -> torch.Tensor:
     source = ModelReward("model", 1.0, reward_model)
     examples = [{"prompt": ""}] * len(rollout.input_ids)
-    return score_completions([source], None, None, rollout, examples, batch_size=2)[:, 0]
+    return score_completions([source], None, tokenizer, rollout, examples, batch_size=2)[:, 0]
 
 
 def test_selected_rows_end_in_the_last_column_and_go_back_to_their_place(tokenizer):
@@ -66,7 +66,7 @@ def test_scores_equal_the_models_own_where_no_answer_ends_with_the_pad_token(rew
     rollout = rollout_of([[20, 21], [22]], [[30, 31, 32], [33]], tokenizer.pad_token_id)
     with torch.no_grad():
         own = reward_model(input_ids=rollout.input_ids, attention_mask=rollout.attention_mask).logits.squeeze(-1)
-    torch.testing.assert_close(_scores(reward_model, rollout), own)
+    torch.testing.assert_close(_scores(reward_model, tokenizer, rollout), own)
 
 
 def test_an_answer_that_ends_with_the_pad_token_is_scored_at_that_token(reward_model, tokenizer):
@@ -76,7 +76,7 @@ def test_an_answer_that_ends_with_the_pad_token_is_scored_at_that_token(reward_m
     with torch.no_grad():
         expected = reward_model.score(reward_model.transformer(alone).last_hidden_state)[0, -1, 0]
         before_pad = reward_model.score(reward_model.transformer(alone).last_hidden_state)[0, -2, 0]
-    score = _scores(reward_model, rollout)[1]
+    score = _scores(reward_model, tokenizer, rollout)[1]
     torch.testing.assert_close(score, expected)
     assert not torch.allclose(score, before_pad)
 

@@ -112,7 +112,7 @@ def test_rewards_tokenizers_and_weights_must_be_as_many():
 
 def test_a_reward_function_that_loses_an_answer_is_named(make_trainer, reward_model):
     models = dict(reward_model=[ten, lambda prompts, completions, **_: [1.0]], value_model=reward_model)
-    with pytest.raises(ValueError, match="must return one score per answer; got 1 scores for 4 answers"):
+    with pytest.raises(ValueError, match="judge <lambda> must return a list of 4 numbers for 4 answers; got 1"):
         make_trainer(models=models).train()
 
 
@@ -122,7 +122,7 @@ def test_a_score_that_is_no_number_names_its_reward_prompt_and_answer(make_train
     trainer = make_trainer(models=models)
     before = copy.deepcopy(trainer.model.state_dict())
     with pytest.raises(
-        ValueError, match=rf"The reward \(<lambda>\) of 4 of 4 answers is not a finite number.*{bad} for prompt '"
+        ValueError, match=rf"judge <lambda> must return finite .*; got {bad} for the answer '.*'; the prompt is '"
     ):
         trainer.train()
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())

@@ -12,7 +12,8 @@ def test_prompts_may_be_token_ids_with_or_without_padding(tokenizer):
     pad = tokenizer.pad_token_id
     by_mask = Dataset.from_list([{"input_ids": [pad, 20, 21], "attention_mask": [0, 1, 1], "topic": "a"}])
     rows = prepare_prompts(by_mask, tokenizer, max_prompt_length=4)
-    assert rows[0] == {"topic": "a", "prompt_input_ids": [20, 21], "prompt": tokenizer.decode([20, 21])}
+    given = {"topic": "a", "input_ids": [pad, 20, 21]}
+    assert rows[0] == given | {"prompt_input_ids": [20, 21], "prompt": tokenizer.decode([20, 21])}
     by_pad_token = Dataset.from_list([{"input_ids": [pad, 20, pad, 21, pad, pad]}])
     assert prepare_prompts(by_pad_token, tokenizer, 4)[0]["prompt_input_ids"] == [20, pad, 21]
     with pytest.raises(ValueError, match="row 0: a prompt must have .* at most max_prompt_length = 1 tokens; got 2"):

@@ -1,14 +1,17 @@
 """Users of TRL 1.12's PPOTrainer move by changing the import."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import DataCollatorWithPadding, default_data_collator
+from transformers import DataCollatorWithPadding, HfArgumentParser, default_data_collator
+from trl import ModelConfig, ScriptArguments
 
 from pangu_trl import PPOConfig, PPOTrainer
+from pangu_trl.ppo.trl_config import TRLPPOConfig
 
 # Fields of trl 1.12.0's PPOConfig beside those of transformers' TrainingArguments.
 TRL_FIELDS = """
@@ -41,6 +44,34 @@ def test_trls_fields_become_ours(tmp_path):
     assert (config.critic_learning_rate, config.reward_clip, config.generation_batch_size) == (3e-6, None, 64)
     # 8 answers a rollout: 20 episodes are 3 rollouts of 3 passes of one step.
     assert (config.num_rollout_batches, config.gradient_accumulation_steps, config.max_steps) == (2, 2, 9)
+
+
+def test_the_option_names_of_trls_example_script_are_parsed(tmp_path):
+    words = """--dataset_name trl-internal-testing/descriptiveness-sentiment-trl-style --learning_rate 3e-6
+        --num_ppo_epochs 3 --num_mini_batches 1 --per_device_train_batch_size 4 --gradient_accumulation_steps 2
+        --total_episodes 20 --model_name_or_path EleutherAI/pythia-1b-deduped --sft_model_path a/policy
+        --reward_model_path a/judge --missing_eos_penalty 1.0 --response_length 12 --stop_token eos --use_cpu
+        --local_rollout_forward_batch_size 16"""
+    parser = HfArgumentParser((ScriptArguments, TRLPPOConfig, ModelConfig))
+    _, config, _ = parser.parse_args_into_dataclasses([*words.split(), "--output_dir", str(tmp_path)])
+    by_name = PPOConfig.from_trl(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        num_ppo_epochs=3,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        total_episodes=20,
+        missing_eos_penalty=1.0,
+        response_length=12,
+        local_rollout_forward_batch_size=16,
+    )
+    assert (config.sft_model_path, config.reward_model_path) == ("a/policy", "a/judge")
+    run = {"logging_dir", "run_name", "accelerator_config"}
+    ours = [field.name for field in dataclasses.fields(PPOConfig) if field.init and field.name not in run]
+    assert {name: getattr(config, name) for name in ours} == {name: getattr(by_name, name) for name in ours}
+    assert (config.max_completion_length, config.max_steps, config.num_rollout_batches) == (12, 9, 2)
+    with pytest.raises(ValueError, match="num_mini_batches has no counterpart"):
+        TRLPPOConfig(output_dir=str(tmp_path), use_cpu=True, num_mini_batches=2)
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,15 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from pangu_trl.models.sharding import local_part, put_together
+from pangu_trl.models.sharding import local_part, master_part, put_together
 
 
 class WeightAverage:
     """Average of the trainable weights of a policy, in float32, each rank for the part that it holds.
 
-    average <- decay * average + (1 - decay) * weight, after every optimiser step. Under ZeRO-3 a rank averages its own
-    shard of every weight, so nothing is gathered until the average is saved.
+    average <- decay * average + (1 - decay) * weight, after every optimiser step. Of weights in half precision it
+    averages DeepSpeed's float32 copies (`master_part`), in which alone small steps add up. Under ZeRO-3 a rank averages
+    its own shard of every weight, so nothing is gathered until the average is saved.
 
     Args:
         policy: The unwrapped policy, after the engine has taken its weights.
@@ -26,13 +27,13 @@ class WeightAverage:
         self._parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
         if any(hasattr(parameter, "to_local") for parameter in self._parameters.values()):
             raise ValueError("PPOTrainer: ema_decay is not supported under FSDP; leave it out, or use DDP or ZeRO.")
-        self._average = {name: local_part(p).float().clone() for name, p in self._parameters.items()}
+        self._average = {name: master_part(p).clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Moves the average towards the current weights."""
         for name, parameter in self._parameters.items():
-            self._average[name].lerp_(local_part(parameter).float(), 1 - self.decay)
+            self._average[name].lerp_(master_part(parameter), 1 - self.decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         """This rank's part of the average, by names of the policy's parameters."""

@@ -16,6 +16,7 @@ from pangu_trl.models.adapter_selection import (
     selected_adapter,
 )
 from pangu_trl.models.score_head import at_last_token, innermost, position_arguments
+from pangu_trl.models.vocabulary import known_ids
 
 
 class PolicyAndValue(nn.Module):
@@ -163,7 +164,8 @@ def completion_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each answer token and entropy of its distribution, both (B, C) in float32 nats.
 
-    Arguments as in `PolicyAndValue.forward`; the logits of the prompt are never computed.
+    Arguments as in `PolicyAndValue.forward`; the logits of the prompt are never computed. The distribution is over
+    `known_ids`, from which answers are sampled.
     """
     logits = model(
         input_ids=input_ids,
@@ -171,7 +173,7 @@ def completion_logprobs(
         use_cache=False,
         logits_to_keep=num_completion_tokens + 1,
         **position_arguments(model, attention_mask),
-    ).logits[:, :-1]
+    ).logits[:, :-1, : known_ids(model)]
     return _token_logprobs(logits, input_ids, temperature)
 
 

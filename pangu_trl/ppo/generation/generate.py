@@ -10,10 +10,12 @@ from peft import PeftModel
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from pangu_trl.data.answer_end import stop_tokens
 from pangu_trl.data.collators import pad_sequences
 from pangu_trl.models.adapter_selection import merged_policy_adapter, selected_adapter
 from pangu_trl.models.modes import evaluation_mode, without_generation_defaults
 from pangu_trl.models.sharding import gathered, runs_zero3, whole_weights
+from pangu_trl.models.vocabulary import known_ids, padding_ids
 
 from ..config import PPOConfig
 from ..rollout import Rollout
@@ -34,7 +36,7 @@ def generate_rollout(
 
     Args:
         model: PolicyAndValue, as its engine wraps it.
-        tokenizer: Gives the padding token, and the stop token unless the policy's generation config lists its own.
+        tokenizer: Gives the padding token, and with the policy's generation config the tokens that end an answer.
         prompts: Token ids of N prompts.
         args: Sampling options.
         accelerator: Knows the engine and the device.
@@ -48,7 +50,7 @@ def generate_rollout(
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     answers: list[list[int]] = [[]] * len(prompts)
     with _generator(model, accelerator, args, gathers, reference) as policy:
-        stop_token_ids = stop_tokens(policy, tokenizer)
+        stop_token_ids = stop_tokens(tokenizer, policy.generation_config)
         config = GenerationConfig(
             max_new_tokens=args.max_completion_length,
             do_sample=True,
@@ -57,6 +59,7 @@ def generate_rollout(
             top_k=args.top_k,
             eos_token_id=stop_token_ids,
             pad_token_id=tokenizer.pad_token_id,
+            suppress_tokens=padding_ids(policy, known_ids(policy)),
         )
         with torch.no_grad(), without_generation_defaults(policy):
             for start in range(0, len(prompts), batch_size):
@@ -100,13 +103,6 @@ def generation_mode(model: nn.Module, args: PPOConfig, accelerator: Accelerator)
 def _merges(policy: nn.Module, args: PPOConfig, accelerator: Accelerator) -> bool:
     whole = args.ds3_gather_for_generation or not runs_zero3(accelerator.state)
     return isinstance(policy, PeftModel) and args.merge_lora_for_generation and whole
-
-
-def stop_tokens(policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end an answer: those of the policy's generation config, and the tokenizer's eos."""
-    configured = policy.generation_config.eos_token_id
-    configured = [] if configured is None else [configured] if isinstance(configured, int) else list(configured)
-    return sorted({*configured, tokenizer.eos_token_id})
 
 
 @contextmanager

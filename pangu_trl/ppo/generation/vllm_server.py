@@ -19,13 +19,14 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl.import_utils import is_requests_available, is_vllm_available
 
+from pangu_trl.data.answer_end import stop_tokens
 from pangu_trl.models.score_head import innermost
 from pangu_trl.models.sharding import whole_weights
+from pangu_trl.models.vocabulary import known_ids
 
 from ..actor_critic.policy_value import PolicyAndValue
 from ..config import PPOConfig
 from ..rollout import Rollout
-from .generate import stop_tokens
 from .plain_weights import check_plain_weights, plain_weights
 from .sampled_logprobs import SampledLogprobs
 
@@ -79,6 +80,7 @@ class VLLMServer(TrainerCallback):
                     "it with: pip install 'trl[vllm]'"
                 )
         self._vocab_size = innermost(models.policy).config.get_text_config().vocab_size
+        self._num_known_ids = known_ids(models.policy) or self._vocab_size
         self._client: VLLMClient | None = None
         self._has_current_weights = False
         self.gives_logprobs = self._on_first_rank(self._connect, hint=START_SERVER)
@@ -104,7 +106,7 @@ class VLLMServer(TrainerCallback):
             watch: Gets the log-probabilities that the server gives, if it gives those that are learnt.
         """
         models, device = self.accelerator.unwrap_model(model), self.accelerator.device
-        stop_token_ids = stop_tokens(models.policy, self.tokenizer)
+        stop_token_ids = stop_tokens(self.tokenizer, models.policy.generation_config)
         if not self._has_current_weights:
             self._send_weights(models)
             self._has_current_weights = True
@@ -207,9 +209,9 @@ class VLLMServer(TrainerCallback):
         limit = self.args.max_completion_length
         stops = [token in stop_token_ids for token in answer]
         ends_well = len(answer) <= limit and not any(stops[:-1]) and (len(answer) == limit or any(stops))
-        if not answer or not ends_well or not 0 <= min(answer) <= max(answer) < self._vocab_size:
+        if not answer or not ends_well or not 0 <= min(answer) <= max(answer) < self._num_known_ids:
             raise ValueError(
-                f"an answer must be up to {limit} tokens below {self._vocab_size} and end with the first stop token "
+                f"an answer must be up to {limit} tokens below {self._num_known_ids} and end with the first stop token "
                 f"({', '.join(map(str, stop_token_ids))}) or at that length; got {answer} for the prompt {prompt}."
             )
 

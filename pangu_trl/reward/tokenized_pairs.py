@@ -1,0 +1,43 @@
+"""Pairs of answers that are token ids already, as TRL's RewardTrainer takes them."""
+
+from itertools import takewhile
+from typing import Any
+
+from datasets import Dataset
+
+from pangu_trl.data.tokenized_datasets import LENGTH_COLUMN, drop_overlong
+
+
+def rankings_from_ids(dataset: Dataset, max_length: int, name: str, num_proc: int | None = None) -> Dataset:
+    """Takes `chosen_ids` and `rejected_ids`, each prompt and answer together, as rankings of two.
+
+    The prompt is what both begin with; of each at least one token is left as the answer.
+
+    Args:
+        dataset: The pairs; a column `margin` stays.
+        max_length: Longer pairs are left out and counted in a warning.
+        name: What the trainer calls the set.
+        num_proc: Processes to use.
+
+    Raises:
+        ValueError: A side has no token, or no pair is short enough.
+    """
+    dropped = [column for column in dataset.column_names if column != "margin"]
+    encoded = dataset.map(
+        _as_ranking, with_indices=True, remove_columns=dropped, num_proc=num_proc, fn_kwargs={"name": name}
+    )
+    return drop_overlong(encoded, max_length, "pairs")
+
+
+def _as_ranking(row: dict[str, Any], index: int, name: str) -> dict[str, Any]:
+    chosen, rejected = row["chosen_ids"], row["rejected_ids"]
+    if not chosen or not rejected:
+        raise ValueError(f"{name} row {index}: chosen_ids and rejected_ids must hold a token at least; got {row!r}")
+    shortest = min(len(chosen), len(rejected)) - 1
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen[:shortest], rejected, strict=False)))
+    return {
+        "prompt_input_ids": chosen[:shared],
+        "response_input_ids": [chosen[shared:], rejected[shared:]],
+        "scores": [1.0, 0.0],
+        LENGTH_COLUMN: max(len(chosen), len(rejected)),
+    }
