@@ -6,6 +6,7 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, TrainingArguments
 
+from pangu_trl.models.adapter_kinds import check_adapter_method, check_adapter_state
 from pangu_trl.models.modes import position_limit
 
 from .actor_critic.policy_value import PolicyAndValue
@@ -95,16 +96,28 @@ def check_passed_models(
             "PPOTrainer: ref_model is model, but the policy learns while the reference must stay. Load a second copy, "
             "or leave ref_model out to have it copied."
         )
-    _check_adapters(policy, value_model, rewards, share_backbone)
+    _check_adapters(policy, value_model, rewards, peft_config, share_backbone)
 
 
-def _check_adapters(policy: nn.Module, value_model: Any, rewards: list[RewardSource], share_backbone: str) -> None:
+def _check_adapters(
+    policy: nn.Module,
+    value_model: Any,
+    rewards: list[RewardSource],
+    peft_config: PeftConfig | None,
+    share_backbone: str,
+) -> None:
     """Refuses adapters that would not be learnt or saved, in the models that are passed and the one that is copied."""
     copied = None
     if value_model is None and share_backbone == "none":
         copied = next((reward.model for reward in rewards if isinstance(reward, ModelReward)), None)
     critic = "value_model" if copied is None else "reward_model, which the critic is copied from,"
-    for name, model in (("model", policy), (critic, value_model if copied is None else copied)):
+    learning = (("model", policy), (critic, value_model if copied is None else copied))
+    if peft_config is not None:
+        check_adapter_method("PPOTrainer: peft_config", peft_config)
+    for name, model in learning:
+        if isinstance(model, PeftModel):
+            check_adapter_state(f"PPOTrainer: {name}", model)
+            check_adapter_method(f"PPOTrainer: {name}", model.active_peft_config)
         if getattr(model, "_hf_peft_config_loaded", False) and not isinstance(model, PeftModel):
             raise ValueError(
                 f"PPOTrainer: {name} has an adapter that from_pretrained added to it (the folder is an adapter's). "

@@ -24,9 +24,9 @@ class PolicyAndValue(nn.Module):
     The critic is one of three:
       - a model of its own: a sequence classification model, whose score head gives the values (`value_model`);
       - a head on the hidden states of the policy itself, from the same pass (`value_head`);
-      - an adapter and a head on the policy's base model (`value_head`, with an adapter named `value` on the policy).
+      - an adapter and a head on the policy's base model (`value_head`, and the adapter VALUE_ADAPTER of the policy).
 
-    In the last case an adapter named `reward` and `reward_head` may be the reward model, so that one backbone serves
+    In the last case the adapter REWARD_ADAPTER and `reward_head` may be the reward model, so that one backbone serves
     policy, critic, reward model and reference.
 
     Args:
@@ -79,7 +79,7 @@ class PolicyAndValue(nn.Module):
 
     def is_critic(self, name: str) -> bool:
         """Whether the parameter of this name belongs to the critic."""
-        return name.startswith(("value_model.", "value_head.")) or f".{VALUE_ADAPTER}." in name
+        return name.startswith(("value_model.", "value_head.")) or f".{VALUE_ADAPTER}" in name
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Recomputes activations in the backward pass, in all models."""
