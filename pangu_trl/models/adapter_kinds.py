@@ -17,6 +17,26 @@ REPEATABLE_SPLITS = ("pissa", "olora")
 # They move the base weights by random numbers or data that no adapter's folder holds.
 UNREPEATABLE_SPLITS = ("pissa_niter", "corda", "loftq", "lora_ga")
 
+INSTEAD = "Use LoRA, or another method that changes layers (IA3, LN tuning)."
+
+
+def check_padding_is_unseen(name: str, config: PeftConfig) -> None:
+    """Refuses methods with which what a model gives depends on the padding of a batch.
+
+    Args:
+        name: What to call the adapter's model in the message.
+        config: Of the adapter.
+
+    Raises:
+        ValueError: It is one of prompt, prefix and P-tuning and their kin.
+    """
+    if config.is_prompt_learning:
+        raise ValueError(
+            f"{name} has an adapter of type {config.peft_type.value}. PEFT puts its virtual tokens in front of the "
+            "padding and drops position ids, so what the model gives depends on how much a batch is padded. "
+            f"{INSTEAD}"
+        )
+
 
 def check_adapter_method(name: str, config: PeftConfig) -> None:
     """Refuses methods whose training or saving would go wrong without a word.
@@ -29,12 +49,7 @@ def check_adapter_method(name: str, config: PeftConfig) -> None:
         ValueError: The message names the method, why it is refused and what to take instead.
     """
     method = config.peft_type.value
-    instead = "Use LoRA, or another method that changes layers (IA3, LN tuning)."
-    if config.is_prompt_learning:
-        raise ValueError(
-            f"{name} has an adapter of type {method}. PEFT puts its virtual tokens in front of the padding and drops "
-            f"position ids, so what the model gives depends on how much a batch is padded. {instead}"
-        )
+    check_padding_is_unseen(name, config)
     if config.peft_type == PeftType.ADALORA:
         raise ValueError(
             f"{name} has an adapter of type {method}, whose schedule of ranks must be called after every step, which "
@@ -42,7 +57,7 @@ def check_adapter_method(name: str, config: PeftConfig) -> None:
         )
     if config.is_adaption_prompt or config.peft_type in (PeftType.XLORA, PeftType.POLY):
         raise ValueError(
-            f"{name} has an adapter of type {method}, which needs more than a forward pass to run. {instead}"
+            f"{name} has an adapter of type {method}, which needs more than a forward pass to run. {INSTEAD}"
         )
     start = _start_of(config)
     if isinstance(start, str) and start.startswith(UNREPEATABLE_SPLITS):

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pangu_trl.models.adapter_selection import VALUE_ADAPTER, active_adapter
+from pangu_trl.models.loading import name_base_for_good
 from pangu_trl.runs.checkpoints import MARK
 from pangu_trl.runs.folders import VALUE_HEAD_FILE, VALUE_MODEL_FOLDER
 
@@ -84,6 +85,7 @@ def save_learnt(model: PreTrainedModel | PeftModel, folder: Path, state_dict: di
         model.save_pretrained(folder, state_dict=state_dict)
         return
     adapter = active_adapter(model)
+    name_base_for_good(model)
     model.save_pretrained(folder, state_dict=state_dict, selected_adapters=[adapter])
     deeper = folder / adapter
     if adapter != PEFT_DEFAULT:
@@ -94,6 +96,7 @@ def save_learnt(model: PreTrainedModel | PeftModel, folder: Path, state_dict: di
 
 def _save_value_adapter(policy: PeftModel, folder: Path, state_dict: dict[str, Tensor]) -> None:
     """Writes the critic as the adapter of a sequence classification model, which a reward model's adapter is too."""
+    name_base_for_good(policy)
     weights = get_peft_model_state_dict(policy, _part(state_dict, "policy."), adapter_name=VALUE_ADAPTER)
     weights[HEAD_KEY] = state_dict["value_head.weight"]
     config = copy.deepcopy(policy.peft_config[VALUE_ADAPTER])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from pangu_trl.models.adapter_selection import REWARD_ADAPTER, VALUE_ADAPTER, active_adapter
-from pangu_trl.models.loading import load_with_adapter
+from pangu_trl.models.loading import adapter_folder, load_with_adapter
 
 HEAD_SUFFIX = ".score.weight"
 
@@ -44,7 +44,7 @@ def read_reward_adapter(source: str | Path | PeftModel, policy: PeftModel, zero3
         weights = get_peft_model_state_dict(source, adapter_name=adapter)
         _check_same_base(name, source, policy)
     else:
-        name = str(source)
+        name = adapter_folder(str(source))
         try:
             config = PeftConfig.from_pretrained(name)
         except (OSError, ValueError) as error:
