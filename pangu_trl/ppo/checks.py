@@ -7,7 +7,8 @@ from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, TrainingArguments
 
 from pangu_trl.models.adapter_kinds import check_adapter_method, check_adapter_state
-from pangu_trl.models.modes import position_limit
+from pangu_trl.models.modes import check_generation_settings, position_limit
+from pangu_trl.models.score_head import innermost
 
 from .actor_critic.policy_value import PolicyAndValue
 from .config import PPOConfig
@@ -149,6 +150,13 @@ def check_models(
     Raises:
         ValueError: Lengths, vocabularies, heads, pad tokens or trainable tensors are not as they must be.
     """
+    if models.policy.config.is_encoder_decoder:
+        name = type(innermost(models.policy)).__name__
+        raise ValueError(
+            f"PPOTrainer: model is a {name}, an encoder with a decoder; a policy must be a causal language model, "
+            "which reads prompt and answer as one text."
+        )
+    check_generation_settings(models.policy)
     vocab_size = models.policy.config.get_text_config().vocab_size
     value_model = getattr(models, "value_model", None)
     readers = [("model", models.policy), ("value_model", value_model), ("ref_model", ref_model)]
@@ -162,8 +170,8 @@ def check_models(
                 f"PPOTrainer: {name} has no trainable tensor, so it could not learn. Load an adapter with "
                 "PeftModel.from_pretrained(..., is_trainable=True), or call requires_grad_(True)."
             )
-    for name, config, its_tokenizer in models_with_pads(models, rewards, tokenizer):
-        _check_scores(name, config, its_tokenizer)
+    for name, model, its_tokenizer in scoring_models(models, rewards, tokenizer):
+        _check_scores(name, model, its_tokenizer)
     if value_model is not None and not hasattr(value_model, "score"):
         raise ValueError(
             f"PPOTrainer: value_model needs a linear head called `score`; {type(value_model).__name__} has none."
@@ -177,16 +185,16 @@ def check_models(
             )
 
 
-def models_with_pads(
+def scoring_models(
     models: PolicyAndValue, rewards: list[RewardSource], tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[str, Any, PreTrainedTokenizerBase]]:
-    """Names, configurations and tokenizers of the sequence classification models, which look for pad tokens."""
+    """Names, models and tokenizers of the sequence classification models, which look for pad tokens."""
     value_model = getattr(models, "value_model", None)
     scoring = [] if value_model is None else [("value_model", value_model, tokenizer)]
     for reward in rewards:
         if isinstance(reward, ModelReward):
             scoring.append(("reward_model", reward.model, getattr(reward, "tokenizer", tokenizer)))
-    return [(name, model.config.get_text_config(), its_tokenizer) for name, model, its_tokenizer in scoring]
+    return scoring
 
 
 def _check_reads_as_policy(name: str, config: Any, vocab_size: int, args: PPOConfig) -> None:
@@ -205,10 +213,12 @@ def _check_reads_as_policy(name: str, config: Any, vocab_size: int, args: PPOCon
         )
 
 
-def _check_scores(name: str, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_scores(name: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuses a model that gives no single score, or looks for another pad token than its tokenizer writes."""
-    if config.num_labels != 1:
-        raise ValueError(f"PPOTrainer: {name} must have num_labels=1; got {config.num_labels}.")
+    # A model of text and images has its head by the outer configuration, and its tokens by the inner one.
+    config, num_labels = model.config.get_text_config(), model.config.num_labels
+    if num_labels != 1:
+        raise ValueError(f"PPOTrainer: {name} must have num_labels=1; got {num_labels}.")
     if config.pad_token_id not in (None, tokenizer.pad_token_id):
         raise ValueError(
             f"PPOTrainer: {name}.config.pad_token_id is {config.pad_token_id}, the tokenizer pads with "

@@ -20,6 +20,8 @@ from transformers.utils import is_bitsandbytes_available
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from pangu_trl.models.loading import find_base_model, load_merged
+from pangu_trl.models.lora_targets import check_lora_targets, resolve_lora_targets
+from pangu_trl.models.modes import check_generation_settings
 
 from .checkpoints import keep_whole_checkpoints, last_whole_checkpoint
 from .folders import MERGED_BASE_FOLDER
@@ -134,6 +136,11 @@ def load_start(
             f"{', '.join(unknown)}"
         )
     peft_config = get_peft_config(model_args)
+    if peft_config is None:
+        check_generation_settings(model)
+    if peft_config is not None:
+        resolve_lora_targets(peft_config, model)
+        check_lora_targets(peft_config, model)
     if peft_config is not None and find_base_model(model_id, revision) is not None:
         _keep_merged_base(model, tokenizer, Path(training_args.output_dir) / MERGED_BASE_FOLDER, missing)
     elif peft_config is not None and revision != "main":
