@@ -80,7 +80,9 @@ def check_passed_models(
             "value_model out, or set share_backbone='none'."
         )
     if share_backbone == "all" and ref_model is not None:
-        raise ValueError("PPOTrainer: with share_backbone='all' the reference is the base model; leave ref_model out.")
+        raise ValueError(
+            "PPOTrainer: with share_backbone='all' the reference is the policy as it starts; leave ref_model out."
+        )
     for reward in rewards:
         if value_model is not None and value_model is getattr(reward, "model", None):
             raise ValueError(
