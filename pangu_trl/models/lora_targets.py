@@ -18,15 +18,17 @@ def resolve_lora_targets(config: LoraConfig, model: PreTrainedModel) -> None:
     """Has LoRA reach every linear layer of the text model where no targets are named.
 
     PEFT's own defaults are queries and values in most families, and an error in those that it does not list. Left out
-    are a vision tower, to which no text gives gradients, heads, which learn as a whole, and those layers of a state
-    space whose weights are read past LoRA.
+    are a vision tower, to which no text gives gradients, heads, which learn as a whole, those layers of a state space
+    whose weights are read past LoRA, and linear layers that give more than a tensor, as some routers do.
     """
     if config.target_modules is None and not config.target_parameters:
         config.target_modules = ALL_LINEAR
     if config.target_modules == ALL_LINEAR and config.exclude_modules is None:
         backbone = _text_backbone_name(model)
         outside = rf"(?!{re.escape(backbone)}\.).*|" if backbone else ""
-        config.exclude_modules = outside + rf".*\.(mamba|mixer)\.({'|'.join(STATE_SPACE_LAYERS)})"
+        state_space = rf".*\.(mamba|mixer)\.({'|'.join(STATE_SPACE_LAYERS)})"
+        routers = "".join(rf"|.*\.{re.escape(name)}" for name in sorted(_routers(model)))
+        config.exclude_modules = f"{outside}{state_space}{routers}"
 
 
 def check_lora_targets(config: LoraConfig, model: PreTrainedModel) -> list[str]:
@@ -77,6 +79,17 @@ def _text_backbone_name(model: PreTrainedModel) -> str | None:
         return model.base_model_prefix if hasattr(model, model.base_model_prefix) else None
     text_model = model.get_decoder()
     return next((name for name, module in model.named_modules() if name and module is text_model), None)
+
+
+def _routers(model: nn.Module) -> set[str]:
+    """Last names of a model's own kinds of linear layer, which call themselves in another way."""
+    return {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and type(module).__module__.startswith("transformers.models.")
+        and type(module).forward is not nn.Linear.forward
+    }
 
 
 def _linear_names(model: nn.Module) -> list[str]:
