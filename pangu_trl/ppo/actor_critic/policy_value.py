@@ -15,7 +15,7 @@ from pangu_trl.models.adapter_selection import (
     pin_adapter_for_recompute,
     selected_adapter,
 )
-from pangu_trl.models.score_head import at_last_token, innermost, position_arguments
+from pangu_trl.models.score_head import at_last_token, from_first_column, innermost, position_arguments
 
 
 class PolicyAndValue(nn.Module):
@@ -124,6 +124,8 @@ class PolicyAndValue(nn.Module):
             summed loss of its labelled tokens; for the reward adapter `scores` (B,).
         """
         if part == "reward":
+            # As `sequence_scores` reads a reward model of its own.
+            input_ids, attention_mask = from_first_column(input_ids, attention_mask)
             with selected_adapter(self.policy, REWARD_ADAPTER):
                 hidden_states = _hidden_states(self.policy, input_ids, attention_mask)
             scores = self.reward_head(at_last_token(hidden_states, attention_mask))
