@@ -82,13 +82,14 @@ def _text_backbone_name(model: PreTrainedModel) -> str | None:
 
 
 def _routers(model: nn.Module) -> set[str]:
-    """Last names of a model's own kinds of linear layer, which call themselves in another way."""
+    """Last names of routers that are linear layers of the model's own kind, whose output is more than a tensor."""
     return {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and type(module).__module__.startswith("transformers.models.")
         and type(module).forward is not nn.Linear.forward
+        and re.search(r"(router|gate)$", name)
     }
 
 
