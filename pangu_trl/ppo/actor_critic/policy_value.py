@@ -127,7 +127,7 @@ class PolicyAndValue(nn.Module):
             # As `sequence_scores` reads a reward model of its own.
             input_ids, attention_mask = from_first_column(input_ids, attention_mask)
             with selected_adapter(self.policy, REWARD_ADAPTER):
-                hidden_states = _hidden_states(self.policy, input_ids, attention_mask)
+                hidden_states = _hidden_states(self.policy, input_ids, attention_mask, own_positions=True)
             scores = self.reward_head(at_last_token(hidden_states, attention_mask))
             return {"scores": scores.squeeze(-1).float()}
         with selected_adapter(self.policy, None) if part == "reference" else nullcontext():
@@ -195,15 +195,18 @@ def _token_logprobs(logits: Tensor, input_ids: Tensor, temperature: float) -> tu
     return torch.stack(logprobs), torch.stack(entropy)
 
 
-def _hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Last hidden states (B, T, H) of the backbone of a model, under the adapter that is selected."""
+def _hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, own_positions: bool = False) -> Tensor:
+    """Last hidden states (B, T, H) of the backbone of a model, under the adapter that is selected.
+
+    Rows that begin in the first column may be left to the positions that the model counts by itself.
+    """
     model = innermost(model)
     backbone = getattr(model, model.base_model_prefix)
     return backbone(
         input_ids=input_ids,
         attention_mask=attention_mask,
         use_cache=False,
-        **position_arguments(backbone, attention_mask),
+        **({} if own_positions else position_arguments(backbone, attention_mask)),
     ).last_hidden_state
 
 
