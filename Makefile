@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-distributed test-newest test-python test-slow test-tokenizer test-transformers lint install clean
+.PHONY: demo test test-distributed test-families test-newest test-python test-slow test-tokenizer test-transformers lint install clean
 
 demo: install  ## The whole pipeline on Chinese reviews; STEPS=smoke for a quick look.
 	$(BIN)/python recipes/demo/run.py --steps $(STEPS)
@@ -21,6 +21,9 @@ test-tokenizer: install  ## The tokenizer against jieba itself on all reviews an
 
 test-slow: install  ## The tests that `make test` leaves out because they take minutes.
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m slow
+
+test-families: install  ## Fifty architectures in PPO and reward training; writes the table of docs/models.md.
+	$(BIN)/python -m pytest tests/families -m ''
 
 # The common tests that transformers runs on its own models, taken from the source distribution of the version we pin.
 # That one lacks the generation and export tests; TRANSFORMERS_SOURCE=<checkout of the same version> has them as well.

@@ -39,6 +39,8 @@ IMPORTED: list[tuple[str, Any, str]] = [
     ("peft.tuners.tuners_utils.BaseTunerLayer", ANY, "finds the layers whose adapter is selected"),
     ("peft.utils.AuxiliaryTrainingWrapper", ANY, "finds heads and embeddings that PEFT trains whole"),
     ("peft.utils.constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING", ANY, "LoRA's default targets"),
+    ("peft.utils.constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING", ANY, "so are other methods' called"),
+    ("peft.utils.constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING", ANY, "what IA3 scales inside"),
     ("torch.nn.modules.dropout._DropoutNd", ANY, "every kind of dropout is switched off, not nn.Dropout alone"),
     ("transformers.activations.ACT2FN", ANY, "the activation by its name in config.json"),
     ("transformers.cache_utils.Cache", ANY, "what a cache must be"),

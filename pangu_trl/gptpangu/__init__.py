@@ -1,5 +1,7 @@
 """GPTPangu (PanGu-alpha) for transformers: configuration, models, tokenizer and their registration."""
 
+import re
+
 from peft.utils import constants as peft_constants
 from transformers import (
     CONFIG_MAPPING,
@@ -72,5 +74,23 @@ def register() -> None:
         # would score the logits against labels that are not shifted by one.
         class_names[GPTPanguConfig.model_type] = model_class.__name__
     AutoTokenizer.register(_TokenizerOnlyConfig, GPTPanguTokenizer, exist_ok=True)
-    target_modules = ["q_proj", "k_proj", "v_proj", "c_proj", "c_fc"]
-    peft_constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[GPTPanguConfig.model_type] = target_modules
+    _give_peft_targets()
+
+
+def _give_peft_targets() -> None:
+    """Tells PEFT what each of its methods changes in a GPTPangu whose `target_modules` nobody named.
+
+    What fits LoRA fits every method that changes linear layers; IA3 scales keys, values and the inside of the MLP, LN
+    tuning the norms of the blocks.
+    """
+    linear = ["q_proj", "k_proj", "v_proj", "c_proj", "c_fc"]
+    others = {
+        "IA3": ["k_proj", "v_proj", "mlp.c_proj"],
+        "LNTUNING": ["ln_1", "ln_2", "ln_f"],
+        "BEFT": ["v_proj"],
+    }
+    for name, targets in vars(peft_constants).items():
+        match = re.fullmatch("TRANSFORMERS_MODELS_TO_(.+)_TARGET_MODULES_MAPPING", name)
+        if match:
+            targets[GPTPanguConfig.model_type] = others.get(match[1], linear)
+    peft_constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING[GPTPanguConfig.model_type] = ["mlp.c_proj"]

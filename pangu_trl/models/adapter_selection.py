@@ -9,17 +9,34 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-POLICY_ADAPTER = "default"
-VALUE_ADAPTER = "value"
-REWARD_ADAPTER = "reward"
+# Names that no adapter of a user's has, and no module of a model: a parameter's name then says whose it is.
+VALUE_ADAPTER = "pangu_trl_value"
+REWARD_ADAPTER = "pangu_trl_reward"
 
 _Selection = list[tuple[Any, bool]]
+
+
+def active_adapter(model: PeftModel) -> str:
+    """Name of the adapter that a model computes with, which is the one that learns.
+
+    Raises:
+        ValueError: There is not exactly one.
+    """
+    names = list(model.active_adapters)
+    if len(names) != 1:
+        raise ValueError(
+            f"one adapter must be active, which is then trained and saved; active are {', '.join(names) or 'none'} of "
+            f"{', '.join(model.peft_config)}. Choose one with model.set_adapter('NAME'), or merge the others into the "
+            "base model"
+        )
+    return names[0]
 
 
 @contextmanager
@@ -55,19 +72,24 @@ def _pinned(checkpoint: Callable[..., Any], layers: list[nn.Module]) -> Callable
 
 
 @contextmanager
-def merged_policy_adapter(model: nn.Module) -> Iterator[None]:
-    """Adds the policy's LoRA to the base weights, for fast generation, and puts the very same bits back.
+def merged_policy_adapter(model: PeftModel) -> Iterator[None]:
+    """Adds the LoRA of the active adapter to the base weights, for fast generation, and puts the very same bits back.
 
     Subtracting what was added would leave rounding errors that grow with every rollout, so copies of the weights are
-    kept instead. Layers that cannot be merged in place (quantised, tied to the embedding, DoRA) stay as they are.
+    kept instead. Layers that cannot be merged in place stay as they are: quantised ones, a head that is tied to the
+    embedding, DoRA, other methods than LoRA.
+
+    Args:
+        model: A PEFT model.
     """
-    embedding = model.get_input_embeddings().weight
-    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer) and can_merge(layer, embedding)]
+    adapter, embedding = active_adapter(model), model.get_input_embeddings().weight
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    layers = [layer for layer in layers if can_merge(layer, adapter, embedding)]
     saved = [layer.get_base_layer().weight.data.clone() for layer in layers]
     try:
         with torch.no_grad():
             for layer in layers:
-                layer.merge(adapter_names=[POLICY_ADAPTER])
+                layer.merge(adapter_names=[adapter])
         yield
     finally:
         for layer, weight in zip(layers, saved, strict=True):
@@ -75,17 +97,18 @@ def merged_policy_adapter(model: nn.Module) -> Iterator[None]:
             layer.merged_adapters.clear()
 
 
-def can_merge(layer: LoraLayer, embedding: Tensor) -> bool:
-    """Whether the policy's adapter of a layer is a plain sum onto a weight that nothing else uses.
+def can_merge(layer: LoraLayer, adapter: str, embedding: Tensor) -> bool:
+    """Whether an adapter of a layer is a plain sum onto a weight that nothing else uses.
 
     Args:
         layer: Any layer with LoRA.
+        adapter: Name of the adapter.
         embedding: Weight of the model's input embedding, which a head may share.
     """
     base = layer.get_base_layer()
-    if not isinstance(base, nn.Linear | Conv1D) or POLICY_ADAPTER not in layer.lora_A or layer.lora_variant:
+    if not isinstance(base, nn.Linear | Conv1D) or adapter not in layer.lora_A or adapter in layer.lora_variant:
         return False
-    return base.weight.is_floating_point() and base.weight is not embedding and not layer.lora_bias[POLICY_ADAPTER]
+    return base.weight.is_floating_point() and base.weight is not embedding and not layer.lora_bias[adapter]
 
 
 def _adapter_layers(model: nn.Module) -> list[nn.Module]:

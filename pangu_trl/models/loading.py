@@ -6,6 +6,7 @@ frozen, which looks like a model to train and learns nothing; everything here go
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file, find_adapter_config_file
 
+from .adapter_kinds import check_padding_is_unseen
 from .vocabulary import check_vocabulary
 
 
@@ -69,11 +71,6 @@ def load_merged(
         raise ValueError(_merge_first(model_id, base_id, "merging into a quantised base model loses precision"))
     model, tokenizer, missing = _load(auto_class, model_id, None, revision, **model_kwargs)
     if isinstance(model, PeftModel):
-        if model.active_peft_config.is_prompt_learning:
-            raise ValueError(
-                f"{model_id}: an adapter of type {model.peft_type} cannot be merged into its base model {base_id}. "
-                "Start from a LoRA adapter or a whole model"
-            )
         model = model.merge_and_unload()
         # PEFT froze the base model and does not undo it.
         model.requires_grad_(True)
@@ -86,7 +83,45 @@ def find_base_model(model_id: str, revision: str = "main") -> str | None:
     return None if config is None else config.base_model_name_or_path
 
 
+def adapter_folder(model_id: str) -> str:
+    """Where an adapter's files are: PEFT saves one that is not called `default` one folder deeper, under its name.
+
+    Args:
+        model_id: Folder or hub id; what is no folder, or holds a model or an adapter itself, comes back as it is.
+
+    Raises:
+        ValueError: Several adapters are in folders below.
+    """
+    folder = Path(model_id)
+    if not folder.is_dir() or any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
+        return model_id
+    found = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
+    if len(found) > 1:
+        raise ValueError(
+            f"{model_id}: holds several adapters, {', '.join(path.name for path in found)}; give the folder of one, as "
+            f"{found[0]}"
+        )
+    return str(found[0]) if found else model_id
+
+
+def lasting_name(model_id: str | None) -> str | None:
+    """What a new adapter is to call its base model: a hub id as it is, and a folder by its absolute path.
+
+    A relative one would be looked for wherever the adapter is loaded later.
+    """
+    return str(Path(model_id).absolute()) if model_id and Path(model_id).is_dir() else model_id
+
+
+def name_base_for_good(model: PreTrainedModel | PeftModel) -> None:
+    """Has the adapters of a PEFT model name their base model so that it is found from any folder."""
+    if isinstance(model, PeftModel):
+        for config in model.peft_config.values():
+            named = config.base_model_name_or_path or model.get_base_model().name_or_path
+            config.base_model_name_or_path = lasting_name(named or None)
+
+
 def _read_adapter_config(model_id: str, revision: str) -> PeftConfig | None:
+    model_id = adapter_folder(model_id)
     with _loading(model_id):
         if find_adapter_config_file(model_id, revision=revision) is None:
             return None
@@ -104,13 +139,14 @@ def _load(
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, list[str]]:
     own_config = _read_adapter_config(model_id, revision)
     base_id, base_revision, adapter_revision = model_id, revision, "main"
+    own_id = model_id if adapter is None else adapter
     if own_config is not None:
         base_id, base_revision = own_config.base_model_name_or_path, own_config.revision or "main"
         if adapter is not None:
             raise ValueError(
                 f"{model_id} is itself an adapter, on {base_id}; merge it into its base model before adding {adapter}"
             )
-        adapter, adapter_revision = model_id, revision
+        adapter, adapter_revision = adapter_folder(model_id), revision
         if _read_adapter_config(base_id, base_revision) is not None:
             raise ValueError(
                 f"{model_id}: its base model {base_id} is itself an adapter, and one adapter on another is not "
@@ -121,12 +157,18 @@ def _load(
             base_id, revision=base_revision, output_loading_info=True, **model_kwargs
         )
     missing = sorted(info["missing_keys"])
+    model.name_or_path = model.config._name_or_path = lasting_name(base_id)
     if adapter is not None:
+        adapter = adapter_folder(adapter)
         with _loading(adapter):
             model, loaded = _add_adapter(model, adapter, adapter_revision)
         missing = [name for name in missing if not any(key.endswith(f".{name}") for key in loaded)]
-    brings_tokenizer = adapter is not None and _has_tokenizer(adapter, adapter_revision)
-    tokenizer_id, tokenizer_revision = (adapter, adapter_revision) if brings_tokenizer else (base_id, base_revision)
+    tokenizer_id, tokenizer_revision = base_id, base_revision
+    # Beside an adapter one folder deeper stands the tokenizer of all.
+    for place in () if adapter is None else (adapter, own_id):
+        if _has_tokenizer(place, adapter_revision):
+            tokenizer_id, tokenizer_revision = place, adapter_revision
+            break
     trust_remote_code = model_kwargs.get("trust_remote_code", False)
     tokenizer = load_tokenizer(tokenizer_id, tokenizer_revision, trust_remote_code)
     check_vocabulary(model, tokenizer, model_id)
@@ -150,6 +192,7 @@ def load_tokenizer(model_id: str, revision: str = "main", trust_remote_code: boo
 def _add_adapter(model: PreTrainedModel, adapter: str, revision: str) -> tuple[PeftModel, list[str]]:
     """Puts an adapter on a model; also gives the names of the weights in its file."""
     config = PeftConfig.from_pretrained(adapter, revision=revision)
+    check_padding_is_unseen(adapter, config)
     if config.task_type == "CAUSAL_LM" and not hasattr(model, "prepare_inputs_for_generation"):
         # A language model's adapter on a reward model: PEFT's class for the task would look for `generate`.
         config.task_type = None

@@ -32,7 +32,8 @@ def without_generation_defaults(model: nn.Module) -> Iterator[None]:
     """Hides a model's own generation settings, which `generate` would add to ours where ours say nothing.
 
     A repetition penalty, say, would sample from another distribution than the one whose log-probabilities are learnt.
-    What is known of special tokens stays.
+    What is known of special tokens stays. Router logits, which some models add a loss of while they generate and fail
+    at, are not asked for.
     """
     # A PEFT model copies whatever it finds here, on its base model, before it generates.
     owner = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -40,10 +41,37 @@ def without_generation_defaults(model: nn.Module) -> Iterator[None]:
     owner.generation_config = GenerationConfig(
         bos_token_id=saved.bos_token_id, eos_token_id=saved.eos_token_id, pad_token_id=saved.pad_token_id
     )
+    config = owner.config.get_text_config()
+    asks_router = getattr(config, "output_router_logits", None)
+    if asks_router:
+        config.output_router_logits = False
     try:
         yield
     finally:
         owner.generation_config = saved
+        if asks_router:
+            config.output_router_logits = asks_router
+
+
+def check_generation_settings(model: nn.Module) -> None:
+    """Refuses generation settings that transformers does not save, which the first checkpoint would find out.
+
+    Of an adapter alone they are not saved.
+
+    Raises:
+        ValueError: The message says which and how to set them.
+    """
+    settings = getattr(model, "generation_config", None)
+    if settings is None or isinstance(model, PeftModel):
+        return
+    try:
+        settings.validate(strict=True)
+    except ValueError as error:
+        raise ValueError(
+            f"the generation settings of {model.name_or_path or type(model).__name__} contradict each other, so that "
+            "transformers would refuse to save the model after the training. Correct model.generation_config (of a "
+            f"folder, its generation_config.json), for sampling options with do_sample=True. {error}"
+        ) from error
 
 
 def disable_dropout(model: nn.Module) -> None:

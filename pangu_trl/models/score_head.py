@@ -83,6 +83,13 @@ def token_scores(model: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
+def _no_cache(model: nn.Module) -> dict[str, bool]:
+    """Has a model that can keep its states for later tokens keep none; others do not know the word."""
+    parameters = inspect.signature(innermost(model).forward).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {"use_cache": False} if takes_any or "use_cache" in parameters else {}
+
+
 def sequence_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Reward of each text, (B,): what the score head gives at its last real token.
 
@@ -95,14 +102,10 @@ def sequence_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor)
         input_ids: Texts, padded on either side, (B, T).
         attention_mask: 1 for real tokens, (B, T).
     """
+    # Encoders score the first column, and every model's own positions count from there.
     input_ids, attention_mask = padded_on_the_right(input_ids, attention_mask)
     with token_scores(model) as collected:
-        logits = model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            use_cache=False,
-            **position_arguments(model, attention_mask),
-        ).logits
+        logits = model(input_ids=input_ids, attention_mask=attention_mask, **_no_cache(model)).logits
     if not collected or collected[0].shape[:2] != input_ids.shape:
         return logits[:, 0]
     return at_last_token(collected[0], attention_mask).squeeze(-1)

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pangu_trl.models.adapter_selection import POLICY_ADAPTER, VALUE_ADAPTER
+from pangu_trl.models.adapter_selection import VALUE_ADAPTER, active_adapter
+from pangu_trl.models.loading import name_base_for_good
 from pangu_trl.runs.checkpoints import MARK
 from pangu_trl.runs.folders import VALUE_HEAD_FILE, VALUE_MODEL_FOLDER
 
@@ -23,6 +24,8 @@ from .rollout import Rollout
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "ppo_state.json"
+# The adapter that PEFT saves into the folder itself.
+PEFT_DEFAULT = "default"
 ADAPTER_FILE = "adapter_model.safetensors"
 # As PEFT names the head of a sequence classification model in an adapter's file.
 HEAD_KEY = "base_model.model.score.weight"
@@ -56,10 +59,10 @@ def save_policy_and_value(
         )
         return []
     output_dir = Path(output_dir)
-    save_policy(models.policy, output_dir, _part(state_dict, "policy."))
+    save_learnt(models.policy, output_dir, _part(state_dict, "policy."))
     critic_dir = output_dir / VALUE_MODEL_FOLDER
     if hasattr(models, "value_model"):
-        models.value_model.save_pretrained(critic_dir, state_dict=_part(state_dict, "value_model."))
+        save_learnt(models.value_model, critic_dir, _part(state_dict, "value_model."))
     elif models.has_value_adapter:
         _save_value_adapter(models.policy, critic_dir, state_dict)
     else:
@@ -68,14 +71,32 @@ def save_policy_and_value(
     return [output_dir, critic_dir]
 
 
-def save_policy(policy: PreTrainedModel | PeftModel, folder: Path, state_dict: dict[str, Tensor]) -> None:
-    """Writes the policy, or of a PEFT model the adapter that it learns."""
-    options = {"selected_adapters": [POLICY_ADAPTER]} if isinstance(policy, PeftModel) else {}
-    policy.save_pretrained(folder, state_dict=state_dict, **options)
+def save_learnt(model: PreTrainedModel | PeftModel, folder: Path, state_dict: dict[str, Tensor]) -> None:
+    """Writes a model, or of a PEFT model the adapter that it learns, so that the folder itself can be loaded.
+
+    PEFT writes an adapter that is not called `default` one folder deeper, where it does not look for it.
+
+    Args:
+        model: A model that learns.
+        folder: Made if missing.
+        state_dict: Its weights, whole.
+    """
+    if not isinstance(model, PeftModel):
+        model.save_pretrained(folder, state_dict=state_dict)
+        return
+    adapter = active_adapter(model)
+    name_base_for_good(model)
+    model.save_pretrained(folder, state_dict=state_dict, selected_adapters=[adapter])
+    deeper = folder / adapter
+    if adapter != PEFT_DEFAULT:
+        for file in deeper.iterdir():
+            file.replace(folder / file.name)
+        deeper.rmdir()
 
 
 def _save_value_adapter(policy: PeftModel, folder: Path, state_dict: dict[str, Tensor]) -> None:
     """Writes the critic as the adapter of a sequence classification model, which a reward model's adapter is too."""
+    name_base_for_good(policy)
     weights = get_peft_model_state_dict(policy, _part(state_dict, "policy."), adapter_name=VALUE_ADAPTER)
     weights[HEAD_KEY] = state_dict["value_head.weight"]
     config = copy.deepcopy(policy.peft_config[VALUE_ADAPTER])
@@ -113,7 +134,7 @@ def load_policy_and_value(models: PolicyAndValue, checkpoint_dir: str | Path) ->
 
 def _load_into(model: PreTrainedModel | PeftModel, folder: Path) -> None:
     if isinstance(model, PeftModel):
-        _load_adapter(model, folder, load_peft_weights(str(folder), device="cpu"), POLICY_ADAPTER)
+        _load_adapter(model, folder, load_peft_weights(str(folder), device="cpu"), active_adapter(model))
         return
     saved = type(model).from_pretrained(folder, dtype=model.dtype)
     with torch.no_grad():

@@ -7,7 +7,9 @@ from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, TrainingArguments
 
 from pangu_trl.answers.python_scores import check_columns
-from pangu_trl.models.modes import position_limit
+from pangu_trl.models.adapter_kinds import check_adapter_method, check_adapter_state
+from pangu_trl.models.modes import check_generation_settings, position_limit
+from pangu_trl.models.score_head import innermost
 from pangu_trl.models.vocabulary import check_vocabulary
 
 from .actor_critic.policy_value import PolicyAndValue
@@ -96,7 +98,9 @@ def check_passed_models(
             "value_model out, or set share_backbone='none'."
         )
     if share_backbone == "all" and ref_model is not None:
-        raise ValueError("PPOTrainer: with share_backbone='all' the reference is the base model; leave ref_model out.")
+        raise ValueError(
+            "PPOTrainer: with share_backbone='all' the reference is the policy as it starts; leave ref_model out."
+        )
     for reward in rewards:
         if value_model is not None and value_model is getattr(reward, "model", None):
             raise ValueError(
@@ -113,16 +117,28 @@ def check_passed_models(
             "PPOTrainer: ref_model is model, but the policy learns while the reference must stay. Load a second copy, "
             "or leave ref_model out to have it copied."
         )
-    _check_adapters(policy, value_model, rewards, share_backbone)
+    _check_adapters(policy, value_model, rewards, peft_config, share_backbone)
 
 
-def _check_adapters(policy: nn.Module, value_model: Any, rewards: list[RewardSource], share_backbone: str) -> None:
+def _check_adapters(
+    policy: nn.Module,
+    value_model: Any,
+    rewards: list[RewardSource],
+    peft_config: PeftConfig | None,
+    share_backbone: str,
+) -> None:
     """Refuses adapters that would not be learnt or saved, in the models that are passed and the one that is copied."""
     copied = None
     if value_model is None and share_backbone == "none":
         copied = next((reward.model for reward in rewards if isinstance(reward, ModelReward)), None)
     critic = "value_model" if copied is None else "reward_model, which the critic is copied from,"
-    for name, model in (("model", policy), (critic, value_model if copied is None else copied)):
+    learning = (("model", policy), (critic, value_model if copied is None else copied))
+    if peft_config is not None:
+        check_adapter_method("PPOTrainer: peft_config", peft_config)
+    for name, model in learning:
+        if isinstance(model, PeftModel):
+            check_adapter_state(f"PPOTrainer: {name}", model)
+            check_adapter_method(f"PPOTrainer: {name}", model.active_peft_config)
         if getattr(model, "_hf_peft_config_loaded", False) and not isinstance(model, PeftModel):
             raise ValueError(
                 f"PPOTrainer: {name} has an adapter that from_pretrained added to it (the folder is an adapter's). "
@@ -154,6 +170,13 @@ def check_models(
     Raises:
         ValueError: Lengths, vocabularies, heads, pad tokens or trainable tensors are not as they must be.
     """
+    if models.policy.config.is_encoder_decoder:
+        name = type(innermost(models.policy)).__name__
+        raise ValueError(
+            f"PPOTrainer: model is a {name}, an encoder with a decoder; a policy must be a causal language model, "
+            "which reads prompt and answer as one text."
+        )
+    check_generation_settings(models.policy)
     value_model = getattr(models, "value_model", None)
     readers = [("model", models.policy), ("value_model", value_model), ("ref_model", ref_model)]
     readers += [("reward_model", reward.model) for reward in rewards if type(reward) is ModelReward]
@@ -169,8 +192,8 @@ def check_models(
                 f"PPOTrainer: {name} has no trainable tensor, so it could not learn. Load an adapter with "
                 "PeftModel.from_pretrained(..., is_trainable=True), or call requires_grad_(True)."
             )
-    for name, config, its_tokenizer in models_with_pads(models, rewards, tokenizer):
-        _check_scores(name, config, its_tokenizer)
+    for name, model, its_tokenizer in scoring_models(models, rewards, tokenizer):
+        _check_scores(name, model, its_tokenizer)
     if value_model is not None and not hasattr(value_model, "score"):
         raise ValueError(
             f"PPOTrainer: value_model needs a linear head called `score`; {type(value_model).__name__} has none."
@@ -184,16 +207,16 @@ def check_models(
             )
 
 
-def models_with_pads(
+def scoring_models(
     models: PolicyAndValue, rewards: list[RewardSource], tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[str, Any, PreTrainedTokenizerBase]]:
-    """Names, configurations and tokenizers of the sequence classification models, which look for pad tokens."""
+    """Names, models and tokenizers of the sequence classification models, which look for pad tokens."""
     value_model = getattr(models, "value_model", None)
     scoring = [] if value_model is None else [("value_model", value_model, tokenizer)]
     for reward in rewards:
         if isinstance(reward, ModelReward):
             scoring.append(("reward_model", reward.model, getattr(reward, "tokenizer", tokenizer)))
-    return [(name, model.config.get_text_config(), its_tokenizer) for name, model, its_tokenizer in scoring]
+    return scoring
 
 
 def _check_reads_as_policy(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: PPOConfig) -> None:
@@ -214,10 +237,12 @@ def _check_reads_as_policy(name: str, model: nn.Module, tokenizer: PreTrainedTok
         ) from error
 
 
-def _check_scores(name: str, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_scores(name: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuses a model that gives no single score, or looks for another pad token than its tokenizer writes."""
-    if config.num_labels != 1:
-        raise ValueError(f"PPOTrainer: {name} must have num_labels=1; got {config.num_labels}.")
+    # A model of text and images has its head by the outer configuration, and its tokens by the inner one.
+    config, num_labels = model.config.get_text_config(), model.config.num_labels
+    if num_labels != 1:
+        raise ValueError(f"PPOTrainer: {name} must have num_labels=1; got {num_labels}.")
     if config.pad_token_id not in (None, tokenizer.pad_token_id):
         raise ValueError(
             f"PPOTrainer: {name}.config.pad_token_id is {config.pad_token_id}, the tokenizer pads with "

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # Mean difference in nats per token that float32 and bfloat16 leave far below; a wrong mask or position exceeds it.
 LARGEST_SAMPLING_GAP = 0.1
+# The same between policy and reference before the first step: 0, but for what rounding does to the norms of DoRA.
+LARGEST_START_GAP, LARGEST_START_GAP_OF_16_BITS = 1e-3, 0.05
 
 
 class RolloutCollector:
@@ -42,6 +44,7 @@ class RolloutCollector:
         ref_model: The reference; None takes the policy with its adapter off.
         figures: Where figures of rollouts are recorded.
         server: Samples the policy's answers in its place.
+        reference_is_start: Whether the reference is to be the policy as it starts, since the user passed none.
     """
 
     def __init__(
@@ -53,12 +56,14 @@ class RolloutCollector:
         ref_model: nn.Module | None,
         figures: RunningMeans,
         server: VLLMServer | None = None,
+        reference_is_start: bool = False,
     ) -> None:
         self.args, self.accelerator, self.tokenizer = args, accelerator, tokenizer
         self.rewards, self.ref_model, self.figures, self.server = rewards, ref_model, figures, server
         self.kl_controller = KLController(args.kl_coef, args.adaptive_kl_target, args.kl_horizon)
         self.score_statistics = RunningStd()
         self._told_mode = False
+        self.reference_is_start = reference_is_start
 
     def collect(self, model: nn.Module, examples: list[dict[str, Any]], step: int) -> Rollout:
         """Answers the prompts of this rank and computes the advantages of every answer token.
@@ -81,6 +86,9 @@ class RolloutCollector:
         # 3. Stop, or warn, before anything is learnt from numbers that are off.
         self._check_sampling(watch, rollout)
         self._check_finite(rollout, examples)
+        if self.reference_is_start and step == 0:
+            self._check_start(rollout, innermost(model).policy.dtype)
+        self.reference_is_start = False
         # 4. Rewards from scores and divergence; from these advantages and returns.
         self._estimate_advantages(rollout)
         self._record(rollout, examples, step)
@@ -185,6 +193,22 @@ class RolloutCollector:
                 "bfloat16 or float16 (merge_lora_for_generation=False), a generation hook that changes logits, or a "
                 "vLLM server in another dtype.",
                 gap.item(),
+            )
+
+    def _check_start(self, rollout: Rollout, dtype: torch.dtype) -> None:
+        """Refuses to measure divergence from something else than the policy as it starts."""
+        mask = rollout.completion_mask
+        gap = self._sum_over_ranks(((rollout.logprobs - rollout.ref_logprobs).abs() * mask).sum())
+        gap = (gap / self._sum_over_ranks(mask.sum())).item()
+        has_16_bits = self.args.bf16 or self.args.fp16 or dtype.itemsize == 2
+        limit = LARGEST_START_GAP_OF_16_BITS if has_16_bits else LARGEST_START_GAP
+        if gap > limit:
+            raise ValueError(
+                f"PPOTrainer: before the first step the log-probabilities of policy and reference differ by {gap:.4f} "
+                "nats a token on average, and should not: without ref_model the reference is the policy as it was "
+                "passed in. Nothing was learnt. Likely causes: weights that were changed after the trainer was built, "
+                "an adapter whose start is not its base model, or a model that does not give the same twice. Pass "
+                "ref_model, a second copy of what the policy must stay close to."
             )
 
     def _check_finite(self, rollout: Rollout, examples: list[dict[str, Any]]) -> None:

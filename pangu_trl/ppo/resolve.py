@@ -12,7 +12,7 @@ from pangu_trl.models.sharding import runs_zero3
 from pangu_trl.models.vocabulary import limit_vocabulary
 
 from .actor_critic.policy_value import PolicyAndValue
-from .checks import models_with_pads
+from .checks import scoring_models
 from .config import PPOConfig
 from .reward_sources import RewardSource
 
@@ -36,7 +36,8 @@ def resolve_model_pad_tokens(
 
     A sequence classification model finds the end of a text by it.
     """
-    for _, config, its_tokenizer in models_with_pads(models, rewards, tokenizer):
+    for _, model, its_tokenizer in scoring_models(models, rewards, tokenizer):
+        config = model.config.get_text_config()
         if config.pad_token_id is None:
             config.pad_token_id = its_tokenizer.pad_token_id
 

@@ -30,7 +30,7 @@ from .checkpoint import (
     RunState,
     load_policy_and_value,
     rollout_options,
-    save_policy,
+    save_learnt,
     save_policy_and_value,
 )
 from .checks import (
@@ -74,8 +74,9 @@ class PPOTrainer(Trainer):
             of a reward adapter, or a list of these, weighted by `reward_weights`.
         value_model: The critic, a sequence classification model with one label, usually a second copy of the reward
             model. Default: a deep copy of the first reward model.
-        ref_model: The reference of the KL penalty. Default: the policy with its adapter off, or for a full policy a
-            deep copy of it.
+        ref_model: The reference of the KL penalty. Default: the policy as it is passed in. That is the policy with its
+            adapter off where the adapter starts at nothing, and a frozen copy otherwise, which shares with the policy
+            what does not learn. So a trained adapter's reference is that adapter, not its base model.
         train_dataset: Prompts, `{"prompt": ...}` (text or messages) or `{"input_ids": ...}`; other columns are passed
             to a reward function.
         eval_dataset: Held-out prompts, or a dict of such datasets.
@@ -125,6 +126,7 @@ class PPOTrainer(Trainer):
             args.judge_form,
         )
         check_data_columns(rewards, judge, train_dataset, eval_dataset)
+        has_own_reference = ref_model is not None
         check_passed_models(model, value_model, ref_model, rewards, peft_config, args)
         models, ref_model = build_models(model, value_model, ref_model, rewards, peft_config, args)
         check_models(models, ref_model, rewards, processing_class, args)
@@ -158,7 +160,14 @@ class PPOTrainer(Trainer):
         if server is not None:
             self.add_callback(server)
         self.collector = RolloutCollector(
-            args, self.accelerator, processing_class, rewards, self.ref_model, self._figures, server
+            args,
+            self.accelerator,
+            processing_class,
+            rewards,
+            self.ref_model,
+            self._figures,
+            server,
+            reference_is_start=not has_own_reference,
         )
         self.evaluation = Evaluation(self.collector, judge)
         self.texts = None if ptx_dataset is None else TextBatches(ptx_dataset, processing_class, args)
@@ -359,7 +368,7 @@ class PPOTrainer(Trainer):
             weights = self.average.whole_weights()
             if self.args.should_save:
                 folder = Path(output_dir or self.args.output_dir) / EMA_FOLDER
-                save_policy(self.accelerator.unwrap_model(self.model).policy, folder, weights)
+                save_learnt(self.accelerator.unwrap_model(self.model).policy, folder, weights)
                 self.processing_class.save_pretrained(folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:

@@ -20,7 +20,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from pangu_trl.models.modes import evaluation_mode
 from pangu_trl.models.score_head import token_scores
+from pangu_trl.models.sharding import is_sharded
 
 SHARED_PREFIX_SDPA = "sdpa_shared_prefix"
 
@@ -216,6 +218,24 @@ def enable_prefix_sharing(model: PreTrainedModel, max_length: int | None) -> Non
         )
     if implementation == "sdpa":
         model.set_attn_implementation(SHARED_PREFIX_SDPA)
+    if implementation != "flex_attention" and not is_sharded(model):
+        _try_sharing(model)
+
+
+@torch.no_grad()
+def _try_sharing(model: PreTrainedModel) -> None:
+    """Shares one prompt of one token between two answers: some models do not hand the layout on to their attention."""
+    tokens = torch.zeros(1, 3, dtype=torch.long, device=model.device)
+    batch = {"input_ids": tokens, "position_ids": torch.tensor([[0, 1, 1]], device=model.device)}
+    batch |= {"row": torch.tensor([0]), "prompt_lengths": torch.tensor([1]), "answer_lengths": torch.tensor([[1, 1]])}
+    try:
+        with evaluation_mode(model):
+            score_packed_answers(model, model, batch)
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"prefix_sharing: {type(model).__name__} cannot share a prefix; its attention fails with: {error}. Switch "
+            "prefix_sharing off."
+        ) from error
 
 
 def score_packed_answers(model: nn.Module, reward_model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:

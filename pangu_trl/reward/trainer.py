@@ -21,6 +21,8 @@ from pangu_trl.data.collators import PackedRankingCollator, RankingCollator
 from pangu_trl.data.loading import origin_of
 from pangu_trl.data.records import validate_record
 from pangu_trl.data.tokenized_datasets import tokenize_rankings
+from pangu_trl.models.adapter_kinds import check_adapter_method
+from pangu_trl.models.loading import name_base_for_good
 from pangu_trl.models.score_head import sequence_scores, token_scores
 from pangu_trl.runs.broken_training import stop_on_broken_training
 from pangu_trl.runs.coarse_weights import check_coarse_weights
@@ -90,6 +92,10 @@ class KWiseRewardTrainer(RewardTrainer):
             compute_metrics=self._ranking_metrics,
             **kwargs,
         )
+        trained = self.accelerator.unwrap_model(self.model)
+        if isinstance(trained, PeftModel):
+            check_adapter_method("KWiseRewardTrainer: the model", trained.active_peft_config)
+            name_base_for_good(trained)
         if not has_own_collator:
             data_collator.pad_token_id = self.processing_class.pad_token_id
         check_model(self._reward_model(), self.processing_class, args)

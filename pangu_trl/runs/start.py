@@ -21,6 +21,8 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from pangu_trl.data.answer_end import note_stop_tokens
 from pangu_trl.models.loading import find_base_model, load_merged
+from pangu_trl.models.lora_targets import check_lora_targets, resolve_lora_targets
+from pangu_trl.models.modes import check_generation_settings
 
 from .broken_training import stop_on_broken_training
 from .checkpoints import keep_whole_checkpoints, last_whole_checkpoint
@@ -143,6 +145,11 @@ def load_start(
         )
     note_stop_tokens(model, tokenizer)
     peft_config = get_peft_config(model_args)
+    if peft_config is None:
+        check_generation_settings(model)
+    if peft_config is not None:
+        resolve_lora_targets(peft_config, model)
+        check_lora_targets(peft_config, model)
     if peft_config is not None and find_base_model(model_id, revision) is not None:
         _keep_merged_base(model, tokenizer, Path(training_args.output_dir) / MERGED_BASE_FOLDER, missing)
     elif peft_config is not None and revision != "main":

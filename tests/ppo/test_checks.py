@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from pangu_trl import PPOConfig
 from pangu_trl.ppo.checks import check_texts
@@ -152,3 +152,18 @@ def test_texts_with_reentrant_checkpoints_on_several_ranks_are_refused(tmp_path,
     with pytest.raises(ValueError, match="ptx_dataset cannot be learnt with re-entrant gradient checkpoints"):
         check_texts(reentrant)
     check_texts(PPOConfig(output_dir=str(tmp_path), use_cpu=True, activation_checkpointing=True))
+
+
+def test_generation_settings_that_cannot_be_saved_are_found_before_the_training(make_trainer, policy):
+    policy.generation_config.do_sample = False
+    policy.generation_config.temperature = 0.9
+    with pytest.raises(ValueError, match="(?s)generation settings of .* contradict each other.*temperature"):
+        make_trainer(models=dict(model=policy))
+    # An adapter is saved without them.
+    make_trainer("lora", models=dict(model=policy))
+
+
+def test_a_policy_with_an_encoder_is_refused(make_trainer, tokenizer):
+    config = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    with pytest.raises(ValueError, match="T5ForConditionalGeneration, an encoder with a decoder"):
+        make_trainer("value head", models=dict(model=T5ForConditionalGeneration(config)))

@@ -204,5 +204,7 @@ def test_a_policy_that_samples_otherwise_than_it_scores_is_warned_of(make_traine
         # Embeddings of a size that makes positions matter, as those of a trained model do.
         torch.nn.init.normal_(model.transformer.wte.weight, std=0.5)
         torch.nn.init.normal_(model.transformer.wpe.weight, std=0.5)
+    # Two models now.
+    shifted.collector.reference_is_start = False
     shifted.train()
     assert "log-probabilities of sampled tokens differ" in caplog.text

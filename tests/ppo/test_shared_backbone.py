@@ -7,7 +7,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from pangu_trl.models.adapter_selection import merged_policy_adapter, pin_adapter_for_recompute, selected_adapter
+from pangu_trl.models.adapter_selection import (
+    VALUE_ADAPTER,
+    merged_policy_adapter,
+    pin_adapter_for_recompute,
+    selected_adapter,
+)
 
 CHECKPOINTING = pytest.mark.parametrize(
     "checkpointing",
@@ -43,8 +48,8 @@ def test_one_backbone_learns_as_four_separate_models_of_the_same_weights(make_tr
     for name, parameter in shared.model.policy.named_parameters():
         if ".default." in name:
             torch.testing.assert_close(parameter, weights[f"policy.{name}"], atol=1e-5, rtol=1e-5, msg=name)
-        if ".value." in name:
-            theirs = weights[f"value_model.{name.replace('.value.', '.default.')}"]
+        if f".{VALUE_ADAPTER}." in name:
+            theirs = weights[f"value_model.{name.replace(f'.{VALUE_ADAPTER}.', '.default.')}"]
             torch.testing.assert_close(parameter, theirs, atol=1e-5, rtol=1e-5, msg=name)
 
 
@@ -54,8 +59,10 @@ def test_only_policy_and_critic_learn_and_the_reward_stays(make_trainer):
     trainer.train()
     moved = {name for name, parameter in trainer.model.named_parameters() if not torch.equal(parameter, before[name])}
     assert moved == {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
-    assert moved and all(".default." in name or ".value." in name or name == "value_head.weight" for name in moved)
-    assert any(".value." in name for name in moved) and any(".default." in name for name in moved)
+    assert moved and all(
+        ".default." in name or f".{VALUE_ADAPTER}." in name or name == "value_head.weight" for name in moved
+    )
+    assert any(f".{VALUE_ADAPTER}." in name for name in moved) and any(".default." in name for name in moved)
 
 
 def test_a_layer_that_only_the_reward_adapter_changes_is_plain_for_the_policy(make_trainer, policy):
@@ -66,7 +73,7 @@ def test_a_layer_that_only_the_reward_adapter_changes_is_plain_for_the_policy(ma
     with torch.no_grad():
         # The new adapter starts at zero, so the policy still is its base model.
         torch.testing.assert_close(model.policy(ids).logits, policy.eval()(ids).logits)
-        with selected_adapter(model.policy, "value"):
+        with selected_adapter(model.policy, VALUE_ADAPTER):
             assert not torch.allclose(model.policy(ids).logits, policy(ids).logits, atol=1e-3)
 
 

@@ -57,6 +57,8 @@ def randomise_adapters(trainer) -> None:
     for name, parameter in trainer.model.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.2)
+    # The reference stays what the policy was.
+    trainer.collector.reference_is_start = False
 
 
 def assert_same_rollout(found: Rollout, expected: Rollout) -> None:

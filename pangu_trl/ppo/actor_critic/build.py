@@ -7,11 +7,13 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
+from pangu_trl.models.adapter_kinds import check_new_adapter
 from pangu_trl.models.sharding import runs_zero3
 
 from ..config import PPOConfig
 from ..reward_sources import AdapterReward, ModelReward, RewardSource
 from .policy_value import PolicyAndValue
+from .reference import make_reference
 from .shared_backbone import add_reward_and_value_adapters, read_reward_adapter
 
 
@@ -37,10 +39,9 @@ def build_models(
         set_seed(args.seed)
         # ZeRO-3 wants one dtype for all trainable weights.
         policy = get_peft_model(policy, peft_config, autocast_adapter_dtype=not zero3)
-    if ref_model is None and not isinstance(policy, PeftModel):
-        if zero3:
-            raise ValueError("PPOTrainer: under ZeRO-3 a full policy needs ref_model, a second copy of it.")
-        ref_model = copy.deepcopy(policy)
+        check_new_adapter("PPOTrainer: peft_config", policy)
+    if ref_model is None:
+        ref_model = make_reference(policy, zero3)
     if args.share_backbone == "all":
         return _one_backbone(policy, rewards, zero3), ref_model
     if args.share_backbone == "value":

@@ -15,7 +15,7 @@ from pangu_trl.models.adapter_selection import (
     pin_adapter_for_recompute,
     selected_adapter,
 )
-from pangu_trl.models.score_head import at_last_token, innermost, position_arguments
+from pangu_trl.models.score_head import at_last_token, innermost, padded_on_the_right, position_arguments
 from pangu_trl.models.vocabulary import known_ids
 
 
@@ -25,9 +25,9 @@ class PolicyAndValue(nn.Module):
     The critic is one of three:
       - a model of its own: a sequence classification model, whose score head gives the values (`value_model`);
       - a head on the hidden states of the policy itself, from the same pass (`value_head`);
-      - an adapter and a head on the policy's base model (`value_head`, with an adapter named `value` on the policy).
+      - an adapter and a head on the policy's base model (`value_head`, and the adapter VALUE_ADAPTER of the policy).
 
-    In the last case an adapter named `reward` and `reward_head` may be the reward model, so that one backbone serves
+    In the last case the adapter REWARD_ADAPTER and `reward_head` may be the reward model, so that one backbone serves
     policy, critic, reward model and reference.
 
     Args:
@@ -80,7 +80,7 @@ class PolicyAndValue(nn.Module):
 
     def is_critic(self, name: str) -> bool:
         """Whether the parameter of this name belongs to the critic."""
-        return name.startswith(("value_model.", "value_head.")) or f".{VALUE_ADAPTER}." in name
+        return name.startswith(("value_model.", "value_head.")) or f".{VALUE_ADAPTER}" in name
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Recomputes activations in the backward pass, in all models."""
@@ -125,8 +125,10 @@ class PolicyAndValue(nn.Module):
             summed loss of its labelled tokens; for the reward adapter `scores` (B,).
         """
         if part == "reward":
+            # As `sequence_scores` reads a reward model of its own.
+            input_ids, attention_mask = padded_on_the_right(input_ids, attention_mask)
             with selected_adapter(self.policy, REWARD_ADAPTER):
-                hidden_states = _hidden_states(self.policy, input_ids, attention_mask)
+                hidden_states = _hidden_states(self.policy, input_ids, attention_mask, own_positions=True)
             scores = self.reward_head(at_last_token(hidden_states, attention_mask))
             return {"scores": scores.squeeze(-1).float()}
         with selected_adapter(self.policy, None) if part == "reference" else nullcontext():
@@ -195,15 +197,18 @@ def _token_logprobs(logits: Tensor, input_ids: Tensor, temperature: float) -> tu
     return torch.stack(logprobs), torch.stack(entropy)
 
 
-def _hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Last hidden states (B, T, H) of the backbone of a model, under the adapter that is selected."""
+def _hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, own_positions: bool = False) -> Tensor:
+    """Last hidden states (B, T, H) of the backbone of a model, under the adapter that is selected.
+
+    Rows that begin in the first column may be left to the positions that the model counts by itself.
+    """
     model = innermost(model)
     backbone = getattr(model, model.base_model_prefix)
     return backbone(
         input_ids=input_ids,
         attention_mask=attention_mask,
         use_cache=False,
-        **position_arguments(backbone, attention_mask),
+        **({} if own_positions else position_arguments(backbone, attention_mask)),
     ).last_hidden_state
 
 

@@ -13,8 +13,8 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_wei
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from pangu_trl.models.adapter_selection import REWARD_ADAPTER, VALUE_ADAPTER
-from pangu_trl.models.loading import load_with_adapter
+from pangu_trl.models.adapter_selection import REWARD_ADAPTER, VALUE_ADAPTER, active_adapter
+from pangu_trl.models.loading import adapter_folder, load_with_adapter
 
 HEAD_SUFFIX = ".score.weight"
 
@@ -39,11 +39,12 @@ def read_reward_adapter(source: str | Path | PeftModel, policy: PeftModel, zero3
         if zero3:
             raise ValueError("PPOTrainer: under ZeRO-3 pass the folder of the reward adapter, not a PeftModel.")
         name = f"reward_model ({type(source.get_base_model()).__name__})"
-        config = source.peft_config[source.active_adapter]
-        weights = get_peft_model_state_dict(source)
+        adapter = active_adapter(source)
+        config = source.peft_config[adapter]
+        weights = get_peft_model_state_dict(source, adapter_name=adapter)
         _check_same_base(name, source, policy)
     else:
-        name = str(source)
+        name = adapter_folder(str(source))
         try:
             config = PeftConfig.from_pretrained(name)
         except (OSError, ValueError) as error:
@@ -90,7 +91,7 @@ def add_reward_and_value_adapters(
         # ZeRO-3 wants one dtype for all trainable weights.
         policy.add_adapter(name, config, autocast_adapter_dtype=not zero3)
         result = set_peft_model_state_dict(policy, dict(adapter.weights), adapter_name=name)
-        missing = [key for key in result.missing_keys if f".{name}." in key]
+        missing = [key for key in result.missing_keys if f".{name}" in key]
         if result.unexpected_keys or missing:
             raise ValueError(
                 "PPOTrainer: the reward adapter does not fit the policy's base model; weights without a place: "
@@ -98,7 +99,7 @@ def add_reward_and_value_adapters(
             )
     for name, parameter in policy.named_parameters():
         # PEFT freezes all adapters but the active one.
-        parameter.requires_grad_(name in learning or f".{VALUE_ADAPTER}." in name)
+        parameter.requires_grad_(name in learning or f".{VALUE_ADAPTER}" in name)
     heads = [nn.Linear(adapter.head.shape[1], 1, bias=False) for _ in range(2)]
     for head in heads:
         with torch.no_grad():

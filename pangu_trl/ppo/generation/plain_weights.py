@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from pangu_trl.models.adapter_selection import POLICY_ADAPTER, can_merge
+from pangu_trl.models.adapter_selection import active_adapter, can_merge
 from pangu_trl.models.score_head import innermost
 from pangu_trl.models.sharding import gathered, whole_shape
 
@@ -22,11 +22,13 @@ class PlainWeight:
         name: Its name in the model without PEFT.
         parameter: What this rank holds of it.
         lora: The layer whose adapter belongs to it, if there is one.
+        adapter: Name of the policy's adapter.
     """
 
     name: str
     parameter: nn.Parameter
     lora: LoraLayer | None
+    adapter: str | None
 
     @property
     def announcement(self) -> tuple[str, str, list[int]]:
@@ -41,11 +43,11 @@ class PlainWeight:
         """
         parts = [self.parameter]
         if self.lora is not None:
-            parts += [adapter[POLICY_ADAPTER].weight for adapter in (self.lora.lora_A, self.lora.lora_B)]
+            parts += [part[self.adapter].weight for part in (self.lora.lora_A, self.lora.lora_B)]
         with gathered(parts):
             if self.lora is None:
                 return self.parameter.detach()
-            return self.parameter.detach().clone().add_(self.lora.get_delta_weight(POLICY_ADAPTER))
+            return self.parameter.detach().clone().add_(self.lora.get_delta_weight(self.adapter))
 
 
 def plain_weights(policy: nn.Module) -> list[PlainWeight]:
@@ -54,12 +56,13 @@ def plain_weights(policy: nn.Module) -> list[PlainWeight]:
     Under FSDP2 the list holds only while the policy is whole (see `whole_weights`).
     """
     model = innermost(policy)
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer) and POLICY_ADAPTER in module.lora_A]
+    adapter = active_adapter(policy) if isinstance(policy, PeftModel) else None
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer) and adapter in module.lora_A]
     lora_of = {id(layer.get_base_layer().weight): layer for layer in layers}
     # Also those of critic and reward model, where they are adapters of the same base.
     adapter_mark = policy.base_model.prefix if isinstance(policy, PeftModel) else None
     return [
-        PlainWeight(name.replace(".base_layer.", "."), parameter, lora_of.get(id(parameter)))
+        PlainWeight(name.replace(".base_layer.", "."), parameter, lora_of.get(id(parameter)), adapter)
         for name, parameter in model.named_parameters()
         if adapter_mark is None or adapter_mark not in name
     ]
@@ -73,14 +76,12 @@ def check_plain_weights(policy: nn.Module) -> None:
     """
     if not isinstance(policy, PeftModel):
         return
-    embedding = policy.get_input_embeddings().weight
+    adapter, embedding = active_adapter(policy), policy.get_input_embeddings().weight
     refused = []
-    if policy.peft_config[POLICY_ADAPTER].is_prompt_learning:
-        refused.append(policy.peft_config[POLICY_ADAPTER].peft_type.value)
     for name, module in innermost(policy).named_modules():
         if isinstance(module, LoraLayer):
-            has_adapter = POLICY_ADAPTER in module.lora_A or POLICY_ADAPTER in module.lora_embedding_A
-            if has_adapter and not can_merge(module, embedding):
+            has_adapter = adapter in module.lora_A or adapter in module.lora_embedding_A
+            if has_adapter and not can_merge(module, adapter, embedding):
                 refused.append(name)
         elif isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
             refused.append(name)

@@ -1,10 +1,11 @@
 """Sampling in segments, between which answers that have ended leave the batch."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import Cache, GenerationConfig, LogitsProcessorList
 
 from pangu_trl.gptpangu.arguments_gptpangu import CACHE_ARGUMENT
 
@@ -25,7 +26,7 @@ def generate_in_segments(
     """Samples an answer to each prompt.
 
     `generate` carries every row on until the last one has ended. Here it is called again and again for a few tokens,
-    with the cache of the rows that go on.
+    with the cache of the rows that go on; models without a cache that rows can be taken from read all tokens again.
 
     Args:
         policy: Has `generate`.
@@ -41,7 +42,7 @@ def generate_in_segments(
     """
     answers: list[list[int]] = [[] for _ in input_ids]
     active = torch.arange(len(input_ids), device=input_ids.device)
-    cache, remaining = None, config.max_new_tokens
+    cache, remaining, is_first = None, config.max_new_tokens, True
     segment = copy.deepcopy(config)
     while len(active) and remaining > 0:
         segment.max_new_tokens = remaining if synced else min(SEGMENT_TOKENS, remaining)
@@ -51,12 +52,12 @@ def generate_in_segments(
             generation_config=segment,
             # None: where weights are sharded, ranks that are done go on until all are.
             synced_gpus=None if synced else False,
-            logits_processor=LogitsProcessorList([watch] if watch is not None and cache is None else []),
+            logits_processor=LogitsProcessorList([watch] if watch is not None and is_first else []),
             return_dict_in_generate=True,
-            **{CACHE_ARGUMENT: cache},
+            **({} if cache is None else {CACHE_ARGUMENT: cache}),
         )
         new_tokens = output.sequences[:, input_ids.shape[1] :]
-        if watch is not None and cache is None:
+        if watch is not None and is_first:
             watch.finish(new_tokens)
         goes_on = []
         for row, tokens in zip(active.tolist(), new_tokens.tolist(), strict=True):
@@ -66,9 +67,20 @@ def generate_in_segments(
         kept = torch.tensor(goes_on, device=active.device).nonzero().flatten()
         active, input_ids = active[kept], output.sequences[kept]
         attention_mask = torch.cat([attention_mask[kept], torch.ones_like(new_tokens[kept])], dim=1)
-        cache, remaining = output[CACHE_ARGUMENT], remaining - new_tokens.shape[1]
-        cache.batch_select_indices(kept)
+        cache, remaining, is_first = _cache_of(output, kept), remaining - new_tokens.shape[1], False
     return answers
+
+
+def _cache_of(output: Any, rows: Tensor) -> Cache | None:
+    """The cache that `generate` gives back, of some rows; None where there is none, or a layer's cannot be split."""
+    cache = output.get(CACHE_ARGUMENT)
+    if not isinstance(cache, Cache) or not all(hasattr(layer, "batch_select_indices") for layer in cache.layers):
+        return None
+    if cache.get_seq_length() == 0:
+        # Made by `generate` for a model that keeps nothing in it.
+        return None
+    cache.batch_select_indices(rows)
+    return cache
 
 
 def _until_stop(tokens: list[int], stop_token_ids: list[int]) -> list[int]:

@@ -1,0 +1,23 @@
+"""The table of architectures in docs/models.md."""
+
+from pathlib import Path
+
+from .architectures import Architecture
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+START, END = "<!-- families: written by make test-families -->", "<!-- /families -->"
+
+
+def write_table(page: Path, architectures: list[Architecture], rows: dict[str, dict[str, str]]) -> None:
+    """Puts what was found between the marks of the page."""
+    before, _, rest = page.read_text("utf-8").partition(START)
+    _, _, after = rest.partition(END)
+    lines = [
+        "| architecture | what is particular | PPO rollout | prefix sharing | LoRA by default |",
+        "|---|---|---|---|---|",
+    ]
+    for architecture in architectures:
+        row = rows[architecture.name]
+        cells = (architecture.name, architecture.trait, row["ppo"], row["kwise"], row["lora"])
+        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+    page.write_text(f"{before}{START}\n{chr(10).join(lines)}\n{END}{after}", "utf-8")
