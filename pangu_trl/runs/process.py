@@ -1,6 +1,7 @@
 """The process of a recipe from its first line to its last: what it hangs on, what it prints, how it ends."""
 
 import atexit
+import ctypes
 import logging
 import os
 import shlex
@@ -28,6 +29,10 @@ DEBUG = "PANGU_TRL_DEBUG"
 LAUNCHED = (("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"), ("TORCHELASTIC_RUN_ID",))
 LAUNCHERS = ("accelerate", "torchrun", "torch.distributed", "torch/distributed", "deepspeed")
 SECONDS_TO_STOP = "PANGU_TRL_SECONDS_TO_STOP"
+
+# Loaded before a fork, in whose child nothing may be imported.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+PR_SET_PDEATHSIG = 1
 
 _command = ""
 
@@ -132,6 +137,15 @@ def end_with_launcher(poll: float = 0.5) -> None:
     if launcher == 1 and not any(name in word for word in _words_of(1) for name in LAUNCHERS):
         raise SystemExit("The launcher has ended before its process began.")
     threading.Thread(target=_watch_launcher, args=(launcher, poll), name="launcher watch", daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """Has a new process get SIGTERM when its parent ends, where the system can (Linux); for `preexec_fn`.
+
+    For programs of others, which do not watch their parent as a recipe does.
+    """
+    if sys.platform == "linux":
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _watch_launcher(launcher: int, poll: float) -> None:

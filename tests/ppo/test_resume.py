@@ -71,24 +71,23 @@ def test_a_checkpoint_of_another_number_of_ranks_is_refused(make_trainer, tmp_pa
         make_trainer(max_steps=4).train(resume_from_checkpoint=str(checkpoint))
 
 
-@pytest.mark.parametrize(
-    "option, refusal",
-    [
+def test_another_value_is_refused_by_name(make_trainer, one_checkpoint, prompts):
+    for options, refusal in (
         ({"learning_rate": 0.5}, r"learning_rate: 0.001 in the checkpoint, 0.5 now"),
         ({"temperature": 0.7}, r"temperature: 1.0 in the checkpoint, 0.7 now.*--change_on_resume temperature"),
-        ({"kl_coef": 0.5, "gamma": 0.9}, r"gamma: 1.0 in.*; kl_coef: 0.05 in|kl_coef: 0.05 in.*; gamma: 1.0 in"),
+        ({"kl_coef": 0.5, "gamma": 0.9}, r"(?=.*gamma: 1.0 in)(?=.*kl_coef: 0.05 in)"),
         ({"num_rollout_batches": 4}, r"num_rollout_batches must stay"),
-    ],
-)
-def test_another_value_is_refused_by_name(make_trainer, one_checkpoint, option, refusal):
-    with pytest.raises(ValueError, match=refusal):
-        make_trainer(**MIDDLE | option).train(resume_from_checkpoint=one_checkpoint)
-
-
-def test_other_prompts_are_refused(make_trainer, one_checkpoint, prompts):
-    others = prompts.select(list(range(11, -1, -1)))
-    with pytest.raises(ValueError, match=r"train_data: '12 rows, \w+' in the checkpoint, '12 rows, \w+' now"):
-        make_trainer(data=others, **MIDDLE).train(resume_from_checkpoint=one_checkpoint)
+        (
+            {"data": prompts.select(range(11, -1, -1))},
+            r"train_data: '12 rows, \w+' in the checkpoint, '12 rows, ",
+        ),
+    ):
+        with pytest.raises(ValueError, match=refusal):
+            make_trainer(**MIDDLE | options).train(resume_from_checkpoint=one_checkpoint)
+    trainer = make_trainer(**MIDDLE | dict(temperature=0.5))
+    resume_exactly(trainer, RunArguments(change_on_resume=["temperature"]))
+    with pytest.raises(ValueError, match="middle of a rollout.*multiple of 4"):
+        trainer.train(resume_from_checkpoint=one_checkpoint)
 
 
 def test_what_is_changed_on_purpose_holds_from_the_next_step_on(make_trainer, one_checkpoint):
@@ -104,13 +103,6 @@ def test_what_is_changed_on_purpose_holds_from_the_next_step_on(make_trainer, on
     assert {(group["is_critic"], group["initial_lr"]) for group in groups} == {(False, 0.5), (True, 0.25)}
     assert {group["weight_decay"] for group in groups} == {0.0, 0.125}
     assert trainer.collector.kl_controller.coefficient == 2.0
-
-
-def test_the_temperature_can_not_change_in_the_middle_of_a_rollout(make_trainer, one_checkpoint):
-    trainer = make_trainer(**MIDDLE | dict(temperature=0.5))
-    resume_exactly(trainer, RunArguments(change_on_resume=["temperature"]))
-    with pytest.raises(ValueError, match="middle of a rollout.*multiple of 4"):
-        trainer.train(resume_from_checkpoint=one_checkpoint)
 
 
 # Four steps learn from a rollout.
