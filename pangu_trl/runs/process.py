@@ -18,7 +18,7 @@ from datasets.exceptions import DatasetsError
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 
-from .hang_guard import watch_start
+from .hang_guard import close_start, watch_start
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ def run_recipe(main: Callable[[], None]) -> NoReturn:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and os.environ.get("RANK", "0") == "0":
         name_stale_locks()
     code = _run(main)
+    close_start()
     sys.stdout.flush()
     sys.stderr.flush()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
