@@ -27,9 +27,8 @@ import pangu_trl  # noqa: F401  (registers GPTPangu)
 from pangu_trl.answers.judge import load_judge
 from pangu_trl.data.arguments import DataArguments
 from pangu_trl.models.loading import find_base_model
-from pangu_trl.runs.arguments import JudgeArguments
+from pangu_trl.runs.arguments import JudgeArguments, RunArguments
 from pangu_trl.runs.process import run_recipe
-from pangu_trl.runs.resuming import RunArguments
 from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, loading_options, parse_options, train
 
 

@@ -22,9 +22,8 @@ from pangu_trl.data.arguments import DataArguments
 from pangu_trl.models.loading import load_merged
 from pangu_trl.models.reward_model import load_reward_model
 from pangu_trl.reward.card import check_reward_card, read_reward_card
-from pangu_trl.runs.arguments import PPOModelArguments
+from pangu_trl.runs.arguments import PPOModelArguments, RunArguments
 from pangu_trl.runs.process import run_recipe
-from pangu_trl.runs.resuming import RunArguments
 from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, loading_options, parse_options, train
 
 

@@ -21,8 +21,8 @@ import pangu_trl  # noqa: F401  (registers GPTPangu)
 from pangu_trl.data import tokenize_demonstrations
 from pangu_trl.data.arguments import DataArguments
 from pangu_trl.models.modes import sequence_limit
+from pangu_trl.runs.arguments import RunArguments
 from pangu_trl.runs.process import run_recipe
-from pangu_trl.runs.resuming import RunArguments
 from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, parse_options, train
 
 

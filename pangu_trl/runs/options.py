@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,7 +28,7 @@ class StrictParser(TrlParser):
         """
         words, path = _take_config(words)
         _refuse_doubles(words)
-        known = [action.dest for action in self._actions]
+        known = [option.name for options in self.dataclass_types for option in fields(options) if option.init]
         given = {word.split("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
         if path is not None:
             config = read_yaml(path)

@@ -4,7 +4,6 @@ import functools
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +29,6 @@ from .record import (
 logger = logging.getLogger(__name__)
 
 TRAINER_STATE = "trainer_state.json"
-
-
-@dataclass
-class RunArguments:
-    """How a run goes on, and ends."""
-
-    change_on_resume: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Options whose new value is to hold from the checkpoint on, as in `--change_on_resume "
-            "learning_rate kl_coef`. Without it a run that resumes with another value is refused."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        # A single name of a YAML file comes as a word.
-        if isinstance(self.change_on_resume, str):
-            self.change_on_resume = self.change_on_resume.split()
 
 
 class NothingLeft(Exception):
@@ -270,7 +251,7 @@ def _wrap(trainer: Trainer) -> None:
         except NothingLeft:
             return resumption.finish_at_once(checkpoint)
         # `log` has put the whole run's figure into the metrics.
-        return output._replace(training_loss=output.metrics.get("train_loss", float("nan")))
+        return TrainOutput(output.global_step, output.metrics.get("train_loss", float("nan")), output.metrics)
 
     @functools.wraps(log)
     def log_whole_run(logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from datasets import Dataset
 
+from pangu_trl.runs.arguments import RunArguments
 from pangu_trl.runs.checkpoints import mark_whole
-from pangu_trl.runs.resuming import RunArguments, resume_exactly
+from pangu_trl.runs.resuming import resume_exactly
 
 
 @pytest.mark.parametrize(
