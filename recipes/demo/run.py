@@ -24,6 +24,7 @@ from results import read_log_history
 from reviews import SplitCounts, prepare_reviews
 
 from pangu_trl import GPTPanguConfig, GPTPanguForCausalLM, cli
+from pangu_trl.answers.printing import printable
 from pangu_trl.data import read_jsonl
 from pangu_trl.gptpangu.vocabulary_training import train_vocabulary
 from pangu_trl.runs.process import end_with_parent
@@ -226,9 +227,9 @@ class Demo:
         """Prints what each stage writes after the same openings."""
         stages = {model: read_jsonl(self._samples(model))[:count] for model in ("base", "sft", "ppo")}
         for records in zip(*stages.values(), strict=True):
-            print(f"\n{records[0]['prompt']}")
+            print(f"\n{printable(records[0]['prompt'])}")
             for name, record in zip(stages, records, strict=True):
-                print(f"  {name:>5} {record['judge'][0]:.2f}  {record['responses'][0]}")
+                print(f"  {name:>5} {record['judge'][0]:.2f}  {printable(record['responses'][0])}")
 
 
 def _short(value: object) -> str:
