@@ -39,6 +39,12 @@ IMPORTED: list[tuple[str, Any, str]] = [
     ("peft.tuners.tuners_utils.BaseTunerLayer", ANY, "finds the layers whose adapter is selected"),
     ("peft.utils.AuxiliaryTrainingWrapper", ANY, "finds heads and embeddings that PEFT trains whole"),
     ("peft.utils.constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING", ANY, "LoRA's default targets"),
+    (
+        "torch.distributed.distributed_c10d._set_pg_timeout",
+        ["timeout", "group"],
+        "ddp_timeout holds on CPU, where transformers does not pass it on",
+    ),
+    ("torch.distributed.distributed_c10d._world", ANY, "every group of the process, those of DeepSpeed too"),
     ("torch.nn.modules.dropout._DropoutNd", ANY, "every kind of dropout is switched off, not nn.Dropout alone"),
     ("transformers.activations.ACT2FN", ANY, "the activation by its name in config.json"),
     ("transformers.cache_utils.Cache", ANY, "what a cache must be"),

@@ -7,10 +7,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.distributed_c10d import _set_pg_timeout, _world
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 logger = logging.getLogger(__name__)
@@ -69,9 +72,11 @@ class HangGuard(TrainerCallback):
             if isinstance(module, PreTrainedModel)
         ]
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
+    def on_train_begin(self, args: Any = None, *_: Any, **__: Any) -> None:
         """Starts to watch, also beyond the last step: saving the model can hang too."""
         close_start()
+        if args is not None and args.use_cpu:
+            limit_waiting(args.ddp_timeout)
         self._note_progress()
         threading.Thread(target=self.watch, name="hang guard", daemon=True).start()
 
@@ -140,6 +145,14 @@ def watch_for_hangs(trainer: Trainer) -> None:
     for name, methods in PHASES.items():
         for method in methods:
             setattr(trainer, method, phase(name)(getattr(trainer, method)))
+
+
+def limit_waiting(seconds: float) -> None:
+    """Has every group of CPU processes give up after so many seconds; transformers hands the limit to GPUs alone."""
+    if dist.is_available() and dist.is_initialized():
+        for group in list(_world.pg_map):
+            if dist.get_rank(group) >= 0:
+                _set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def place_of(frame: FrameType | None) -> str:
