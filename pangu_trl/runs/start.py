@@ -21,6 +21,7 @@ from transformers.utils import is_bitsandbytes_available
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from pangu_trl.models.loading import find_base_model, load_merged
+from pangu_trl.models.weight_files import refuse_broken_weights, refuse_pointers
 
 from .checkpoints import check_whole, last_whole_checkpoint, saving_to
 from .folders import MERGED_BASE_FOLDER
@@ -139,6 +140,7 @@ def load_start(
     _refuse_unused_options(model_args, training_args)
     set_seed(training_args.seed)
     model_id, revision = model_args.model_name_or_path, model_args.model_revision
+    refuse_pointers(model_id)
     model, tokenizer, missing = load_merged(
         auto_class,
         model_id,
@@ -154,6 +156,7 @@ def load_start(
             f"{model_id}: cannot start from it as a {type(model).__name__}, as its files hold no weights for "
             f"{', '.join(unknown)}"
         )
+    refuse_broken_weights(model, model_id)
     peft_config = get_peft_config(model_args)
     if peft_config is not None and find_base_model(model_id, revision) is not None:
         _keep_merged_base(model, tokenizer, Path(training_args.output_dir) / MERGED_BASE_FOLDER, missing)
