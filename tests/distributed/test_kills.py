@@ -34,12 +34,16 @@ pytestmark = [pytest.mark.kills, pytest.mark.launches]
 KILLS = int(os.environ.get("KILLS", "100"))
 SEED = int(os.environ.get("SEED") or random.SystemRandom().randrange(1 << 31))
 STEPS = dict(max_steps=4, save_steps=1, save_total_limit=2, optim="adamw_torch", learning_rate=1e-3)
+# What `accelerate launch` tells its processes of ZeRO-3.
 ZERO_3 = {
-    "zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True},
-    "train_batch_size": "auto",
-    "train_micro_batch_size_per_gpu": "auto",
-    "gradient_accumulation_steps": "auto",
-    "zero_allow_untested_optimizer": True,
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+    "ACCELERATE_DEEPSPEED_ZERO3_INIT": "true",
+    "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+    "ACCELERATE_MIXED_PRECISION": "no",
 }
 
 
@@ -69,7 +73,6 @@ class Runner:
 
     def __init__(self, workspace: Path, stage_options: Any) -> None:
         self.workspace, self.stage_options = workspace, stage_options
-        (workspace / "zero3.json").write_text(json.dumps(ZERO_3))
         self._whole: dict[tuple[Case, bool], Path] = {}
 
     def whole(self, case: Case, launched: bool) -> Path:
@@ -96,7 +99,7 @@ class Runner:
             command.insert(script, moments.__file__)
             return wait(start(command, log, **environment))[0]
         if case.engine == "zero3":
-            options["deepspeed"] = self.workspace / "zero3.json"
+            environment |= ZERO_3
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         return fork(case.stage, words, case.num_processes, log, environment)
 
@@ -120,6 +123,8 @@ def fork(stage: str, words: Sequence[str], num_processes: int, log: Path, enviro
                 stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(stream, 1)
                 os.dup2(stream, 2)
+                # In place of pytest's.
+                sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
                 sys.argv = ["moments.py", str(ROOT / "recipes" / f"{stage}.py"), *words]
                 moments.main()
                 code = 0
