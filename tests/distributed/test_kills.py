@@ -162,7 +162,9 @@ def runner(workspace, stage_options) -> Runner:
 @pytest.mark.parametrize("number", range(KILLS))
 def test_a_killed_run_ends_with_the_same_bits(runner, number):
     chance = random.Random(f"{SEED}:{number}")
-    case, launched = CASES[number % len(CASES)], number % 5 == 4
+    case = CASES[number % len(CASES)]
+    # In a fork the frozen engine of PPO's reward model comes up empty.
+    launched = number % 5 == 4 or case == Case("ppo", "zero3")
     whole = runner.whole(case, launched)
     rank = chance.randrange(case.num_processes)
     counts = json.loads((whole.with_name(f"{whole.name}-moments") / f"{rank}.json").read_text())
