@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from pangu_trl.runs.checkpoints import last_whole_checkpoint
 
-pytestmark = pytest.mark.launches
+pytestmark = [pytest.mark.launches, pytest.mark.slow]
 
 STEPS = dict(max_steps=60, save_steps=10, save_total_limit=2)
 ENGINES = {"cpu": 1, "ddp": 2}
@@ -59,14 +59,14 @@ def whole(workspace, stage_options):
     "engine, target, number",
     [
         ("cpu", "launcher", signal.SIGTERM),
-        pytest.param("cpu", "launcher", signal.SIGKILL, marks=pytest.mark.slow),
-        pytest.param("cpu", "launcher", signal.SIGHUP, marks=pytest.mark.slow),
-        pytest.param("cpu", "group", signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param("cpu", "rank", signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param("ddp", "launcher", signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param("ddp", "launcher", signal.SIGKILL, marks=pytest.mark.slow),
-        pytest.param("ddp", "group", signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param("ddp", "rank", signal.SIGINT, marks=pytest.mark.slow),
+        ("cpu", "launcher", signal.SIGKILL),
+        ("cpu", "launcher", signal.SIGHUP),
+        ("cpu", "group", signal.SIGINT),
+        ("cpu", "rank", signal.SIGTERM),
+        ("ddp", "launcher", signal.SIGTERM),
+        ("ddp", "launcher", signal.SIGKILL),
+        ("ddp", "group", signal.SIGINT),
+        ("ddp", "rank", signal.SIGINT),
     ],
 )
 def test_told_to_stop_a_run_leaves_no_process_and_goes_on(workspace, stage_options, whole, engine, target, number):
