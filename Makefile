@@ -1,11 +1,12 @@
 PYTHON ?= python3
 STEPS ?= full
+KILLS ?= 100
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-distributed test-families test-newest test-python test-slow test-tokenizer test-transformers lint install clean
+.PHONY: demo test test-distributed test-families test-kills test-newest test-python test-slow test-tokenizer test-transformers lint install clean
 
 demo: install  ## The whole pipeline on Chinese reviews; STEPS=smoke for a quick look.
 	$(BIN)/python recipes/demo/run.py --steps $(STEPS)
@@ -42,7 +43,10 @@ $(TRANSFORMERS)/tests/__init__.py: | $(VENV)/.installed
 	touch $@
 
 test-distributed: install  ## Every stage on two CPU processes under DDP, ZeRO-1 to 3, offloading and FSDP2; faults; two nodes.
-	$(BIN)/python -m pytest tests/distributed -m ''
+	$(BIN)/python -m pytest tests/distributed -m 'not kills'
+
+test-kills: install  ## SIGKILL at KILLS=100 random moments: every run ends with the same bits. SEED=N repeats those of a run.
+	KILLS=$(KILLS) SEED=$(SEED) $(BIN)/python -m pytest tests/distributed/test_kills.py -m kills -v -rA
 
 # The newest of everything that pyproject.toml admits, but for torch: an open range would fetch a CUDA build.
 NEWEST := .venv-newest

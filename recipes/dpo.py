@@ -21,7 +21,9 @@ import pangu_trl  # noqa: F401  (registers GPTPangu)
 from pangu_trl.data.arguments import DataArguments
 from pangu_trl.data.tokenized_datasets import tokenize_rankings
 from pangu_trl.models.modes import sequence_limit
-from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, parse_options
+from pangu_trl.runs.arguments import RunArguments
+from pangu_trl.runs.process import run_recipe
+from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, parse_options, train
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ class EncodedPairsTrainer(DPOTrainer):
 
 
 def main() -> None:
-    data_args, training_args, model_args = parse_options(DataArguments, DPOConfig, ModelConfig)
+    data_args, run_args, training_args, model_args = parse_options(DataArguments, RunArguments, DPOConfig, ModelConfig)
     checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
 
     rankings = data_args.load("ranking")
@@ -57,8 +59,8 @@ def main() -> None:
         processing_class=start.tokenizer,
         peft_config=start.peft_config,
     )
-    guard(trainer)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    guard(trainer, data_args, run_args, model_args)
+    train(trainer, checkpoint)
     finish(trainer)
 
 
@@ -89,4 +91,4 @@ def _best_and_worst(row: dict[str, Any]) -> dict[str, list[int]]:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -28,13 +28,14 @@ from pangu_trl.answers.judge import load_judge
 from pangu_trl.answers.python_scores import check_columns
 from pangu_trl.data.arguments import DataArguments
 from pangu_trl.models.loading import find_base_model
-from pangu_trl.runs.arguments import JudgeArguments
-from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, loading_options, parse_options
+from pangu_trl.runs.arguments import JudgeArguments, RunArguments
+from pangu_trl.runs.process import run_recipe
+from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, loading_options, parse_options, train
 
 
 def main() -> None:
-    data_args, reward_args, training_args, model_args = parse_options(
-        DataArguments, JudgeArguments, GRPOConfig, ModelConfig
+    data_args, reward_args, run_args, training_args, model_args = parse_options(
+        DataArguments, JudgeArguments, RunArguments, GRPOConfig, ModelConfig
     )
     checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     model_id, revision = model_args.model_name_or_path, model_args.model_revision
@@ -59,8 +60,8 @@ def main() -> None:
         processing_class=start.tokenizer,
         peft_config=start.peft_config,
     )
-    guard(trainer)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    guard(trainer, data_args, reward_args, run_args, model_args)
+    train(trainer, checkpoint)
     finish(trainer)
 
 
@@ -90,4 +91,4 @@ def loading_whole(training_args: TrainingArguments) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -22,13 +22,14 @@ from pangu_trl.data.arguments import DataArguments
 from pangu_trl.models.loading import load_merged
 from pangu_trl.models.reward_model import load_reward_model
 from pangu_trl.reward.card import check_reward_card, read_reward_card
-from pangu_trl.runs.arguments import PPOModelArguments
-from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, loading_options, parse_options
+from pangu_trl.runs.arguments import PPOModelArguments, RunArguments
+from pangu_trl.runs.process import run_recipe
+from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, loading_options, parse_options, train
 
 
 def main() -> None:
-    data_args, reward_args, training_args, model_args = parse_options(
-        DataArguments, PPOModelArguments, PPOConfig, ModelConfig
+    data_args, reward_args, run_args, training_args, model_args = parse_options(
+        DataArguments, PPOModelArguments, RunArguments, PPOConfig, ModelConfig
     )
     if model_args.load_in_4bit or model_args.load_in_8bit:
         raise ValueError("PPO does not train on quantised weights; leave out load_in_4bit and load_in_8bit.")
@@ -56,8 +57,8 @@ def main() -> None:
         processing_class=start.tokenizer,
         peft_config=start.peft_config,
     )
-    guard(trainer)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    guard(trainer, data_args, reward_args, run_args, model_args)
+    train(trainer, checkpoint)
     finish(trainer)
 
 
@@ -94,4 +95,4 @@ def trust_reward_model(name: str, reward_model: PreTrainedModel | str, tokenizer
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -16,11 +16,15 @@ from trl import ModelConfig
 from pangu_trl import KWiseRewardConfig, KWiseRewardTrainer
 from pangu_trl.data.arguments import DataArguments
 from pangu_trl.models.modes import sequence_limit
-from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, parse_options
+from pangu_trl.runs.arguments import RunArguments
+from pangu_trl.runs.process import run_recipe
+from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, parse_options, train
 
 
 def main() -> None:
-    data_args, training_args, model_args = parse_options(DataArguments, KWiseRewardConfig, ModelConfig)
+    data_args, run_args, training_args, model_args = parse_options(
+        DataArguments, RunArguments, KWiseRewardConfig, ModelConfig
+    )
     checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     # With another task type PEFT would leave the score head untrained, without an error.
     model_args.lora_task_type = "SEQ_CLS"
@@ -36,8 +40,8 @@ def main() -> None:
         processing_class=start.tokenizer,
         peft_config=start.peft_config,
     )
-    guard(trainer)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    guard(trainer, data_args, run_args, model_args)
+    train(trainer, checkpoint)
     if eval_dataset is not None and not trainer.weights_are_evaluated:
         # The figures of the model that is saved; its card tells PPO mean and standard deviation of its scores.
         trainer.evaluate()
@@ -45,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -22,11 +22,13 @@ from pangu_trl.data import tokenize_demonstrations
 from pangu_trl.data.answer_end import note_stop_tokens
 from pangu_trl.data.arguments import DataArguments
 from pangu_trl.models.modes import sequence_limit
-from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, parse_options
+from pangu_trl.runs.arguments import RunArguments
+from pangu_trl.runs.process import run_recipe
+from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, parse_options, train
 
 
 def main() -> None:
-    data_args, training_args, model_args = parse_options(DataArguments, SFTConfig, ModelConfig)
+    data_args, run_args, training_args, model_args = parse_options(DataArguments, RunArguments, SFTConfig, ModelConfig)
     checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     learns_prompt_turns = choose_loss(training_args)
 
@@ -52,8 +54,8 @@ def main() -> None:
         processing_class=start.tokenizer,
         peft_config=start.peft_config,
     )
-    guard(trainer)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    guard(trainer, data_args, run_args, model_args)
+    train(trainer, checkpoint)
     finish(trainer)
 
 
@@ -90,4 +92,4 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, training_args: SFTConf
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -35,12 +35,20 @@ IMPORTED: list[tuple[str, Any, str]] = [
     ("datasets.table.MemoryMappedTable", ANY, "the records in the cache, as a dataset"),
     ("deepspeed.utils.safe_get_full_fp32_param", ["param"], "the average is one of the float32 copies"),
     ("deepspeed.utils.safe_get_local_fp32_param", ["param"], "the same, of a shard under ZeRO-3"),
+    ("datasets.exceptions.DatasetsError", ANY, "an error of the data is one line"),
+    ("datasets.fingerprint.Hasher", ANY, "fingerprints of loaded data that do not change between runs"),
     ("peft.tuners.lora.LoraLayer", ANY, "finds the layers whose LoRA can be merged for sampling"),
     ("peft.tuners.tuners_utils.BaseTunerLayer", ANY, "finds the layers whose adapter is selected"),
     ("peft.utils.AuxiliaryTrainingWrapper", ANY, "finds heads and embeddings that PEFT trains whole"),
     ("peft.utils.constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING", ANY, "LoRA's default targets"),
     ("peft.utils.constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING", ANY, "so are other methods' called"),
     ("peft.utils.constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING", ANY, "what IA3 scales inside"),
+    (
+        "torch.distributed.distributed_c10d._set_pg_timeout",
+        ["timeout", "group"],
+        "ddp_timeout holds on CPU, where transformers does not pass it on",
+    ),
+    ("torch.distributed.distributed_c10d._world", ANY, "every group of the process, those of DeepSpeed too"),
     ("torch.nn.modules.dropout._DropoutNd", ANY, "every kind of dropout is switched off, not nn.Dropout alone"),
     ("transformers.activations.ACT2FN", ANY, "the activation by its name in config.json"),
     ("transformers.cache_utils.Cache", ANY, "what a cache must be"),
@@ -162,6 +170,7 @@ MEMBERS: list[tuple[str, Any, str]] = [
     ),
     (f"{_TOKENIZER}._tokenize", ["self", "text", "kwargs"], "text to pieces"),
     (f"{_TOKENIZER}._update_trie", ["self", "unique_no_split_tokens"], "special tokens in a text"),
+    ("atexit._run_exitfuncs", ANY, "a rank ends without the interpreter's teardown"),
     (
         "deepspeed.runtime.zero.parameter_offload.DeepSpeedZeRoOffload._register_deepspeed_module",
         ["self", "module", "count"],
@@ -202,6 +211,10 @@ ATTRIBUTES: list[tuple[str, str, str]] = [
     ("transformers.tokenization_python", "_added_tokens_encoder", "ids of added tokens"),
     ("transformers.tokenization_utils_base", "_extra_special_tokens", "special tokens without a role"),
     ("transformers.trainer", "_signature_columns", "our columns"),
+    ("transformers.trainer", "_total_loss_scalar", "the mean loss of a whole run, over its resumes"),
+    ("transformers.trainer", "_tr_loss", "the mean loss of a whole run, over its resumes"),
+    ("trl.trainer.dpo_trainer", "_total_train_tokens", "tokens of a whole run, over its resumes"),
+    ("trl.trainer.sft_trainer", "_total_train_tokens", "tokens of a whole run, over its resumes"),
     ("trl.trainer.reward_trainer", "_metrics", "figures of a batch are logged with TRL's"),
     ("trl.trainer.reward_trainer", "_total_train_tokens", "tokens seen, as TRL counts them"),
     ("accelerate.accelerator", "_is_accelerate_prepared", "a model that was evaluated first is wrapped again"),
@@ -290,8 +303,8 @@ def test_every_private_attribute_that_is_not_ours_has_a_row():
                 name = node.attr
             elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "setattr"):
                 name = node.args[1].value if isinstance(node.args[1], ast.Constant) else ""
-            # sys._current_frames is documented, its underscore notwithstanding.
-            if is_private(name) and name not in ours | rows | {"_current_frames"}:
+            # sys._current_frames and os._exit are documented, their underscores notwithstanding.
+            if is_private(name) and name not in ours | rows | {"_current_frames", "_exit"}:
                 missing.add(f"{source.relative_to(ROOT)}:{node.lineno}: {name}")
     assert not missing, "add a row to ATTRIBUTES or MEMBERS"
 

@@ -241,7 +241,8 @@ def _users_code(name: str) -> Iterator[None]:
     """Says in one line what went wrong in a judge, and at which line of its file."""
     try:
         yield
-    except Exception as error:
+    # A judge that was a script once may call sys.exit.
+    except (Exception, SystemExit) as error:
         # Behind our own frames and the importing ones comes the user's; the last may lie deep in a library.
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if frame.filename[0] != "<" and frame.filename not in _PASSED_FILES]

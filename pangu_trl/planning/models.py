@@ -16,6 +16,9 @@ from pangu_trl.models.adapter_selection import can_merge
 
 from .settings import SIZES, TINY
 
+# As PEFT calls an adapter that was given no name.
+DEFAULT_ADAPTER = "default"
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -104,6 +107,7 @@ def count(
     own = [sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()]
     adapted = [module for module in model.modules() if isinstance(module, LoraLayer)]
     embedding = model.get_input_embeddings().weight
+    mergeable = [layer for layer in adapted if can_merge(layer, DEFAULT_ADAPTER, embedding)]
     return ModelShape(
         num_parameters=sum(p.numel() for p in model.parameters()),
         num_trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -115,5 +119,5 @@ def count(
         intermediate_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         vocab_size=text.vocab_size,
         num_lora_inputs=sum(layer.in_features for layer in adapted) // text.num_hidden_layers,
-        num_mergeable=sum(layer.get_base_layer().weight.numel() for layer in adapted if can_merge(layer, embedding)),
+        num_mergeable=sum(layer.get_base_layer().weight.numel() for layer in mergeable),
     )

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from pangu_trl.gptpangu.conversion.sizes import SIZES as PUBLISHED_SIZES
-from pangu_trl.runs.arguments import OWN_OPTIONS
+from pangu_trl.runs.arguments import OWN_OPTIONS, RunArguments
 from pangu_trl.runs.folders import STAGES
 
 # TRL's GRPO sets no limit to prompts; this is the default of our PPO.
@@ -117,7 +117,7 @@ def _defaults(stage: str) -> dict[str, Any]:
 
     config = {"sft": SFTConfig, "reward": KWiseRewardConfig, "ppo": PPOConfig, "dpo": DPOConfig, "grpo": GRPOConfig}
     options: dict[str, Any] = {}
-    for dataclass_type in (DataArguments, *OWN_OPTIONS.get(stage, ()), config[stage], ModelConfig):
+    for dataclass_type in (DataArguments, *OWN_OPTIONS.get(stage, ()), RunArguments, config[stage], ModelConfig):
         for option in fields(dataclass_type):
             if option.default is not MISSING:
                 options[option.name] = option.default

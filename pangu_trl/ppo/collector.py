@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from pangu_trl.answers.printing import printable
 from pangu_trl.models.modes import evaluation_mode
 from pangu_trl.models.score_head import innermost
 from pangu_trl.runs.hang_guard import phase
@@ -242,4 +243,4 @@ class RolloutCollector:
         if self.args.log_completions and self.accelerator.is_main_process:
             texts = rollout.texts(self.tokenizer)[:4]
             for example, text, score in zip(examples, texts, rollout.scores.tolist(), strict=False):
-                tqdm.write(f"step {step} | {score:+.2f} | {example['prompt']} => {text}")
+                tqdm.write(f"step {step} | {score:+.2f} | {printable(str(example['prompt']))} => {printable(text)}")

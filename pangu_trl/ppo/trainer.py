@@ -17,10 +17,11 @@ from transformers.trainer_utils import TrainOutput
 from pangu_trl.models.modes import disable_dropout
 from pangu_trl.models.sharding import is_sharded, prepare_frozen
 from pangu_trl.runs.broken_training import stop_on_broken_training
-from pangu_trl.runs.checkpoints import checkpoint_dir, keep_whole_checkpoints, last_whole_checkpoint
+from pangu_trl.runs.checkpoints import checkpoint_dir
 from pangu_trl.runs.coarse_weights import check_coarse_weights
 from pangu_trl.runs.folders import EMA_FOLDER
-from pangu_trl.runs.stopping import save_on_sigterm
+from pangu_trl.runs.resuming import resume_exactly
+from pangu_trl.runs.stopping import save_when_told_to_stop
 
 from .actor_critic.averaging import WeightAverage
 from .actor_critic.build import build_models
@@ -181,8 +182,8 @@ class PPOTrainer(Trainer):
         self.add_callback(AverageAfterStep(self))
         check_coarse_weights(self)
         stop_on_broken_training(self)
-        keep_whole_checkpoints(self)
-        save_on_sigterm(self)
+        resume_exactly(self)
+        save_when_told_to_stop(self)
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of the prompts of one rollout, each repeated for every mini-batch that is learnt from it."""
@@ -220,10 +221,8 @@ class PPOTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trains as `Trainer.train` does, from a new rollout or the one of the checkpoint to resume from.
 
-        `resume_from_checkpoint=True` takes the last checkpoint that is whole.
+        `resume_from_checkpoint=True` takes the last checkpoint that is whole (`resume_exactly` sees to that).
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
         self.passes = PassesOverRollout(self.args, self.accelerator)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -418,7 +417,14 @@ class PPOTrainer(Trainer):
             rank, device = self.accelerator.process_index, self.accelerator.device
             state = RunState.load(checkpoint, rank, device, self._rollout_options, is_sharded(self.model))
             self.passes.resume(state.rollout, state.micro_step, state.passes_stopped)
-            self.collector.kl_controller.coefficient = state.kl_coef
+            if "temperature" in self.changed_options and not self.passes.need_rollout:
+                steps = self.args.mini_batches_per_rollout // self.args.gradient_accumulation_steps
+                raise ValueError(
+                    f"{checkpoint} is in the middle of a rollout, which was sampled at another temperature. Change it "
+                    f"at a step that is a multiple of {steps}."
+                )
+            if "kl_coef" not in self.changed_options:
+                self.collector.kl_controller.coefficient = state.kl_coef
             self.collector.score_statistics = RunningStd(**state.score_statistics)
             self._resumed_state = state
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -49,3 +49,21 @@ class JudgeArguments:
 
 # By stage; the others have none.
 OWN_OPTIONS: dict[str, tuple[type, ...]] = {"ppo": (PPOModelArguments,), "grpo": (JudgeArguments,)}
+
+
+@dataclass
+class RunArguments:
+    """How a run goes on, and ends."""
+
+    change_on_resume: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Options whose new value is to hold from the checkpoint on, as in `--change_on_resume "
+            "learning_rate kl_coef`. Without it a run that resumes with another value is refused."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        # A single name of a YAML file comes as a word.
+        if isinstance(self.change_on_resume, str):
+            self.change_on_resume = self.change_on_resume.split()

@@ -1,15 +1,19 @@
 """Says which rank waits, and where, when a run makes no progress."""
 
 import logging
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.distributed_c10d import _set_pg_timeout, _world
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 logger = logging.getLogger(__name__)
@@ -22,6 +26,9 @@ PHASES = {
 }
 # The phases that the main thread has entered, the innermost last.
 _entered: list[str] = []
+# Half of the default of ddp_timeout.
+SECONDS_AT_START = 900.0
+_start_guard: "HangGuard | None" = None
 
 
 @contextmanager
@@ -46,28 +53,32 @@ class HangGuard(TrainerCallback):
     shows who waits in a collective, and who keeps the others waiting with something else.
 
     Args:
-        model: What trains; the calls of the transformers models in it count as progress.
+        model: What trains; the calls of the transformers models in it count as progress. None before there is one.
         seconds: Time without progress after which it reports, and reports again.
         rank: Of this process.
         num_ranks: All processes.
     """
 
-    def __init__(self, model: nn.Module, seconds: float, rank: int, num_ranks: int) -> None:
+    def __init__(self, model: nn.Module | None, seconds: float, rank: int, num_ranks: int) -> None:
         self.seconds, self.rank, self.num_ranks = seconds, rank, num_ranks
         self._step = 0
+        self._is_start = model is None
         self._is_closed = threading.Event()
         self._last_progress = time.monotonic()
         self._main_thread = threading.main_thread().ident
         self._hooks = [
             module.register_forward_pre_hook(lambda *_: self._note_progress())
-            for module in model.modules()
+            for module in (() if model is None else model.modules())
             if isinstance(module, PreTrainedModel)
         ]
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
+    def on_train_begin(self, args: Any = None, *_: Any, **__: Any) -> None:
         """Starts to watch, also beyond the last step: saving the model can hang too."""
+        close_start()
+        if args is not None and args.use_cpu:
+            limit_waiting(args.ddp_timeout)
         self._note_progress()
-        threading.Thread(target=self._watch, name="hang guard", daemon=True).start()
+        threading.Thread(target=self.watch, name="hang guard", daemon=True).start()
 
     def close(self) -> None:
         """Ends the watch."""
@@ -89,7 +100,8 @@ class HangGuard(TrainerCallback):
     def _note_progress(self) -> None:
         self._last_progress = time.monotonic()
 
-    def _watch(self) -> None:
+    def watch(self) -> None:
+        """Checks again and again until it is closed."""
         while not self._is_closed.wait(min(self.seconds / 4, 10.0)):
             self.check()
 
@@ -103,11 +115,27 @@ class HangGuard(TrainerCallback):
     def report(self, waited: float) -> str:
         """What this rank has been doing for so many seconds."""
         place = place_of(sys._current_frames().get(self._main_thread))
+        where = "the start" if self._is_start else f"phase {current_phase()} of step {self._step}"
         return (
-            f"rank {self.rank} of {self.num_ranks}: no progress for {waited:.0f} s in phase {current_phase()} of step "
-            f"{self._step}; it is in {place}. If other ranks report another phase or place, they are what this one "
-            "waits for; a rank that reports nothing is dead or busy. (Reported after half of ddp_timeout.)"
+            f"rank {self.rank} of {self.num_ranks}: no progress for {waited:.0f} s in {where}; it is in {place}. If "
+            "other ranks report another phase or place, they are what this one waits for; a rank that reports nothing "
+            "is dead or busy. (Reported after half of ddp_timeout.)"
         )
+
+
+def watch_start() -> None:
+    """Watches a process from its first line until training begins, for half of the default of `ddp_timeout`."""
+    global _start_guard
+    close_start()
+    rank, num_ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    _start_guard = HangGuard(None, SECONDS_AT_START, rank, num_ranks)
+    threading.Thread(target=_start_guard.watch, name="hang guard of the start", daemon=True).start()
+
+
+def close_start() -> None:
+    """Ends that watch."""
+    if _start_guard is not None:
+        _start_guard.close()
 
 
 def watch_for_hangs(trainer: Trainer) -> None:
@@ -117,6 +145,14 @@ def watch_for_hangs(trainer: Trainer) -> None:
     for name, methods in PHASES.items():
         for method in methods:
             setattr(trainer, method, phase(name)(getattr(trainer, method)))
+
+
+def limit_waiting(seconds: float) -> None:
+    """Has every group of CPU processes give up after so many seconds; transformers hands the limit to GPUs alone."""
+    if dist.is_available() and dist.is_initialized():
+        for group in list(_world.pg_map):
+            if dist.get_rank(group) >= 0:
+                _set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def place_of(frame: FrameType | None) -> str:

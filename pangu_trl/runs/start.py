@@ -1,6 +1,7 @@
 """How a recipe starts: its options, the folder that it may write into, and the model that it goes on from."""
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,29 +18,35 @@ from transformers import (
     set_seed,
 )
 from transformers.utils import is_bitsandbytes_available
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from pangu_trl.data.answer_end import note_stop_tokens
 from pangu_trl.models.loading import find_base_model, load_merged
 from pangu_trl.models.lora_targets import check_lora_targets, resolve_lora_targets
 from pangu_trl.models.modes import check_generation_settings
+from pangu_trl.models.weight_files import refuse_broken_weights, refuse_pointers
 
 from .broken_training import stop_on_broken_training
-from .checkpoints import keep_whole_checkpoints, last_whole_checkpoint
+from .checkpoints import check_whole, last_whole_checkpoint, saving_to
 from .coarse_weights import check_coarse_weights
 from .folders import MERGED_BASE_FOLDER
 from .hang_guard import watch_for_hangs
+from .lock import LOCK_FILE, lock_folder, unlock_folder
+from .options import StrictParser
+from .process import recipe_command
 from .ranges import check_numbers
-from .stopping import save_on_sigterm
+from .ranks import on_main_process
+from .resuming import resume_exactly
+from .stopping import end_if_told_to_stop, save_when_told_to_stop
 
 
 def parse_options(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     """Reads the options of a recipe from `--config FILE.yaml` and the command line, which wins.
 
-    Unknown keys are refused, and numbers outside of their range. Where there is no accelerator, or `accelerate launch`
-    was told to use the CPU, `use_cpu` is on and `bf16` off unless the options say otherwise: transformers does not
-    start several CPU processes without the first, and TRL's own default of bfloat16 is several times slower on most
-    CPUs.
+    Unknown options, abbreviated ones, those that stand twice and numbers outside of their range are refused, and
+    `output_dir` is required. Where there is no accelerator, or `accelerate launch` was told to use the CPU, `use_cpu`
+    is on and `bf16` off unless the options say otherwise: transformers does not start several CPU processes without the
+    first, and TRL's own default of bfloat16 is several times slower on most CPUs.
 
     Args:
         *dataclass_types: Dataclasses whose fields are the options.
@@ -47,48 +54,62 @@ def parse_options(*dataclass_types: type, argv: Sequence[str] | None = None) -> 
 
     Returns:
         One instance of each dataclass.
+
+    Raises:
+        ValueError: An option is wrong; the message names it, and the file that it stands in.
+        OSError: The file cannot be read.
     """
-    parser = TrlParser(dataclass_types)
+    parser = StrictParser(dataclass_types, allow_abbrev=False)
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available():
         parser.set_defaults_with_config(use_cpu=True, bf16=False)
-    options = parser.parse_args_and_config(argv)
+    options = parser.read(list(sys.argv[1:] if argv is None else argv))
     for config in options:
         check_numbers(config)
     return options
 
 
-def claim_output_dir(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
-    """Checks that a run may write into `output_dir`, and finds the checkpoint that it goes on from.
+def claim_output_dir(output_dir: str, resume_from_checkpoint: str | bool | None) -> str | None:
+    """Takes `output_dir` for this run alone, and finds the checkpoint that it goes on from.
 
-    Call it on every rank before anything is written.
+    Call it on every rank before anything is written or loaded. The main process looks, and locks the folder until it
+    ends.
 
     Args:
         output_dir: Where the run will write.
-        resume_from_checkpoint: None for a new run; `true` for the last whole checkpoint in `output_dir`; or
-            a checkpoint.
+        resume_from_checkpoint: None or `false` for a new run; `true` for the last whole checkpoint in `output_dir`; or
+            a checkpoint, which must be whole.
 
     Returns:
         The checkpoint to resume from, None for a new run.
 
     Raises:
+        BlockingIOError: Another run has the folder.
         FileExistsError: A new run, and the folder is not empty.
         FileNotFoundError: There is no checkpoint to resume from.
+        ValueError: The checkpoint that was named is not whole.
+        OSError: The folder cannot be written.
     """
-    folder = Path(output_dir)
-    if resume_from_checkpoint is None:
-        # Only one rank looks, before any rank can have written.
-        if PartialState().is_main_process and folder.is_dir() and any(folder.iterdir()):
-            raise FileExistsError(
-                f"output_dir {output_dir} is not empty; it may hold another run, and nothing is overwritten. "
-                "Give another output_dir, remove it, or continue that run with --resume_from_checkpoint true."
-            )
-        PartialState().wait_for_everyone()
-        return None
-    if resume_from_checkpoint.lower() in ("true", "last"):
-        return last_whole_checkpoint(output_dir)
-    if not Path(resume_from_checkpoint).is_dir():
-        raise FileNotFoundError(f"resume_from_checkpoint {resume_from_checkpoint} is not a folder.")
-    return resume_from_checkpoint
+    return on_main_process(lambda: _claim(Path(output_dir), resume_from_checkpoint))
+
+
+def _claim(folder: Path, resume_from_checkpoint: str | bool | None) -> str | None:
+    # YAML's true and false come as themselves, those of the command line as words.
+    wish = "" if resume_from_checkpoint is None else str(resume_from_checkpoint)
+    if wish.lower() in ("true", "last"):
+        if folder.is_dir():
+            lock_folder(folder)
+        return last_whole_checkpoint(folder)
+    lock_folder(folder)
+    if wish.lower() not in ("", "false"):
+        check_whole(wish)
+        return wish
+    if any(path.name != LOCK_FILE for path in folder.iterdir()):
+        unlock_folder(folder)
+        raise FileExistsError(
+            f"output_dir {folder} is not empty; it may hold another run, and nothing is overwritten. "
+            "Give another output_dir, remove it, or continue that run with --resume_from_checkpoint true."
+        )
+    return None
 
 
 @dataclass(frozen=True)
@@ -128,6 +149,7 @@ def load_start(
     _refuse_unused_options(model_args, training_args)
     set_seed(training_args.seed)
     model_id, revision = model_args.model_name_or_path, model_args.model_revision
+    refuse_pointers(model_id)
     model, tokenizer, missing = load_merged(
         auto_class,
         model_id,
@@ -144,6 +166,7 @@ def load_start(
             f"{', '.join(unknown)}"
         )
     note_stop_tokens(model, tokenizer)
+    refuse_broken_weights(model, model_id)
     peft_config = get_peft_config(model_args)
     if peft_config is None:
         check_generation_settings(model)
@@ -162,17 +185,31 @@ def loading_options(model_args: ModelConfig) -> dict[str, Any]:
     return {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
 
 
-def guard(trainer: Trainer) -> None:
-    """Stops broken training, marks whole checkpoints, saves on SIGTERM, and has ranks that wait too long say so.
+def guard(trainer: Trainer, *arguments: Any) -> None:
+    """Stops broken training, resumes exactly, marks whole checkpoints, saves when told to stop, names ranks that wait.
 
     The trainers of this package look at the dtype of their weights themselves.
+
+    Args:
+        trainer: Any trainer.
+        *arguments: The options of the run beside the trainer's own.
     """
     if not type(trainer).__module__.startswith("pangu_trl."):
         check_coarse_weights(trainer)
     stop_on_broken_training(trainer)
-    keep_whole_checkpoints(trainer)
-    save_on_sigterm(trainer)
+    resume_exactly(trainer, *arguments)
+    save_when_told_to_stop(trainer)
     watch_for_hangs(trainer)
+
+
+def train(trainer: Trainer, checkpoint: str | None) -> None:
+    """Trains, from a checkpoint if there is one; a run that was told to stop ends here.
+
+    Raises:
+        SystemExit: It was told to stop.
+    """
+    trainer.train(resume_from_checkpoint=checkpoint)
+    end_if_told_to_stop(trainer, recipe_command())
 
 
 def finish(trainer: Trainer) -> None:
@@ -180,9 +217,12 @@ def finish(trainer: Trainer) -> None:
 
     A rank that leaves while the others still save can be aborted by its own communication threads.
     """
-    trainer.save_model()
-    trainer.save_state()
+    folder = trainer.args.output_dir
+    with saving_to(Path(folder)):
+        trainer.save_model()
+        trainer.save_state()
     trainer.accelerator.wait_for_everyone()
+    unlock_folder(folder)
     trainer.accelerator.end_training()
 
 

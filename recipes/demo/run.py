@@ -24,8 +24,10 @@ from results import read_log_history
 from reviews import SplitCounts, prepare_reviews
 
 from pangu_trl import GPTPanguConfig, GPTPanguForCausalLM, cli
+from pangu_trl.answers.printing import printable
 from pangu_trl.data import read_jsonl
 from pangu_trl.gptpangu.vocabulary_training import train_vocabulary
+from pangu_trl.runs.process import end_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 JUDGE = f"{ROOT / 'recipes' / 'demo' / 'judge.py'}:sentiment"
@@ -163,8 +165,8 @@ class Demo:
         words += [_short(ROOT / "recipes" / f"{stage}.py"), "--config", _short(ROOT / f"recipes/demo/{stage}.yaml")]
         words += [word for name, value in options.items() for word in (f"--{name}", _short(value))]
         print("$ " + " ".join(words), flush=True)
-        command = [sys.executable, "-m", "accelerate.commands.launch", *words[2:]]
-        subprocess.run(command, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *words[2:]]
+        subprocess.run(command, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, preexec_fn=end_with_parent)
 
     def _sample(self, model: str, prompts: str, output: str, seed: int) -> None:
         self._command(
@@ -225,9 +227,9 @@ class Demo:
         """Prints what each stage writes after the same openings."""
         stages = {model: read_jsonl(self._samples(model))[:count] for model in ("base", "sft", "ppo")}
         for records in zip(*stages.values(), strict=True):
-            print(f"\n{records[0]['prompt']}")
+            print(f"\n{printable(records[0]['prompt'])}")
             for name, record in zip(stages, records, strict=True):
-                print(f"  {name:>5} {record['judge'][0]:.2f}  {record['responses'][0]}")
+                print(f"  {name:>5} {record['judge'][0]:.2f}  {printable(record['responses'][0])}")
 
 
 def _short(value: object) -> str:

@@ -64,6 +64,8 @@ def test_a_judge_that_is_not_there_is_refused(tmp_path):
     [
         ("def f(: pass", r"SyntaxError: .*\(judge\.py, line 1\)$"),
         ("\nimport no_such_module", r"ModuleNotFoundError: No module named 'no_such_module' at .*/judge\.py:2$"),
+        ("import sys\nsys.exit(3)", r"SystemExit: 3 at .*/judge\.py:2$"),
+        ("import sys\ndef f(p, c, **columns): sys.exit()", r"judge\.py:f: SystemExit: .*at .*/judge\.py:2$"),
         ("\n\ndef f(p, c, **columns): return columns['x']", r"judge\.py:f: KeyError: 'x' at .*/judge\.py:3$"),
     ],
 )

@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
 from pangu_trl.gptpangu.modeling_gptpangu import GPTPanguBlock
+from pangu_trl.runs.process import run_recipe
 
 # Rows of one length, so that no stage pads.
 PROBE = torch.tensor([list(range(10, 22)), list(range(40, 52))])
@@ -124,8 +125,8 @@ def main() -> None:
     guard, finish = run.__globals__["guard"], run.__globals__["finish"]
     counted = CountSteps()
 
-    def guard_and_count(trainer: Trainer) -> None:
-        guard(trainer)
+    def guard_and_count(trainer: Trainer, *arguments: Any) -> None:
+        guard(trainer, *arguments)
         if "COUNT_COLLECTIVES" in os.environ:
             trainer.add_callback(counted)
 
@@ -137,7 +138,7 @@ def main() -> None:
         path.write_text(json.dumps(notes))
 
     run.__globals__["guard"], run.__globals__["finish"] = guard_and_count, finish_with_notes
-    run()
+    run_recipe(run)
 
 
 if __name__ == "__main__":

@@ -67,8 +67,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(workspace, stage_options, stag
     assert_resumes_to(uninterrupted, workspace, stage, options)
 
 
-def test_every_rank_says_what_it_waits_in(workspace, stage_options):
-    options = stage_options("sft", workspace / "hanging", ddp_timeout=6, **STEPS)
+def test_every_rank_says_what_it_waits_in_and_the_run_ends(workspace, stage_options):
+    options = stage_options("sft", workspace / "hanging", ddp_timeout=20, **STEPS)
     said = Path(f"{options['output_dir']}.log")
     process = start(launch_command(config_for_cpu("ddp", workspace), "sft", options), said, FAULT="hang:1:1")
     try:
@@ -83,5 +83,6 @@ def test_every_rank_says_what_it_waits_in(workspace, stage_options):
         assert {rank: report[:2] for rank, report in reports.items()} == dict.fromkeys("01", ["learning", "2"]), reports
         # The one that sleeps, and the one that waits for it in the backward pass.
         assert reports["1"][2] != reports["0"][2]
+        assert process.wait(timeout=120) != 0
     finally:
         stop(process)

@@ -1,12 +1,7 @@
 """Recipes in this process: what a run starts from, adapters handed from stage to stage, wrong input."""
 
 import dataclasses
-import importlib.util
-import sys
-from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -23,17 +18,7 @@ from pangu_trl.reward.card import RewardCard
 from pangu_trl.runs import start as recipe
 from pangu_trl.runs.start import load_start
 
-RECIPES = Path(__file__).parent.parent.parent / "recipes"
-TRAINERS = {"sft": "SFTTrainer", "reward": "KWiseRewardTrainer", "ppo": "PPOTrainer"}
 IDS = torch.tensor([[20, 31, 42, 53, 64, 75]])
-
-
-@pytest.fixture
-def base(tmp_path, policy, tokenizer) -> str:
-    """Folder of a language model."""
-    policy.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    return str(tmp_path / "base")
 
 
 @pytest.fixture
@@ -48,52 +33,6 @@ def adapter(tmp_path, base, tokenizer) -> str:
     model.save_pretrained(tmp_path / "adapter")
     tokenizer.save_pretrained(tmp_path / "adapter")
     return str(tmp_path / "adapter")
-
-
-@pytest.fixture
-def data(tmp_path, reviews, rankings) -> SimpleNamespace:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    write_jsonl(folder / "sft.jsonl", reviews)
-    write_jsonl(folder / "reward.jsonl", list(rankings))
-    write_jsonl(folder / "ppo.jsonl", [{"prompt": review["prompt"]} for review in reviews])
-    return SimpleNamespace(**{stage: folder / f"{stage}.jsonl" for stage in TRAINERS})
-
-
-@pytest.fixture
-def run_recipe(monkeypatch, data) -> Callable[..., Any]:
-    """Runs the `main` of a recipe with these options; returns its trainer."""
-
-    def run(stage: str, inspect: Callable[[Any], None] = lambda trainer: None, **options: Any) -> Any:
-        spec = importlib.util.spec_from_file_location(f"{stage}_recipe", RECIPES / f"{stage}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        trainers = []
-
-        class Recorded(getattr(module, TRAINERS[stage])):
-            def train(self, *args: Any, **kwargs: Any) -> Any:
-                trainers.append(self)
-                inspect(self)
-                return super().train(*args, **kwargs)
-
-        setattr(module, TRAINERS[stage], Recorded)
-        defaults = dict(
-            train_data=data.__dict__[stage],
-            max_steps=2,
-            learning_rate=1e-2,
-            per_device_train_batch_size=4,
-            report_to="none",
-            save_strategy="no",
-            lora_r=4,
-        )
-        if stage == "ppo":
-            defaults |= dict(max_prompt_length=48, max_completion_length=6, num_ppo_epochs=2)
-        words = [word for name, value in (defaults | options).items() for word in (f"--{name}", str(value))]
-        monkeypatch.setattr(sys, "argv", [f"{stage}.py", *words])
-        module.main()
-        return trainers[0]
-
-    return run
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
