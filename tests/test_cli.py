@@ -375,7 +375,7 @@ def test_sampling_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(models
     draw, batches = sampling._sample_batch, []
 
     def stopped_at_the_third(*args):
-        batches.append(len(args[2]))
+        batches.append(len(args[3]))
         if len(batches) == 3:
             raise KeyboardInterrupt
         return draw(*args)

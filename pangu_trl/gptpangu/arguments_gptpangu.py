@@ -23,8 +23,8 @@ _PAGED_KEYWORDS = {"read_index", "write_index", "block_table", "logits_indices",
 _PACKING_KEYWORDS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 # What a layer hands to its attention function itself, so that a caller's would be lost.
 _OWN_OF_ATTENTION = {"module", "query", "key", "value", "attention_mask", "scaling", "dropout", "kwargs"}
-# Read by nothing here, and without an effect on the result.
-_HARMLESS_KEYWORDS = {"return_dict"}
+# Read by nothing here, and without an effect on the result; TRL's RewardTrainer hands its margins to the model too.
+_HARMLESS_KEYWORDS = {"return_dict", "margin"}
 
 
 def resolve_cache(past_key_values: Any, cache: Any) -> Any:

@@ -25,7 +25,6 @@ UNUSED: dict[str, tuple[Any, str]] = {
     "include_num_input_tokens_seen": ("no", "what the loop fetches are prompts, not the tokens that are learnt from"),
     "train_sampling_strategy": ("random", OWN_ORDER),
     "length_column_name": ("length", OWN_ORDER),
-    "dataloader_drop_last": (False, OWN_ORDER),
     "dataloader_in_order": (True, OWN_ORDER),
     "dataloader_multiprocessing_context": (None, OWN_ORDER),
     "ignore_data_skip": (False, OWN_ORDER),

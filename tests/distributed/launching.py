@@ -85,8 +85,13 @@ def run_here(recipe: str, options: dict[str, Any], takes_notes: bool = True) -> 
     script = str(ROOT / "recipes" / f"{recipe}.py")
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [*([str(RANK)] if takes_notes else []), script, *words])
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        # Not as `__main__`, which would end this process with the recipe.
+        if takes_notes:
+            patch.setattr(sys, "argv", [str(RANK), script, *words])
+            runpy.run_path(str(RANK), run_name="rank")["noting_main"]()()
+        else:
+            patch.setattr(sys, "argv", [script, *words])
+            runpy.run_path(script, run_name="recipe")["main"]()
 
 
 def logged(folder: Path, name: str) -> list[float]:

@@ -13,6 +13,7 @@ import runpy
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,8 @@ def plan_fault(fault: str, step: int, rank: int) -> None:
         raise ValueError(fault)
 
 
-def main() -> None:
+def noting_main() -> Callable[[], None]:
+    """The `main` of the recipe that the arguments name, which leaves notes."""
     sys.argv = sys.argv[1:]
     if "FAULT" in os.environ:
         fault, step, rank = os.environ["FAULT"].split(":")
@@ -138,9 +140,9 @@ def main() -> None:
         path.write_text(json.dumps(notes))
 
     run.__globals__["guard"], run.__globals__["finish"] = guard_and_count, finish_with_notes
-    run_recipe(run)
+    return run
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main()
+    run_recipe(noting_main())

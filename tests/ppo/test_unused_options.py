@@ -23,7 +23,6 @@ OTHER = {
     "include_num_input_tokens_seen": "all",
     "train_sampling_strategy": "group_by_length",
     "length_column_name": "size",
-    "dataloader_drop_last": True,
     "dataloader_in_order": False,
     "dataloader_multiprocessing_context": "spawn",
     "ignore_data_skip": True,
