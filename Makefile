@@ -11,8 +11,8 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 demo: install  ## The whole pipeline on Chinese reviews; STEPS=smoke for a quick look.
 	$(BIN)/python recipes/demo/run.py --steps $(STEPS)
 
-# Two files of tests at a time, each on one thread; what launches several processes runs one after the other.
-SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+# Two files of tests at a time, each on one thread.
+SIDE_BY_SIDE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: install  ## All tests but those that take minutes; no GPU, no network.
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)

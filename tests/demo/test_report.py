@@ -198,11 +198,11 @@ def test_missing_pieces_do_not_take_others_with_them(report, tmp_path):
     assert "After PPO\n0.90" in page.text
 
 
-def test_score_that_is_no_number_costs_only_its_picture(report, tmp_path):
+def test_score_that_is_no_number_is_named_by_file_and_line(report, tmp_path):
     answers = {"responses": ["好", "坏"], "scores": [1, 0], "reward_scores": [float("inf"), 0.0]}
     write_samples(tmp_path, "rankings.test", answers)
-    page = Page(report.write_report(tmp_path))
-    assert "not every score of 'worst answer' and 'best answer' is a finite number" in page.text
+    with pytest.raises(ValueError, match=r"rankings\.test\.jsonl:1: numbers must be finite; got Infinity"):
+        report.write_report(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,6 @@ def test_the_kl_controller_is_told_the_mean_over_the_answers_of_all_ranks_and_th
     monkeypatch.setattr(collector, "_tell_generation_mode", lambda model: None)
     told = []
     monkeypatch.setattr(collector.kl_controller, "update", lambda *values: told.append(values))
-    collector.collect(trainer.model, [{"prompt": ""}] * 4, step=0)
+    collector.collect(trainer.model, [{"prompt": ""}] * 4, step=1)
     assert told == [(pytest.approx(2.0 * 1.1), 4 * 3)]
     assert rollout.advantages is not None

@@ -286,8 +286,10 @@ def test_options_that_do_not_fit_are_refused(make_trainer, options, message):
 
 def test_models_that_do_not_fit_are_refused(make_trainer, tiny_config):
     config = copy.deepcopy(tiny_config)
-    config.vocab_size += 1
+    # One row less than the tokenizer has tokens.
+    config.vocab_size -= 1
     config.num_labels = 1
     other = AutoModelForSequenceClassification.from_config(config)
-    with pytest.raises(ValueError, match="reward_model has a vocabulary of"):
+    message = "PPOTrainer: reward_model.*another tokenizer than the policy's needs that as reward_processing_class"
+    with pytest.raises(ValueError, match=message):
         make_trainer(models=dict(reward_model=other, value_model=make_trainer().model.value_model))

@@ -32,7 +32,7 @@ def test_the_card_states_the_scores_of_the_model_that_is_saved(
     }
     words = [str(word) for name, value in (options | when).items() for word in (f"--{name}", value)]
     monkeypatch.setattr(sys, "argv", [str(RECIPE), *words])
-    runpy.run_path(str(RECIPE), run_name="__main__")
+    runpy.run_path(str(RECIPE), run_name="recipe")["main"]()
     log = json.loads((tmp_path / "run" / "trainer_state.json").read_text("utf-8"))["log_history"]
     evaluations = [entry for entry in log if "eval_loss" in entry]
     # Once at each of the steps asked for and once at the end, not twice.
