@@ -168,3 +168,9 @@ def test_a_padded_place_gives_no_gradient_however_far_apart_its_log_probabilitie
 def test_the_golden_file_was_made_with_the_settings_used_here(fixtures):
     settings = json.loads((fixtures / "ppo" / "golden.json").read_text())["hyperparameters"]
     assert (settings["kl_ctl"], settings["clip_reward_value"], settings["cliprange"]) == (0.1, 5.0, 0.2)
+
+
+def test_rewards_are_scaled_and_not_shifted():
+    # Mean 2, standard deviation 1.
+    scaled = whiten(torch.tensor([[1.0, 3.0]]), torch.ones(1, 2, dtype=torch.bool), shift_mean=False)
+    torch.testing.assert_close(scaled, torch.tensor([[1.0, 3.0]]))

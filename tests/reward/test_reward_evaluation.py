@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pangu_trl.reward.calibration import calibration_curve, calibration_metrics, fit_temperature
-from pangu_trl.reward.evaluation import kendall_tau, ranking_metrics, spearman
+from pangu_trl.reward.evaluation import counted_pairs, kendall_tau, ranking_metrics, spearman
 
 
 def metrics_of(rewards, labels, **options) -> dict[str, float]:
@@ -135,3 +135,9 @@ def test_the_documentation_defines_every_figure():
     document = Path(__file__).parents[2].joinpath("docs", "reward.md").read_text("utf-8")
     metrics = metrics_of([[1.0, 2.0]], [[1.0, 0.0]], lengths=torch.ones(1, 2))
     assert set(re.findall(r"`eval_(\w+)`", document)) == metrics.keys()
+
+
+def test_a_gap_that_rounding_makes_smaller_counts():
+    # 0.7 - 0.5 is 0.19999999999999996 in binary fractions.
+    labels = torch.tensor([[0.7, 0.5]], dtype=torch.float64)
+    assert counted_pairs(labels, torch.ones(1, 2, dtype=torch.bool), 0.2)[0].tolist() == [[False, True], [False, False]]
