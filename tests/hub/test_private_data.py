@@ -39,7 +39,7 @@ PATHS = {
     "home": ("/home/li/model", "/home/li/model"),
     "home with a space": ("Trained in /home/li wei/model.", "/home/li"),
     "root": ("See /root/runs/a.", "/root/runs/a"),
-    "any folder": ("From /work/secret/x.jsonl, cleaned.", "/work/secret/x.jsonl"),
+    "any folder": ("From /srv/secret/x.jsonl, cleaned.", "/srv/secret/x.jsonl"),
     "unknown folder": ("(/gpfs01/li/x)", "/gpfs01/li/x"),
     "spaces in quotes": ('the data "/My Data/set one/x.json" of', "/My Data/set one/x.json"),
     "spaces after a key": ("data: /my data/set one/x", "/my data/set one/x"),
