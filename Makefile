@@ -59,7 +59,7 @@ test-newest:  ## All tests on the newest versions that pyproject.toml admits; TE
 	  $(TORCH) --editable '.[demo,dev,fast]'
 	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check --no-deps pcl-pangu==1.2.6.2
 	$(NEWEST)/bin/pip list --disable-pip-version-check
-	$(NEWEST)/bin/python -m pytest $(TESTS)
+	$(NEWEST)/bin/python -m pytest $(SIDE_BY_SIDE) $(TESTS)
 
 # Part of the suite, on every Python that is here. One whose index offers no CPU build of torch is skipped: the other
 # builds take gigabytes. ANY_TORCH=1 takes what there is.
