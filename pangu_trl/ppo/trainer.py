@@ -43,7 +43,13 @@ from .generation.vllm_server import VLLMServer
 from .losses import policy_loss, value_loss
 from .metrics import RunningMeans, update_figures
 from .passes import PassesOverRollout
-from .resolve import resolve_checkpointing, resolve_model_pad_tokens, resolve_pad_token, resolve_vocabulary
+from .resolve import (
+    resolve_checkpointing,
+    resolve_model_pad_tokens,
+    resolve_pad_token,
+    resolve_padding,
+    resolve_vocabulary,
+)
 from .reward_sources import ModelReward, Reward, RewardFunction, reward_sources
 from .rollout import Rollout
 from .run_state import RunState, rollout_options, state_of, take_up
@@ -128,6 +134,7 @@ class PPOTrainer(Trainer):
         resolve_vocabulary(models, ref_model, processing_class)
         resolve_checkpointing(args, models)
         disable_dropout(models)
+        resolve_padding(args, models, ref_model, rewards)
         # 2. The Trainer, which knows devices and engines from here on.
         super().__init__(
             model=models,
@@ -265,9 +272,7 @@ class PPOTrainer(Trainer):
         """
         args, mask = self.args, inputs.completion_mask
         texts = None if self.texts is None else self.texts.batch(self.passes.micro_step, self.accelerator.device)
-        outputs = model(
-            inputs.input_ids, inputs.attention_mask, inputs.completion_width, args.temperature, text_batch=texts
-        )
+        outputs = model(inputs.input_ids, inputs.attention_mask, mask, args.temperature, text_batch=texts)
         num_ranks = self.accelerator.num_processes
         num_tokens = self.passes.num_tokens() / num_ranks
         policy = policy_loss(outputs["logprobs"], inputs.logprobs, inputs.advantages, mask, args.cliprange, num_tokens)
