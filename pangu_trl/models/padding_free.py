@@ -76,7 +76,7 @@ def make_padding_free(model: nn.Module, max_length: int, compute: Callable[[], T
         expected = compute()
         use_packed_attention(inner)
         inner.is_padding_free = True
-        reason = _difference(compute, expected)
+        reason = difference(compute, expected)
     if reason is not None:
         inner.is_padding_free = False
         inner.set_attn_implementation(implementation)
@@ -98,8 +98,8 @@ def _check(model: nn.Module, max_length: int) -> None:
     check_packable(inner, max_length, OPTION)
 
 
-def _difference(compute: Callable[[], Tensor], expected: Tensor) -> str | None:
-    """What is other without padding than the expected figures; None if nothing is."""
+def difference(compute: Callable[[], Tensor], expected: Tensor) -> str | None:
+    """What the figures of a faster way have wrong, in words; None if rounding explains all."""
     try:
         found = compute()
     except (RuntimeError, TypeError, IndexError, ValueError, AttributeError) as error:

@@ -16,6 +16,12 @@ def innermost(model: nn.Module) -> nn.Module:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def backbone(model: nn.Module) -> nn.Module:
+    """The transformers model below a head, inside an engine and an adapter."""
+    model = innermost(model)
+    return getattr(model, model.base_model_prefix)
+
+
 def position_arguments(model: nn.Module, attention_mask: Tensor) -> dict[str, Tensor]:
     """Positions that count real tokens only, for the models that take positions.
 

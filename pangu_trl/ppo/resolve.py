@@ -16,6 +16,7 @@ from pangu_trl.models.sharding import runs_zero3
 from pangu_trl.models.vocabulary import limit_vocabulary
 
 from .actor_critic.policy_value import PolicyAndValue, token_values
+from .actor_critic.tiled_head import allow_tiles
 from .actor_critic.token_logprobs import completion_logprobs
 from .checks import scoring_models
 from .config import PPOConfig
@@ -76,9 +77,16 @@ def resolve_checkpointing(args: PPOConfig, models: PolicyAndValue) -> None:
 
 
 def resolve_padding(
-    args: PPOConfig, models: PolicyAndValue, ref_model: nn.Module | None, rewards: list[RewardSource]
+    args: PPOConfig, models: PolicyAndValue, ref_model: nn.Module | None, rewards: list[RewardSource], tiles: bool
 ) -> None:
     """Has every model score and learn without padding that gives the same figures so; see `padding_free`.
+
+    Args:
+        args: Options.
+        models: Policy and critic, not wrapped.
+        ref_model: The reference, if it is a model of its own.
+        rewards: Parts of the reward.
+        tiles: Whether many logits may be computed tile by tile, which wants weights that stay between the passes.
 
     Raises:
         ValueError: `padding_free` is true and a model cannot.
@@ -109,3 +117,6 @@ def resolve_padding(
             if args.padding_free:
                 raise ValueError(f"PPOTrainer: {name}: {error}") from error
             logger.info("%s: scored and learnt from with padding: %s", name, error)
+        else:
+            if tiles and figures is logprobs:
+                allow_tiles(model, partial(figures, model))

@@ -134,7 +134,6 @@ class PPOTrainer(Trainer):
         resolve_vocabulary(models, ref_model, processing_class)
         resolve_checkpointing(args, models)
         disable_dropout(models)
-        resolve_padding(args, models, ref_model, rewards)
         # 2. The Trainer, which knows devices and engines from here on.
         super().__init__(
             model=models,
@@ -145,6 +144,7 @@ class PPOTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        resolve_padding(args, models, ref_model, rewards, tiles=not self.is_fsdp_enabled)
         if ptx_dataset is not None:
             check_texts(args)
         check_launch(args, len(self.train_dataset), self.is_deepspeed_enabled)

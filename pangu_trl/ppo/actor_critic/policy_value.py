@@ -1,7 +1,6 @@
 """Policy and critic in one module, so that one engine (DDP, DeepSpeed, FSDP) and one optimiser hold both."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -16,9 +15,9 @@ from pangu_trl.models.adapter_selection import (
     selected_adapter,
 )
 from pangu_trl.models.padding_free import PackedBatch, is_padding_free
-from pangu_trl.models.score_head import at_last_token, innermost, padded_on_the_right, position_arguments
+from pangu_trl.models.score_head import at_last_token, backbone, innermost, padded_on_the_right, position_arguments
 
-from .token_logprobs import completion_logprobs, in_columns
+from .token_logprobs import completion_logprobs, in_columns, logprobs_and_states
 
 
 class PolicyAndValue(nn.Module):
@@ -135,13 +134,12 @@ class PolicyAndValue(nn.Module):
             scores = self.reward_head(at_last_token(hidden_states, attention_mask))
             return {"scores": scores.squeeze(-1).float()}
         with selected_adapter(self.policy, None) if part == "reference" else nullcontext():
-            with _head_inputs(self.policy) as head_inputs:
-                logprobs, entropy = completion_logprobs(
-                    self.policy, input_ids, attention_mask, completion_mask, temperature
-                )
+            logprobs, entropy, states = logprobs_and_states(
+                self.policy, input_ids, attention_mask, completion_mask, temperature
+            )
         outputs = {"logprobs": logprobs, "entropy": entropy}
         if part == "policy_and_value":
-            outputs["values"] = self._values(input_ids, attention_mask, completion_mask, head_inputs[0])
+            outputs["values"] = self._values(input_ids, attention_mask, completion_mask, states)
             if text_batch is not None:
                 outputs["text_loss"] = self._text_loss(*text_batch)
         return outputs
@@ -151,17 +149,11 @@ class PolicyAndValue(nn.Module):
     ) -> Tensor:
         if hasattr(self, "value_model"):
             return token_values(self.value_model, input_ids, attention_mask, completion_mask)
-        before_answer_tokens = slice(-completion_mask.shape[1] - 1, -1)
         if self.has_value_adapter:
             with selected_adapter(self.policy, VALUE_ADAPTER):
                 hidden_states = _hidden_states(self.policy, input_ids, attention_mask)
-            head = self.value_head
-        elif is_padding_free(self.policy):
-            # The states of answer tokens alone.
-            return in_columns(self.value_head(policy_states[0]).squeeze(-1).float(), completion_mask)
-        else:
-            hidden_states, head = policy_states, self.value_head
-        return head(hidden_states[:, before_answer_tokens]).squeeze(-1).float()
+            policy_states = hidden_states[:, -completion_mask.shape[1] - 1 : -1][completion_mask]
+        return in_columns(self.value_head(policy_states).squeeze(-1).float(), completion_mask)
 
     def _text_loss(self, input_ids: Tensor, attention_mask: Tensor, label_mask: Tensor) -> Tensor:
         """Summed negative log-likelihood of the labelled tokens; the first token of a text has no prediction."""
@@ -180,26 +172,12 @@ def _hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, 
 
     Rows that begin in the first column may be left to the positions that the model counts by itself.
     """
-    packs, model = is_padding_free(model), innermost(model)
-    backbone = getattr(model, model.base_model_prefix)
-    if packs:
+    if is_padding_free(model):
         packed = PackedBatch.of(input_ids, attention_mask)
-        return backbone(**packed.arguments(model), use_cache=False).last_hidden_state[0][packed.places]
-    return backbone(
+        return backbone(model)(**packed.arguments(model), use_cache=False).last_hidden_state[0][packed.places]
+    return backbone(model)(
         input_ids=input_ids,
         attention_mask=attention_mask,
         use_cache=False,
-        **({} if own_positions else position_arguments(backbone, attention_mask)),
+        **({} if own_positions else position_arguments(backbone(model), attention_mask)),
     ).last_hidden_state
-
-
-@contextmanager
-def _head_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects the hidden states that a causal language model hands to its head: those of the kept logits."""
-    inputs: list[Tensor] = []
-    head = innermost(model).get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
-    try:
-        yield inputs
-    finally:
-        handle.remove()
