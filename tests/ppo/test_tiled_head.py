@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
-    Gemma2Config,
+    Gemma3TextConfig,
     GraniteConfig,
     LlamaConfig,
     PhiConfig,
@@ -28,9 +28,7 @@ CONFIGS = {
     "untied": LlamaConfig(**SMALL, initializer_range=0.3),
     "bias": PhiConfig(**SMALL, initializer_range=0.3),
     "scaled": CohereConfig(**SMALL, logit_scale=0.3, initializer_range=0.3),
-    "softcap": Gemma2Config(
-        **SMALL, head_dim=8, final_logit_softcapping=2.0, attn_logit_softcapping=None, initializer_range=0.3
-    ),
+    "softcap": Gemma3TextConfig(),
 }
 
 
