@@ -28,7 +28,9 @@ CONFIGS = {
     "untied": LlamaConfig(**SMALL, initializer_range=0.3),
     "bias": PhiConfig(**SMALL, initializer_range=0.3),
     "scaled": CohereConfig(**SMALL, logit_scale=0.3, initializer_range=0.3),
-    "softcap": Gemma3TextConfig(**SMALL, head_dim=8, final_logit_softcapping=2.0, initializer_range=0.3),
+    "softcap": Gemma3TextConfig(
+        **SMALL, num_key_value_heads=1, head_dim=8, final_logit_softcapping=2.0, initializer_range=0.3
+    ),
 }
 
 
