@@ -37,6 +37,7 @@ class EncodedPairsTrainer(DPOTrainer):
 
 def main() -> None:
     data_args, run_args, training_args, model_args = parse_options(DataArguments, RunArguments, DPOConfig, ModelConfig)
+    data_args.refuse_streaming("DPO")
     checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
 
     rankings = data_args.load("ranking")

@@ -37,6 +37,7 @@ def main() -> None:
     data_args, reward_args, run_args, training_args, model_args = parse_options(
         DataArguments, JudgeArguments, RunArguments, GRPOConfig, ModelConfig
     )
+    data_args.refuse_streaming("GRPO")
     checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     model_id, revision = model_args.model_name_or_path, model_args.model_revision
     if training_args.beta > 0 and not model_args.use_peft and find_base_model(model_id, revision):

@@ -32,6 +32,11 @@ IMPORTED: list[tuple[str, Any, str]] = [
         ["feature_cls", "feature_type"],
         "a feature of our own that holds nested values exactly",
     ),
+    (
+        "datasets.iterable_dataset.ExamplesIterable",
+        ["generate_examples_fn", "kwargs", ...],
+        "a stream of a function without hashing what it closes over, and without a cache",
+    ),
     ("datasets.table.MemoryMappedTable", ANY, "the records in the cache, as a dataset"),
     ("deepspeed.utils.safe_get_full_fp32_param", ["param"], "the average is one of the float32 copies"),
     ("deepspeed.utils.safe_get_local_fp32_param", ["param"], "the same, of a shard under ZeRO-3"),

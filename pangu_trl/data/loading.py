@@ -90,7 +90,7 @@ def load_records(
     records = ((where, record | own) for (where, record), _ in _validated(read(), kind))
     dataset = cached_table(records, columns, f"{source}[{split}]")
     logger.info("%s[%s]: %s", source, split, summary.describe(columns.num_records, kind))
-    if _is_card(source) and is_mixture(source):
+    if is_mixture_card(source):
         dataset, origin = _mixed(dataset, Mixture.load(source), origin, sizes, columns.fingerprint())
     # On the object alone: whatever `datasets` derives from it may have other rows.
     dataset.origin = origin
@@ -130,6 +130,29 @@ def read_rows(origin: Origin, on_fault: Callable[[RecordError], None] | None = N
     return (row for row, _ in _reader(origin)())
 
 
+def read_valid(origin: Origin) -> Callable[[], Iterator[Row]]:
+    """How to get the records of a source, validated, with their places, as often as they are needed.
+
+    Raises:
+        CardError, OSError: As `load_records`; and the reader RecordError.
+    """
+    read = _reader(origin)
+    return lambda: (row for row, _ in _validated(read(), origin.kind))
+
+
+def read_valid_parts(origin: Origin) -> list[Callable[[], Iterator[Row]]]:
+    """The same for each part of a mixture."""
+    readers = _readers_of_mixture(origin)
+    return [
+        lambda read=read: (row for row, _ in _validated(((row, 0) for row in read()), origin.kind)) for read in readers
+    ]
+
+
+def is_mixture_card(source: str | Path) -> bool:
+    """Whether a source is the card of a mixture; raises CardError if it is a card that cannot be read."""
+    return _is_card(source) and is_mixture(source)
+
+
 def _reader(origin: Origin) -> Callable[[], Iterator[tuple[Row, int]]]:
     """How to get the records of a source as they are, with the number of the part of a mixture that each belongs to."""
     if not _is_card(origin.source):
@@ -142,15 +165,19 @@ def _reader(origin: Origin) -> Callable[[], Iterator[tuple[Row, int]]]:
         card = DataCard.load(origin.source)
         _check_kind(card, origin.kind)
         return _numbered([reader_of_card(card, origin.split, origin.kind)])
+    return _numbered(_readers_of_mixture(origin))
+
+
+def _readers_of_mixture(origin: Origin) -> list[Reader]:
     mixture = Mixture.load(origin.source)
     _check_kind(mixture, origin.kind)
     if origin.split != "train":
         raise RecordError(f"{origin.source}: the split of a mixture must be 'train', the whole; got {origin.split!r}.")
-    return _numbered([_reader_of_part(part, mixture, origin.kind) for part in mixture.parts])
+    return [_reader_of_part(part, mixture, origin.kind) for part in mixture.parts]
 
 
 def _reader_of_part(part: Part, mixture: Mixture, kind: str) -> Reader:
-    if _is_card(part.source) and is_mixture(part.source):
+    if is_mixture_card(part.source):
         raise CardError(f"{mixture.file}: {part.source} must not be a mixture itself. Name its parts.")
     read = _reader(Origin(part.source, kind, part.split, part.format))
     return lambda: (row for row, _ in read())

@@ -1,11 +1,15 @@
-"""Datasets of token ids, as the trainers take them, from datasets of canonical records."""
+"""Datasets of token ids, as the trainers take them, from datasets of canonical records.
+
+Of an `IterableDataset` the functions here make one without an end, see `streams.EncodedStream`: records that are too
+long are left out and counted as they pass, also where the prompt alone is; `num_proc` has no effect on it.
+"""
 
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +18,7 @@ from . import answer_end, conversations, tokenizing, typed_tokens
 from .conversations import Conversation, EncodingColumns
 from .loading import place_of
 from .records import is_finite_number
+from .streams import LENGTH_COLUMN, TYPED_COLUMN, EncodedStream, OverlongPrompt
 from .tokenizing import (
     NOTHING_SAID,
     encode_completion,
@@ -27,6 +32,8 @@ from .typed_tokens import MODE_COLUMN
 
 logger = logging.getLogger(__name__)
 
+Records = TypeVar("Records", datasets.Dataset, datasets.IterableDataset)
+
 # `datasets` hashes importable code by its name, so without this a cache would outlive a change of these files.
 CODE_DIGEST = hashlib.sha256(
     b"".join(
@@ -35,17 +42,14 @@ CODE_DIGEST = hashlib.sha256(
     )
 ).hexdigest()
 
-LENGTH_COLUMN = "num_tokens_of_longest"
-TYPED_COLUMN = "num_typed_special_tokens"
-
 
 def tokenize_demonstrations(
-    dataset: datasets.Dataset,
+    dataset: Records,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     num_proc: int | None = None,
     learns_prompt_turns: bool = False,
-) -> datasets.Dataset:
+) -> Records:
     """Encodes demonstrations as TRL's SFTTrainer takes pre-tokenised data.
 
     SFTTrainer applies the mask only with `SFTConfig(completion_only_loss=True)`.
@@ -66,13 +70,12 @@ def tokenize_demonstrations(
         ValueError: If a prompt alone leaves no room, a record cannot be encoded, or none is short enough.
     """
     encode = _encode_whole_conversation if learns_prompt_turns else _encode_demonstration
-    encoded = _map_rows(dataset, _Encoder(encode, tokenizer, max_length), dataset.column_names, num_proc)
-    return drop_overlong(encoded, max_length, "demonstrations")
+    return _encoded(dataset, _Encoder(encode, tokenizer, max_length), "demonstrations", num_proc)
 
 
 def tokenize_rankings(
-    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, num_proc: int | None = None
-) -> datasets.Dataset:
+    dataset: Records, tokenizer: PreTrainedTokenizerBase, max_length: int, num_proc: int | None = None
+) -> Records:
     """Encodes rankings, each prompt once.
 
     Args:
@@ -89,24 +92,26 @@ def tokenize_rankings(
     Raises:
         ValueError: As `tokenize_demonstrations`.
     """
-    encoded = _map_rows(dataset, _Encoder(_encode_ranking, tokenizer, max_length), dataset.column_names, num_proc)
-    return drop_overlong(encoded, max_length, "rankings")
+    return _encoded(dataset, _Encoder(_encode_ranking, tokenizer, max_length), "rankings", num_proc)
 
 
 def tokenize_prompts(
-    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, num_proc: int | None = None
-) -> datasets.Dataset:
+    dataset: Records, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, num_proc: int | None = None
+) -> Records:
     """Adds `prompt_input_ids` to prompts; every other column stays, for reward functions to read.
 
     Raises:
         ValueError: If a prompt has more than `max_prompt_length` tokens or cannot be encoded.
     """
-    return _map_rows(dataset, _Encoder(_encode_prompt_row, tokenizer, max_prompt_length), [], num_proc)
+    encoder = _Encoder(_encode_prompt_row, tokenizer, max_prompt_length)
+    if isinstance(dataset, datasets.IterableDataset):
+        return EncodedStream(dataset, encoder.encode_with_count, None, "prompts", keeps_columns=True).dataset()
+    return _map_rows(dataset, encoder, [], num_proc)
 
 
 def tokenize_texts(
-    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, num_proc: int | None = None
-) -> datasets.Dataset:
+    dataset: Records, tokenizer: PreTrainedTokenizerBase, max_length: int, num_proc: int | None = None
+) -> Records:
     """Encodes plain texts, all of whose tokens are learnt.
 
     Returns:
@@ -115,8 +120,7 @@ def tokenize_texts(
     Raises:
         ValueError: As `tokenize_demonstrations`.
     """
-    encoded = _map_rows(dataset, _Encoder(_encode_text_row, tokenizer, max_length), dataset.column_names, num_proc)
-    return drop_overlong(encoded, max_length, "texts")
+    return _encoded(dataset, _Encoder(_encode_text_row, tokenizer, max_length), "texts", num_proc)
 
 
 @dataclass(frozen=True)
@@ -130,9 +134,13 @@ class _Encoder:
 
     def __call__(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
         try:
-            encoded = self.encode(row, self.tokenizer, self.limit)
+            return self.encode_with_count(row)
         except ValueError as error:
             raise _RowError(index, str(error)) from error
+
+    def encode_with_count(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """What `encode` gives, and how many special tokens the texts of the row spell."""
+        encoded = self.encode(row, self.tokenizer, self.limit)
         return encoded | {TYPED_COLUMN: len(typed_special_tokens(self.tokenizer, row))}
 
 
@@ -200,7 +208,7 @@ def _encode_prompt_row(
 ) -> dict[str, Any]:
     prompt_ids = encode_prompt(tokenizer, row["prompt"], EncodingColumns.of(row))
     if len(prompt_ids) > max_prompt_length:
-        raise ValueError(
+        raise OverlongPrompt(
             f"the prompt must have at most max_prompt_length = {max_prompt_length} tokens; it has {len(prompt_ids)}. "
             "Raise max_prompt_length, or shorten or remove the prompt."
         )
@@ -215,11 +223,18 @@ def _encode_text_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase,
 def _encode_prompt_with_room(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
     ids = encode_prompt(tokenizer, row["prompt"], EncodingColumns.of(row))
     if len(ids) >= max_length:
-        raise ValueError(
+        raise OverlongPrompt(
             f"the prompt must leave room for an answer within max_length = {max_length} tokens; it has {len(ids)}. "
             "Raise max_length, or shorten or remove the record."
         )
     return ids
+
+
+def _encoded(dataset: Records, encoder: _Encoder, noun: str, num_proc: int | None) -> Records:
+    """Token ids in the place of the records, without those that are too long."""
+    if isinstance(dataset, datasets.IterableDataset):
+        return EncodedStream(dataset, encoder.encode_with_count, encoder.limit, noun).dataset()
+    return drop_overlong(_map_rows(dataset, encoder, dataset.column_names, num_proc), encoder.limit, noun)
 
 
 def _map_rows(
