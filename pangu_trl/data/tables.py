@@ -19,7 +19,7 @@ Row = tuple[str, Mapping[str, Any]]
 BATCH_SIZE = 1000
 
 
-def rows_of_parquet(stream: BinaryIO, name: str, options: Any = None) -> Iterator[Row]:
+def rows_of_parquet(stream: BinaryIO, name: str, *_: Any) -> Iterator[Row]:
     """Yields the rows of a Parquet file; raises RecordError if it is none, or is damaged."""
     content = io.BufferedReader(stream) if stream.seekable() else pa.BufferReader(io.BufferedReader(stream).read())
     try:
@@ -29,7 +29,7 @@ def rows_of_parquet(stream: BinaryIO, name: str, options: Any = None) -> Iterato
         raise _damage(name, "Parquet", error) from error
 
 
-def rows_of_arrow(stream: BinaryIO, name: str, options: Any = None) -> Iterator[Row]:
+def rows_of_arrow(stream: BinaryIO, name: str, *_: Any) -> Iterator[Row]:
     """Yields the rows of an Arrow stream or file; raises RecordError if it is neither, or is damaged."""
     content = io.BufferedReader(stream)
     try:
