@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from .cards import CardError, DataCard
+from .cards import CardError
 from .conversations import EncodingColumns
-from .loading import READING_ERRORS, SERVING_KINDS, Origin, Row, read_rows
+from .loading import READING_ERRORS, SERVING_KINDS, Origin, Row, kind_of_card, read_rows
 from .near_duplicates import NearDuplicates, is_available
 from .preferences import Preferences
 from .records import RecordError, answer_text, validate_record
 from .tokenizing import encode_completion, encode_prompt, encode_text, typed_special_tokens
+from .typed_tokens import MODE_COLUMN
 
 # Without a tokenizer: what special tokens look like in the tokenizers of published models.
 COMMON_SPECIAL_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|<(?:eot|eod|sep|pad|unk|mask|bos|eos)>|\[/?INST\]")
@@ -37,6 +38,7 @@ class CheckOptions:
         max_length: Longest record in tokens (of prompts: longest prompt); longer ones are left out by the trainers.
         against: Another source, e.g. the held-out records, in which none of these should occur.
         near_duplicates: Whether to look for them.
+        special_tokens_in_text: One of `typed_tokens.MODES`, in the place of what card and records say; None leaves it.
     """
 
     kind: str | None = None
@@ -45,6 +47,7 @@ class CheckOptions:
     max_length: int | None = None
     against: str | Path | None = None
     near_duplicates: bool = True
+    special_tokens_in_text: str | None = None
 
 
 @dataclass
@@ -136,6 +139,8 @@ class _Check:
 
     def add(self, row: Mapping[str, Any], place: str) -> None:
         record = validate_record(row, self.kind, place)
+        if self.options.special_tokens_in_text is not None:
+            record[MODE_COLUMN] = self.options.special_tokens_in_text
         self._check_form(record, place)
         length = self._length(record)
         self.num_records += 1
@@ -245,9 +250,9 @@ def _read_on(origin: Origin, on_fault: Callable[[Exception], None]) -> Iterator[
         on_fault(ValueError(f"{message} What stands behind it was not read."))
 
 
-def _kind_of_card(source: str | Path | None) -> str | None:
+def _kind_of_card(source: str | Path) -> str | None:
     try:
-        return DataCard.load(source).kind if Path(source).suffix == ".md" else None
+        return kind_of_card(source)
     except (CardError, OSError):
         # The reading of the rows says what is wrong.
         return "text"

@@ -11,7 +11,7 @@ from typing import Any
 
 import datasets
 
-from .cards import CardError, DataCard
+from .cards import CardError, DataCard, read_block, read_kind
 from .columns import Columns, cached_table
 from .mixtures import Mixture, Part, is_mixture
 from .readers import Row
@@ -149,6 +149,15 @@ def read_valid_parts(origin: Origin) -> list[Callable[[], Iterator[Row]]]:
     return [
         lambda read=read: (row for row, _ in _validated(((row, 0) for row in read()), origin.kind)) for read in readers
     ]
+
+
+def kind_of_card(source: str | Path) -> str | None:
+    """The kind of record that a data card or mixture card says; None for other sources.
+
+    Raises:
+        CardError, OSError: The card cannot be read.
+    """
+    return read_kind(Path(source), read_block(Path(source))) if _is_card(source) else None
 
 
 def is_mixture_card(source: str | Path) -> bool:
