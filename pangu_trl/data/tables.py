@@ -85,6 +85,21 @@ def _reader(arrow_type: pa.DataType) -> Callable[[Any], Any] | None:
     return None
 
 
+def padded_columns(dataset: datasets.Dataset | datasets.IterableDataset) -> tuple[str, ...]:
+    """Columns whose objects may hold nulls that nobody wrote; none of a stream that does not know its types."""
+    features = dataset.features or datasets.Features()
+    return tuple(
+        name for name, field in zip(features, features.arrow_schema, strict=True) if _holds_objects(field.type)
+    )
+
+
+def without_nulls(value: Any) -> Any:
+    """A value of such a column without the fields that are null."""
+    if isinstance(value, Mapping):
+        return {name: without_nulls(item) for name, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
 def _holds_objects(arrow_type: pa.DataType) -> bool:
     inner = getattr(arrow_type, "value_type", None)
     return pa.types.is_struct(arrow_type) or (inner is not None and _holds_objects(inner))

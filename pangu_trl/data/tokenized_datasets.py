@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from . import answer_end, conversations, tokenizing, typed_tokens
+from . import answer_end, conversations, tables, tokenizing, typed_tokens
 from .conversations import Conversation, EncodingColumns
 from .loading import place_of
 from .records import is_finite_number
 from .streams import LENGTH_COLUMN, TYPED_COLUMN, EncodedStream, OverlongPrompt
+from .tables import padded_columns, without_nulls
 from .tokenizing import (
     NOTHING_SAID,
     encode_completion,
@@ -38,7 +39,10 @@ Records = TypeVar("Records", datasets.Dataset, datasets.IterableDataset)
 CODE_DIGEST = hashlib.sha256(
     b"".join(
         Path(file).read_bytes()
-        for file in (__file__, *(module.__file__ for module in (answer_end, tokenizing, conversations, typed_tokens)))
+        for file in (
+            __file__,
+            *(module.__file__ for module in (answer_end, tokenizing, conversations, tables, typed_tokens)),
+        )
     )
 ).hexdigest()
 
@@ -70,7 +74,9 @@ def tokenize_demonstrations(
         ValueError: If a prompt alone leaves no room, a record cannot be encoded, or none is short enough.
     """
     encode = _encode_whole_conversation if learns_prompt_turns else _encode_demonstration
-    return _encoded(dataset, _Encoder(encode, tokenizer, max_length), "demonstrations", num_proc)
+    return _encoded(
+        dataset, _Encoder(encode, tokenizer, max_length, padded_columns(dataset)), "demonstrations", num_proc
+    )
 
 
 def tokenize_rankings(
@@ -92,7 +98,9 @@ def tokenize_rankings(
     Raises:
         ValueError: As `tokenize_demonstrations`.
     """
-    return _encoded(dataset, _Encoder(_encode_ranking, tokenizer, max_length), "rankings", num_proc)
+    return _encoded(
+        dataset, _Encoder(_encode_ranking, tokenizer, max_length, padded_columns(dataset)), "rankings", num_proc
+    )
 
 
 def tokenize_prompts(
@@ -103,10 +111,11 @@ def tokenize_prompts(
     Raises:
         ValueError: If a prompt has more than `max_prompt_length` tokens or cannot be encoded.
     """
-    encoder = _Encoder(_encode_prompt_row, tokenizer, max_prompt_length)
+    encoder = _Encoder(_encode_prompt_row, tokenizer, max_prompt_length, padded_columns(dataset))
     if isinstance(dataset, datasets.IterableDataset):
         return EncodedStream(dataset, encoder.encode_with_count, None, "prompts", keeps_columns=True).dataset()
-    return _map_rows(dataset, encoder, [], num_proc)
+    # Side by side: a column that goes through `map` comes back with numbers of ten digits.
+    return datasets.concatenate_datasets([dataset, _map_rows(dataset, encoder, num_proc)], axis=1)
 
 
 def tokenize_texts(
@@ -120,7 +129,9 @@ def tokenize_texts(
     Raises:
         ValueError: As `tokenize_demonstrations`.
     """
-    return _encoded(dataset, _Encoder(_encode_text_row, tokenizer, max_length), "texts", num_proc)
+    return _encoded(
+        dataset, _Encoder(_encode_text_row, tokenizer, max_length, padded_columns(dataset)), "texts", num_proc
+    )
 
 
 @dataclass(frozen=True)
@@ -130,6 +141,7 @@ class _Encoder:
     encode: Callable[[Mapping[str, Any], PreTrainedTokenizerBase, int], dict[str, Any]]
     tokenizer: PreTrainedTokenizerBase
     limit: int
+    padded_columns: tuple[str, ...] = ()
     code_digest: str = CODE_DIGEST
 
     def __call__(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -140,6 +152,7 @@ class _Encoder:
 
     def encode_with_count(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What `encode` gives, and how many special tokens the texts of the row spell."""
+        row = dict(row) | {name: without_nulls(row[name]) for name in self.padded_columns}
         encoded = self.encode(row, self.tokenizer, self.limit)
         return encoded | {TYPED_COLUMN: len(typed_special_tokens(self.tokenizer, row))}
 
@@ -234,15 +247,13 @@ def _encoded(dataset: Records, encoder: _Encoder, noun: str, num_proc: int | Non
     """Token ids in the place of the records, without those that are too long."""
     if isinstance(dataset, datasets.IterableDataset):
         return EncodedStream(dataset, encoder.encode_with_count, encoder.limit, noun).dataset()
-    return drop_overlong(_map_rows(dataset, encoder, dataset.column_names, num_proc), encoder.limit, noun)
+    return drop_overlong(_map_rows(dataset, encoder, num_proc), encoder.limit, noun)
 
 
-def _map_rows(
-    dataset: datasets.Dataset, encoder: _Encoder, remove_columns: list[str], num_proc: int | None
-) -> datasets.Dataset:
+def _map_rows(dataset: datasets.Dataset, encoder: _Encoder, num_proc: int | None) -> datasets.Dataset:
     try:
         encoded = dataset.map(
-            encoder, with_indices=True, remove_columns=remove_columns, num_proc=num_proc, desc="Encoding records"
+            encoder, with_indices=True, remove_columns=dataset.column_names, num_proc=num_proc, desc="Encoding records"
         )
     except _RowError as error:
         row, message = error.args

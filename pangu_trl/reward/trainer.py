@@ -19,7 +19,6 @@ from trl import RewardTrainer
 from pangu_trl.answers.summary import win_share
 from pangu_trl.data.collators import PackedRankingCollator, RankingCollator
 from pangu_trl.data.loading import origin_of
-from pangu_trl.data.records import validate_record
 from pangu_trl.data.streams import EncodedStream, column_names, read_whole
 from pangu_trl.data.tokenized_datasets import tokenize_rankings
 from pangu_trl.models.adapter_kinds import check_adapter_method
@@ -33,7 +32,7 @@ from .card import RewardCard, read_reward_card
 from .checks import check_model, check_rankings
 from .config import KWiseRewardConfig
 from .evaluation import ranking_metrics
-from .implicit_prompts import with_prompt
+from .implicit_prompts import canonical_ranking
 from .losses import centring_loss, has_pair, ordered_pairs, pairwise_loss, plackett_luce_loss, tokenwise_loss
 from .prefix_sharing import enable_prefix_sharing, score_packed_answers
 from .sampler import LengthBucketSampler
@@ -119,32 +118,32 @@ class KWiseRewardTrainer(RewardTrainer):
         self, dataset: Dataset | IterableDataset, processing_class: Any, args: KWiseRewardConfig, dataset_name: str
     ) -> Dataset | IterableDataset:
         # TRL's only hook for another record format.
-        streams = is_stream(dataset) and dataset is self._stream
-        if streams:
+        is_learnt_stream = is_stream(dataset) and dataset is self._stream
+        if is_learnt_stream:
             self._stream = None
-        elif is_stream(dataset):
-            # Figures are over the whole set, on several ranks without a ranking twice.
-            dataset = read_whole(dataset, None, dataset_name)
-        columns = column_names(dataset)
+        columns, origin = column_names(dataset), origin_of(dataset)
         if "margin" in columns and args.loss_type != "pairwise":
             raise ValueError(
                 f"KWiseRewardTrainer: the {dataset_name} set has a column 'margin', which only loss_type 'pairwise' "
                 f"knows; got {args.loss_type!r}. Remove the column, or take that loss."
             )
-        if "response_input_ids" in columns:
-            return EncodedStream(dataset, dict, None, "rankings").dataset() if streams else dataset
+        is_encoded, has_ids = "response_input_ids" in columns, {"chosen_ids", "rejected_ids"} <= set(columns)
         max_length = sys.maxsize if args.max_length is None else args.max_length
         with PartialState().local_main_process_first():
-            origin = origin_of(dataset)
-            if {"chosen_ids", "rejected_ids"} <= set(columns):
+            if not is_encoded and not has_ids and (origin is None or origin.kind != "ranking"):
+                dataset = dataset.map(canonical_ranking, with_indices=True, fn_kwargs={"source": dataset_name})
+            if is_stream(dataset) and not is_learnt_stream:
+                # Figures are over the whole set, on several ranks without a ranking twice.
+                dataset = read_whole(dataset, None, dataset_name)
+            if is_encoded:
+                return EncodedStream(dataset, dict, None, "rankings").dataset() if is_learnt_stream else dataset
+            if has_ids:
                 return rankings_from_ids(dataset, max_length, dataset_name, args.dataset_num_proc)
-            if origin is None or origin.kind != "ranking":
-                dataset = dataset.map(_canonical_ranking, with_indices=True, fn_kwargs={"source": dataset_name})
             try:
                 dataset = tokenize_rankings(dataset, processing_class, max_length, num_proc=args.dataset_num_proc)
             except ValueError as error:
                 raise ValueError(f"{dataset_name} {error}") from error
-        if dataset_name != PREDICTED and not streams:
+        if dataset_name != PREDICTED and not is_learnt_stream:
             check_rankings(dataset["scores"], dataset_name)
         return dataset
 
@@ -364,9 +363,3 @@ class KWiseRewardTrainer(RewardTrainer):
             **(self._score_statistics if self.weights_are_evaluated else {}),
         )
         card.save(output_dir or self.args.output_dir)
-
-
-def _canonical_ranking(record: dict[str, Any], row: int, source: str) -> dict[str, Any]:
-    if record.get("prompt") is None and record.get("chosen") and record.get("rejected"):
-        record = with_prompt(record, f"{source} row {row}")
-    return validate_record(record, "ranking", f"{source} row {row}")
