@@ -22,7 +22,6 @@ from .streams import LENGTH_COLUMN, TYPED_COLUMN, EncodedStream, OverlongPrompt
 from .tables import padded_columns, without_nulls
 from .tokenizing import (
     NOTHING_SAID,
-    encode_completion,
     encode_parts,
     encode_prompt,
     encode_text,
@@ -80,7 +79,11 @@ def tokenize_demonstrations(
 
 
 def tokenize_rankings(
-    dataset: Records, tokenizer: PreTrainedTokenizerBase, max_length: int, num_proc: int | None = None
+    dataset: Records,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    num_proc: int | None = None,
+    marks_turns: bool = False,
 ) -> Records:
     """Encodes rankings, each prompt once.
 
@@ -90,17 +93,17 @@ def tokenize_rankings(
         max_length: Most tokens of the prompt and its longest response. A ranking with a longer one is left out as a
             whole, since its other responses would no longer be the ranking that was made, and counted in a warning.
         num_proc: Processes to use.
+        marks_turns: Whether to tell what the assistant says in the responses from what others say there.
 
     Returns:
         `prompt_input_ids`, `response_input_ids` (a list for each response) and `scores`; `margin` where the data has
-        margins.
+        margins; `response_masks` with `marks_turns`.
 
     Raises:
         ValueError: As `tokenize_demonstrations`.
     """
-    return _encoded(
-        dataset, _Encoder(_encode_ranking, tokenizer, max_length, padded_columns(dataset)), "rankings", num_proc
-    )
+    encode = _encode_ranking_with_turns if marks_turns else _encode_ranking
+    return _encoded(dataset, _Encoder(encode, tokenizer, max_length, padded_columns(dataset)), "rankings", num_proc)
 
 
 def tokenize_prompts(
@@ -197,13 +200,21 @@ def _encode_whole_conversation(
 
 
 def _encode_ranking(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
+    encoded = _encode_ranking_with_turns(row, tokenizer, max_length)
+    return {name: value for name, value in encoded.items() if name != "response_masks"}
+
+
+def _encode_ranking_with_turns(
+    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> dict[str, Any]:
     prompt_ids, columns = _encode_prompt_with_room(row, tokenizer, max_length), EncodingColumns.of(row)
-    response_ids = [encode_completion(tokenizer, row["prompt"], response, columns) for response in row["responses"]]
+    responses = [encode_turns(tokenizer, row["prompt"], response, columns) for response in row["responses"]]
     return {
         "prompt_input_ids": prompt_ids,
-        "response_input_ids": response_ids,
+        "response_input_ids": [ids for ids, _ in responses],
+        "response_masks": [mask for _, mask in responses],
         "scores": row["scores"],
-        LENGTH_COLUMN: len(prompt_ids) + max(map(len, response_ids)),
+        LENGTH_COLUMN: len(prompt_ids) + max(len(ids) for ids, _ in responses),
     } | _margin(row)
 
 
