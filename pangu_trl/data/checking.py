@@ -15,6 +15,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from .cards import CardError
+from .columns import Columns
 from .conversations import EncodingColumns
 from .loading import READING_ERRORS, SERVING_KINDS, Origin, Row, kind_of_card, read_rows
 from .near_duplicates import NearDuplicates, is_available
@@ -119,6 +120,8 @@ def check_source(source: str | Path, options: CheckOptions, on_fault: Callable[[
             check.add(row, place)
         except ValueError as error:
             count_fault(error if str(error).startswith(place) else ValueError(f"{place}: {error}"))
+    for error in check.columns.faults():
+        count_fault(error)
     if not check.num_records and not faults:
         count_fault(ValueError(f"{source}: must hold records; there is none"))
     return Picture(kind, faults, check.figures(others))
@@ -130,6 +133,7 @@ class _Check:
     def __init__(self, kind: str, options: CheckOptions) -> None:
         self.kind, self.options = kind, options
         self.num_records = 0
+        self.columns = Columns()
         self.seen = _Seen(texts=NearDuplicates() if options.near_duplicates and is_available() else None)
         self.lengths, self.turns = array("I"), Counter()
         self.typed: Counter[str] = Counter()
@@ -142,6 +146,7 @@ class _Check:
         if self.options.special_tokens_in_text is not None:
             record[MODE_COLUMN] = self.options.special_tokens_in_text
         self._check_form(record, place)
+        self.columns.add_types(record, place)
         length = self._length(record)
         self.num_records += 1
         self.lengths.append(length)
