@@ -1,6 +1,6 @@
 """Loading, checking and tokenising many records, beside `datasets` alone.
 
-    python benchmarks/data.py --records 1000000
+    nice python benchmarks/data.py --records 1000000
 
 Writes conversations of two to six turns, made of the reviews in data_cards/samples, a tenth of them with a tool call,
 as JSON lines; then reads them in processes of their own, so that each peak of memory is that of one step:
@@ -8,9 +8,11 @@ as JSON lines; then reads them in processes of their own, so that each peak of m
 - `datasets`: `load_dataset("json")` and a `map` with the same encoder. It checks nothing, and gives each call the
   arguments of all others.
 - ours: `load_records`, which checks every record and writes the cache; the same again, which finds the cache;
-  `tokenize_demonstrations`.
+  `tokenize_demonstrations`; `stream_records`, read once through; `pangu-trl check-data`, near duplicates included.
 
-Seconds are by the clock, memory is the most that the process held, the imports (about 600 MB with torch) included.
+Seconds are by the clock, memory is the most that the process held, the imports (about 600 MB with torch) included. The
+last two columns compare each step of ours with that of `datasets` in the same run. The load of the machine is printed,
+since figures under load are none.
 """
 
 import argparse
@@ -49,25 +51,36 @@ def main() -> None:
         file = Path(folder) / "records.jsonl"
         write_records(file, args.records)
         train_tokenizer(Path(folder))
-        print(f"{args.records:,} records, {file.stat().st_size / 2**20:,.0f} MB")
-        print("| step | seconds | records/s | peak memory, MB |\n|---|---|---|---|")
-        for step, name in STEPS.items():
+        load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+        print(f"{args.records:,} records, {file.stat().st_size / 2**20:,.0f} MB; {os.cpu_count()} cores, load {load}")
+        print("| step | seconds | records/s | peak memory, MB | time / `datasets` | memory / `datasets` |")
+        print("|---|---|---|---|---|---|")
+        measured: dict[str, tuple[float, float]] = {}
+        for step, (name, peer) in STEPS.items():
             command = [sys.executable, __file__, "--step", step, "--folder", folder, "--num-proc", str(args.num_proc)]
             environment = os.environ | {
                 "HF_DATASETS_CACHE": f"{folder}/cache",
                 "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
             }
             result = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-            seconds, peak = json.loads(result.stdout.splitlines()[-1])
-            print(f"| {name} | {seconds:.1f} | {args.records / seconds:,.0f} | {peak:,.0f} |", flush=True)
+            seconds, peak = measured[step] = json.loads(result.stdout.splitlines()[-1])
+            ratios = (
+                "|"
+                if peer is None
+                else " | ".join(f"{one / two:.2f}" for one, two in zip(measured[step], measured[peer], strict=True))
+            )
+            print(f"| {name} | {seconds:.1f} | {args.records / seconds:,.0f} | {peak:,.0f} | {ratios} |", flush=True)
 
 
+# What is measured, and the step of `datasets` that it is compared with.
 STEPS = {
-    "datasets-load": "`datasets`, loading",
-    "datasets-map": "`datasets`, encoding (loaded before)",
-    "load": "`load_records`, new",
-    "load-again": "`load_records`, from the cache",
-    "tokenize": "`tokenize_demonstrations` (loaded before)",
+    "datasets-load": ("`datasets`, loading", None),
+    "datasets-map": ("`datasets`, encoding (loaded before)", None),
+    "load": ("`load_records`, new", "datasets-load"),
+    "load-again": ("`load_records`, from the cache", "datasets-load"),
+    "tokenize": ("`tokenize_demonstrations` (loaded before)", "datasets-map"),
+    "stream": ("`stream_records`, one pass", "datasets-load"),
+    "check": ("`pangu-trl check-data`", "datasets-load"),
 }
 
 
@@ -78,6 +91,8 @@ def run_step(step: str, folder: Path, num_proc: int) -> None:
 
     import pangu_trl  # noqa: F401  (registers GPTPangu)
     from pangu_trl.data import encode_completion, encode_prompt, load_records, tokenize_demonstrations
+    from pangu_trl.data.checking import CheckOptions, check_source
+    from pangu_trl.data.streams import stream_records
 
     file = folder / "records.jsonl"
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
@@ -99,6 +114,8 @@ def run_step(step: str, folder: Path, num_proc: int) -> None:
         "tokenize": lambda: _tokenizing(
             tokenize_demonstrations, load_records(file, "demonstration"), tokenizer, num_proc
         ),
+        "stream": lambda: lambda: sum(1 for _ in stream_records(file, "demonstration")),
+        "check": lambda: lambda: check_source(file, CheckOptions(), print),
     }
     action = actions[step]()
     start = time.perf_counter()

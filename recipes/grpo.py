@@ -4,16 +4,18 @@
 
 The reward is a trained reward model or a Python function `f(prompts, completions, **columns) -> list[float]`, as for
 `pangu-trl score`. A reward model encodes prompt and answer as it was trained, with the end token; TRL's own use of a
-model as reward would leave that out. Every process holds the whole reward model, under ZeRO-3 too, in the `dtype` of
-the recipe.
+model as reward would leave that out. Prompts are encoded as in the other stages, too. Every process holds the whole
+reward model, under ZeRO-3 too, in the `dtype` of the recipe.
 
 `model_name_or_path` may be the folder of an adapter: it is merged into its base model first.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from accelerate import PartialState
 from transformers import AutoModelForCausalLM, TrainingArguments
 from transformers.integrations.deepspeed import (
     HfDeepSpeedConfig,
@@ -27,16 +29,35 @@ import pangu_trl  # noqa: F401  (registers GPTPangu)
 from pangu_trl.answers.judge import load_judge
 from pangu_trl.answers.python_scores import check_columns
 from pangu_trl.data.arguments import DataArguments
+from pangu_trl.data.tokenized_datasets import tokenize_prompts
 from pangu_trl.models.loading import find_base_model
 from pangu_trl.runs.arguments import JudgeArguments, RunArguments
 from pangu_trl.runs.process import run_recipe
 from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, loading_options, parse_options, train
 
 
+class EncodedPromptsTrainer(GRPOTrainer):
+    """GRPOTrainer on prompts that are encoded already, as the other stages encode them.
+
+    TRL's own encoding leaves out the `tools` and template arguments of a record, and takes special tokens that its
+    texts spell for the special tokens.
+    """
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._encoded_prompts = [row["prompt_input_ids"] for row in inputs]
+        return super()._generate_and_score_completions(inputs)
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        if len(prompts) != len(self._encoded_prompts):
+            raise RuntimeError(f"GRPO: {len(prompts)} prompts to answer, {len(self._encoded_prompts)} encoded ones.")
+        return self._encoded_prompts, None, {}
+
+
 def main() -> None:
     data_args, reward_args, run_args, training_args, model_args = parse_options(
         DataArguments, JudgeArguments, RunArguments, GRPOConfig, ModelConfig
     )
+    data_args.refuse_streaming("GRPO")
     checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     model_id, revision = model_args.model_name_or_path, model_args.model_revision
     if training_args.beta > 0 and not model_args.use_peft and find_base_model(model_id, revision):
@@ -51,9 +72,15 @@ def main() -> None:
         batch_size = training_args.per_device_train_batch_size
         judge = load_judge(reward_args.reward_model, batch_size, reward_args.judge_form, **loading_options(model_args))
     start = load_start(AutoModelForCausalLM, model_args, training_args)
-    trainer = GRPOTrainer(
+    names = train_dataset.column_names
+    with PartialState().local_main_process_first():
+        train_dataset, eval_dataset = (
+            None if part is None else tokenize_prompts(part, start.tokenizer, sys.maxsize)
+            for part in (train_dataset, eval_dataset)
+        )
+    trainer = EncodedPromptsTrainer(
         model=start.model,
-        reward_funcs=reward_function(judge, train_dataset.column_names),
+        reward_funcs=reward_function(judge, names),
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,

@@ -25,6 +25,7 @@ from pangu_trl.reward.card import check_reward_card, read_reward_card
 from pangu_trl.runs.arguments import PPOModelArguments, RunArguments
 from pangu_trl.runs.process import run_recipe
 from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, loading_options, parse_options, train
+from pangu_trl.runs.streaming import order_seed, resolve_stream
 
 
 def main() -> None:
@@ -35,10 +36,14 @@ def main() -> None:
         raise ValueError("PPO does not train on quantised weights; leave out load_in_4bit and load_in_8bit.")
     checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
 
-    train_dataset, eval_dataset = data_args.load("prompt")
+    if data_args.dataset_streaming:
+        resolve_stream(training_args, "PPO")
+
+    seed = order_seed(training_args)
+    train_dataset, eval_dataset = data_args.load("prompt", seed)
     ptx_dataset = None
     if reward_args.ptx_data:
-        ptx_dataset = data_args.load_source(reward_args.ptx_data, reward_args.ptx_kind, "train")
+        ptx_dataset = data_args.load_training(reward_args.ptx_data, reward_args.ptx_kind, "train", seed=seed)
     reward_model, value_model = load_judges(reward_args, training_args.share_backbone, loading_options(model_args))
     start = load_start(AutoModelForCausalLM, model_args, training_args)
     trust_reward_model(reward_args.reward_model, reward_model, start.tokenizer)

@@ -19,6 +19,7 @@ from pangu_trl.models.modes import sequence_limit
 from pangu_trl.runs.arguments import RunArguments
 from pangu_trl.runs.process import run_recipe
 from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, parse_options, train
+from pangu_trl.runs.streaming import order_seed, resolve_stream
 
 
 def main() -> None:
@@ -29,7 +30,10 @@ def main() -> None:
     # With another task type PEFT would leave the score head untrained, without an error.
     model_args.lora_task_type = "SEQ_CLS"
 
-    train_dataset, eval_dataset = data_args.load("ranking")
+    if data_args.dataset_streaming:
+        resolve_stream(training_args, "reward")
+
+    train_dataset, eval_dataset = data_args.load("ranking", order_seed(training_args))
     start = load_start(AutoModelForSequenceClassification, model_args, training_args, new_head="score.", num_labels=1)
     training_args.max_length = sequence_limit(start.model, training_args.max_length)
     trainer = KWiseRewardTrainer(

@@ -25,14 +25,17 @@ from pangu_trl.models.modes import sequence_limit
 from pangu_trl.runs.arguments import RunArguments
 from pangu_trl.runs.process import run_recipe
 from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, parse_options, train
+from pangu_trl.runs.streaming import order_seed, report_streams, resolve_stream
 
 
 def main() -> None:
     data_args, run_args, training_args, model_args = parse_options(DataArguments, RunArguments, SFTConfig, ModelConfig)
     checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
     learns_prompt_turns = choose_loss(training_args)
+    if data_args.dataset_streaming:
+        resolve_stream(training_args, "SFT")
 
-    records = data_args.load("demonstration")
+    records = data_args.load("demonstration", order_seed(training_args))
     start = load_start(AutoModelForCausalLM, model_args, training_args)
     prepare_tokenizer(start.tokenizer, training_args)
     note_stop_tokens(start.model, start.tokenizer)
@@ -54,6 +57,7 @@ def main() -> None:
         processing_class=start.tokenizer,
         peft_config=start.peft_config,
     )
+    report_streams(trainer, train_dataset)
     guard(trainer, data_args, run_args, model_args)
     train(trainer, checkpoint)
     finish(trainer)

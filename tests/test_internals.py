@@ -32,6 +32,11 @@ IMPORTED: list[tuple[str, Any, str]] = [
         ["feature_cls", "feature_type"],
         "a feature of our own that holds nested values exactly",
     ),
+    (
+        "datasets.iterable_dataset.ExamplesIterable",
+        ["generate_examples_fn", "kwargs", ...],
+        "a stream of a function without hashing what it closes over, and without a cache",
+    ),
     ("datasets.table.MemoryMappedTable", ANY, "the records in the cache, as a dataset"),
     ("deepspeed.utils.safe_get_full_fp32_param", ["param"], "the average is one of the float32 copies"),
     ("deepspeed.utils.safe_get_local_fp32_param", ["param"], "the same, of a shard under ZeRO-3"),
@@ -115,6 +120,7 @@ IMPORTED: list[tuple[str, Any, str]] = [
         ["conversations", "tools", "documents", "chat_template", "return_assistant_tokens_mask", ...],
         "the text of a conversation with the places that its template marks as the assistant's",
     ),
+    ("trl.trainer.dpo_trainer.DataCollatorForPreference", ANY, "batches of pairs, for recipes/dpo.py"),
     ("trl.generation.vllm_client.VLLMClient", ANY, "TRL's client of a vLLM server"),
     ("trl.import_utils.is_requests_available", [], "the client needs requests"),
     ("trl.import_utils.is_vllm_available", ["min_version"], "names the vLLM that is missing"),
@@ -141,6 +147,21 @@ MEMBERS: list[tuple[str, Any, str]] = [
     (f"{_REWARD}._prepare_dataset", ["self", "dataset", "processing_class", "args", "dataset_name"], "our tokenising"),
     (f"{_REWARD}._set_signature_columns_if_needed", ["self"], "our columns"),
     (f"{_REWARD}._tag_names", ["trl", "reward-trainer"], "tags on model cards"),
+    (
+        "trl.trainer.dpo_trainer.DPOTrainer._set_signature_columns_if_needed",
+        ["self"],
+        "the columns of recipes/dpo.py that tell turns apart",
+    ),
+    (
+        "trl.trainer.grpo_trainer.GRPOTrainer._generate_and_score_completions",
+        ["self", "inputs"],
+        "recipes/grpo.py takes the token ids of the records that are answered",
+    ),
+    (
+        "trl.trainer.grpo_trainer.GRPOTrainer._tokenize_prompts",
+        ["self", "prompts"],
+        "recipes/grpo.py has encoded the prompts",
+    ),
     (
         "trl.trainer.dpo_trainer.DPOTrainer._prepare_dataset",
         ["self", "dataset", "processing_class", "args", "dataset_name"],

@@ -7,6 +7,7 @@ from typing import Any
 
 from pangu_trl.data.jsonl import read_numbered_jsonl
 from pangu_trl.data.records import RecordError, answer_text, is_finite_number, validate_record
+from pangu_trl.data.typed_tokens import MODE_COLUMN
 
 Record = dict[str, Any]
 Scores = list[list[float]]
@@ -25,8 +26,12 @@ class Answers:
     places: list[str]
 
     @classmethod
-    def load(cls, path: str | Path) -> "Answers":
+    def load(cls, path: str | Path, special_tokens_in_text: str | None = None) -> "Answers":
         """Reads an answers file and checks prompts and responses; unlike a ranking's, responses may be empty.
+
+        Args:
+            path: The file.
+            special_tokens_in_text: One of `typed_tokens.MODES`, in the place of what the records say; None leaves that.
 
         Raises:
             RecordError: Naming file, line and field, if a record is malformed or there is none.
@@ -35,6 +40,8 @@ class Answers:
         for line, record in read_numbered_jsonl(path):
             place = f"{path}:{line}"
             _check_answers(validate_record(record, "prompt", place), place)
+            if special_tokens_in_text is not None:
+                record[MODE_COLUMN] = special_tokens_in_text
             answers.records.append(record)
             answers.places.append(place)
         return answers

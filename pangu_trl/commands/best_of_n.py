@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from pangu_trl.answers.records import Answers
     from pangu_trl.data.jsonl import write_jsonl
 
-    answers = Answers.load(args.answers)
+    answers = Answers.load(args.answers, args.special_tokens_in_text)
     check_writable(answers.records, answers.places)
     with judge_journal(args, answers) as journal:
         if args.judge is not None:

@@ -5,7 +5,7 @@ import json
 import sys
 from typing import Any
 
-from .options import note, positive_int
+from .options import add_special_tokens, note, positive_int
 
 SUMMARY = "look for faults in records, all in one run, and sum the records up"
 
@@ -35,6 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not look for records that are nearly the same, which takes 256 bytes of memory a record",
     )
+    add_special_tokens(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object with the faults and the figures")
 
 
@@ -53,7 +54,13 @@ def run(args: argparse.Namespace) -> int:
 
         tokenizer = load_tokenizer(args.model)
     options = CheckOptions(
-        args.kind, args.split, tokenizer, args.max_length, args.against, near_duplicates=looks_for_near
+        args.kind,
+        args.split,
+        tokenizer,
+        args.max_length,
+        args.against,
+        near_duplicates=looks_for_near,
+        special_tokens_in_text=args.special_tokens_in_text,
     )
     faults: list[str] = []
     picture = check_source(args.source, options, faults.append if args.json else print)

@@ -44,7 +44,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="OTHER.jsonl",
         help="answers to the same prompts to compare with: difference of mean scores, win rate (default: none)",
     )
-    add_output(parser, "FILE.json", "write the figures as JSON (default: only print them)", required=False)
+    add_output(
+        parser,
+        "FILE.json",
+        "write the figures as JSON, and keep the judge's scores beside it as they come, for a second call to go on "
+        "with (default: only print them; a judging that is stopped begins again)",
+        required=False,
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -54,8 +60,10 @@ def run(args: argparse.Namespace) -> None:
     from pangu_trl.answers.records import Answers
     from pangu_trl.data.jsonl import write_jsonl
 
-    answers = Answers.load(args.answers)
-    others = None if args.against is None else Answers.load(args.against)
+    answers = Answers.load(args.answers, args.special_tokens_in_text)
+    others = None if args.against is None else Answers.load(args.against, args.special_tokens_in_text)
+    if args.judge is not None and args.output is None:
+        note(args, "without --output no score is kept: a judging that is stopped begins again")
     written_scores = answers.scores(args.score_column)
     if written_scores is None and args.score_column != _SCORE_COLUMN:
         raise ValueError(f"{args.answers}: no record has the column '{args.score_column}'; name one that is there")

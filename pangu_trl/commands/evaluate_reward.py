@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Iterable, Sequence
 
-from .options import add_format, add_output, open_journal, positive_int, refuse_existing, score_gap
+from .options import add_format, add_output, add_special_tokens, open_journal, positive_int, refuse_existing, score_gap
 
 SUMMARY = "measure a saved reward model against rankings: figures, probes, pictures"
 
@@ -18,6 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", default="train", help="split of the data (default: %(default)s)")
     add_format(parser)
+    add_special_tokens(parser)
     parser.add_argument(
         "--min-score-gap",
         type=score_gap,
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     from pangu_trl.models.reward_model import ScoringError, load_reward_model
     from pangu_trl.reward.report import evaluate_rankings, write_report
 
-    dataset = load_records(args.data, "ranking", args.split, args.format)
+    dataset = load_records(args.data, "ranking", args.split, args.format, args.special_tokens_in_text)
     _refuse_without_pair(dataset["scores"], args)
     rankings = list(dataset)
     with open_journal(args, ("model", "batch_size"), rankings) as journal:

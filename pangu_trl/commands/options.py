@@ -48,6 +48,7 @@ def score_gap(text: str) -> float:
 def add_answers_and_batch_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("answers", metavar="ANSWERS.jsonl", help="file that `pangu-trl sample` or `score` wrote")
     add_batch_size(parser)
+    add_special_tokens(parser)
 
 
 def add_format(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +87,7 @@ def add_special_tokens(parser: argparse.ArgumentParser) -> None:
         "--special-tokens-in-text",
         choices=("split", "refuse", "keep"),
         help="special tokens that the texts spell become ordinary text, are an error, or become the special tokens "
-        "(default: what the record says, otherwise split)",
+        "(default: what the record, or a data card, says, otherwise split)",
     )
 
 

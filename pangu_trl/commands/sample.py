@@ -174,7 +174,7 @@ def _read_prompts(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[
     if args.prompts.endswith(".jsonl") and args.split == "train" and args.format is None:
         rows = [(f"{args.prompts}:{line}", record) for line, record in read_numbered_jsonl(args.prompts)]
     else:
-        dataset = load_records(args.prompts, "prompt", args.split, args.format)
+        dataset = load_records(args.prompts, "prompt", args.split, args.format, args.special_tokens_in_text)
         rows = [(f"{args.prompts}[{args.split}] row {number}", record) for number, record in enumerate(dataset)]
     prompts = []
     left_out: set[str] = set()

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     from pangu_trl.answers.judge import load_judge, score_answers
     from pangu_trl.answers.records import Answers, without_empty_answers
 
-    answers = Answers.load(args.answers)
+    answers = Answers.load(args.answers, args.special_tokens_in_text)
     _refuse_taken_column(args, answers)
     makes_ranking = args.score_column == "scores"
     if makes_ranking:

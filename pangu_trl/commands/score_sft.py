@@ -7,6 +7,7 @@ from .options import (
     add_format,
     add_judge_option,
     add_output,
+    add_special_tokens,
     check_writable,
     open_journal,
     refuse_existing,
@@ -22,6 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="demonstrations: a file of records, a .md data card, a folder or a hub dataset",
     )
     add_format(parser)
+    add_special_tokens(parser)
     parser.add_argument("--split", default="train", help="split of the data (default: %(default)s)")
     add_judge_option(parser, required=True)
     add_batch_size(parser)
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from pangu_trl.data.loading import load_records, place_of
     from pangu_trl.models.reward_model import ScoringError
 
-    dataset = load_records(args.demonstrations, "demonstration", args.split, args.format)
+    dataset = load_records(args.demonstrations, "demonstration", args.split, args.format, args.special_tokens_in_text)
     if args.score_column in dataset.column_names:
         raise ValueError(
             f"{args.demonstrations}: column '{args.score_column}' is taken; give another name as --score-column"

@@ -1,11 +1,11 @@
 """`pangu-trl train-tokenizer`: a vocabulary of one's own text."""
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .options import positive_int
+from .options import add_format, positive_int
 
 SUMMARY = "train a vocabulary on text, with the rules and the special ids of the official one"
 
@@ -18,11 +18,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "sources",
         nargs="+",
         metavar="SOURCE",
-        help="texts, one a line (.txt); or records, all texts of which are taken: JSON lines (.jsonl), data card (.md)",
+        help="texts, one a line (.txt), or records, all texts of which are taken: a file, a folder, a data card or "
+        "mixture (.md), or a hub dataset",
     )
     parser.add_argument(
-        "--split", default="train", help="split to take of data cards; files have only train (default: train)"
+        "--split", default="train", help="split to take of the sources; files have only train (default: train)"
     )
+    add_format(parser)
     parser.add_argument(
         "--output", required=True, type=Path, metavar="FOLDER", help="tokenizer folder to write; must hold no tokenizer"
     )
@@ -45,49 +47,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from pangu_trl.gptpangu.vocabulary_training import train_vocabulary
 
-    texts = [text for source in args.sources for text in _read_texts(source, args.split)]
+    texts = [text for source in args.sources for text in _read_texts(source, args.split, args.format)]
     tokenizer = train_vocabulary(texts, args.output, args.vocab_size, args.num_threads)
     print(f"{args.output}: {len(tokenizer)} pieces from {len(texts)} texts of {sum(map(len, texts))} characters")
 
 
-def _read_texts(source: str, split: str) -> Iterator[str]:
-    from pangu_trl.data import DataCard, load_records
-    from pangu_trl.data.jsonl import read_numbered_jsonl
+def _read_texts(source: str, split: str, data_format: str | None) -> Iterator[str]:
+    """All texts of a source, through the reader of the other commands; a mixture gives its mixture."""
+    from pangu_trl.data.formats import FORMATS
+    from pangu_trl.data.loading import Origin, is_mixture_card, kind_of_card, load_records, place_of, read_rows
 
-    suffix = Path(source).suffix
-    if suffix == ".md":
-        records = load_records(source, DataCard.load(source).kind, split)
-        for number, record in enumerate(records):
-            yield from _texts_of_record(record, f"{source}[{split}] row {number}")
+    kind = kind_of_card(source)
+    if kind is not None and is_mixture_card(source):
+        records = load_records(source, kind, split, data_format)
+        for row, record in enumerate(records):
+            yield from _texts_of_record(record, lambda row=row: str(place_of(records, row)))
         return
-    if suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"{source}: must be a .txt, .jsonl or .md file; got {suffix or 'no suffix'!r}")
-    if split != "train":
-        raise ValueError(f"{source}: only data cards have splits; got --split {split}")
-    if suffix == ".jsonl":
-        for line, record in read_numbered_jsonl(source):
-            yield from _texts_of_record(record, f"{source}:{line}")
-    else:
-        yield from _lines(Path(source))
+    if kind is None:
+        # Of our own columns every one is taken, whatever the kind.
+        kind = FORMATS[data_format].kinds[0] if data_format in FORMATS else "text"
+    for place, record in read_rows(Origin(source, kind, split, data_format)):
+        yield from _texts_of_record(record, lambda place=place: place)
 
 
-def _lines(path: Path) -> Iterator[str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file (looked for {path.absolute()}).")
-    # At "\n" only: a form feed or U+2028 belongs to the text.
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{path}:{number}: must be UTF-8; got the byte 0x{line[error.start]:02x} at position "
-                f"{error.start + 1} of the line. Convert the file, e.g. `iconv -f GB18030 -t UTF-8`."
-            ) from error
-        if text:
-            yield text
-
-
-def _texts_of_record(record: Mapping[str, Any], where: str) -> Iterator[str]:
+def _texts_of_record(record: Mapping[str, Any], where: Callable[[], str]) -> Iterator[str]:
     found = False
     for column in _TEXT_COLUMNS:
         for text in _strings(record.get(column)):
@@ -95,7 +78,7 @@ def _texts_of_record(record: Mapping[str, Any], where: str) -> Iterator[str]:
             yield text
     if not found:
         raise ValueError(
-            f"{where}: must hold text in one of {', '.join(_TEXT_COLUMNS)}; got {', '.join(map(repr, record))}"
+            f"{where()}: must hold text in one of {', '.join(_TEXT_COLUMNS)}; got {', '.join(map(repr, record))}"
         )
 
 

@@ -3,12 +3,14 @@
 from dataclasses import dataclass, field
 
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from .formats import FORMATS
 from .loading import load_records
+from .streams import stream_records
 from .typed_tokens import MODE_COLUMN, check_mode
 
+DEFAULT_BUFFER = 1000
 FORMS = "a file of records, a .md data card or mixture of them, a folder or a Hub dataset"
 
 
@@ -43,7 +45,26 @@ class DataArguments:
         },
     )
 
+    dataset_streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the training records (and ptx_data) as they are needed, instead of whole before the work: "
+            "for sources larger than the disk, or without an end. Needs max_steps; docs/data.md says what else."
+        },
+    )
+    streaming_buffer: int | None = field(
+        default=None,
+        metadata={
+            "help": "With dataset_streaming: records that are shuffled among themselves as they pass; 0 keeps the "
+            f"order of the source. Default: {DEFAULT_BUFFER}."
+        },
+    )
+
     def __post_init__(self) -> None:
+        if self.streaming_buffer is not None and not self.dataset_streaming:
+            raise ValueError("streaming_buffer has no effect without dataset_streaming; leave it out.")
+        if self.streaming_buffer is not None and self.streaming_buffer < 0:
+            raise ValueError(f"streaming_buffer must be 0 or more; got {self.streaming_buffer}.")
         if self.special_tokens_in_text is not None:
             check_mode(self.special_tokens_in_text, MODE_COLUMN)
         if not self.train_data:
@@ -57,16 +78,39 @@ class DataArguments:
                     "Put several files into a folder, or name the sources in a mixture card, see data_cards/README.md."
                 )
 
-    def load(self, kind: str) -> tuple[Dataset, Dataset | None]:
-        """Loads and validates training and held-out records of one kind; the latter may be None."""
+    def load(self, kind: str, seed: int = 0) -> tuple[Dataset | IterableDataset, Dataset | None]:
+        """Loads and validates training and held-out records of one kind; the latter may be None.
+
+        With `dataset_streaming` the training records are a stream, in an order by the seed; the held-out ones are
+        whole, since figures are over all of them.
+        """
         # One process of a machine does the work, the others read its cache.
         with PartialState().local_main_process_first():
-            train_dataset = self.load_source(self.train_data, kind, self.train_split, self.train_format)
-            eval_dataset = (
-                self.load_source(self.eval_data, kind, self.eval_split, self.eval_format) if self.eval_data else None
-            )
+            train_dataset = self.load_training(self.train_data, kind, self.train_split, self.train_format, seed)
+            eval_dataset = None
+            if self.eval_data:
+                eval_dataset = load_records(
+                    self.eval_data, kind, self.eval_split, self.eval_format, self.special_tokens_in_text
+                )
         return train_dataset, eval_dataset
 
-    def load_source(self, source: str, kind: str, split: str, data_format: str | None = None) -> Dataset:
-        """Loads and validates records of one more source under the same options."""
-        return load_records(source, kind, split, data_format, self.special_tokens_in_text)
+    def load_training(
+        self, source: str, kind: str, split: str, data_format: str | None = None, seed: int = 0
+    ) -> Dataset | IterableDataset:
+        """Loads and validates records of one more source to learn from, under the same options."""
+        if not self.dataset_streaming:
+            return load_records(source, kind, split, data_format, self.special_tokens_in_text)
+        buffer = DEFAULT_BUFFER if self.streaming_buffer is None else self.streaming_buffer
+        return stream_records(source, kind, split, data_format, self.special_tokens_in_text, seed, buffer)
+
+    def refuse_streaming(self, stage: str) -> None:
+        """Refuses `dataset_streaming` for a stage that reads its records more than once.
+
+        Raises:
+            ValueError: It is set.
+        """
+        if self.dataset_streaming:
+            raise ValueError(
+                f"dataset_streaming: {stage} needs its records whole. Leave it out; streams are for SFT, the reward "
+                "model, PPO and its ptx_data."
+            )

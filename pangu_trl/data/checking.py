@@ -11,23 +11,21 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from .cards import CardError, DataCard
+from .cards import CardError
+from .columns import Columns
 from .conversations import EncodingColumns
-from .loading import SERVING_KINDS, Origin, Row, read_rows
+from .loading import READING_ERRORS, SERVING_KINDS, Origin, Row, kind_of_card, read_rows
 from .near_duplicates import NearDuplicates, is_available
 from .preferences import Preferences
 from .records import RecordError, answer_text, validate_record
 from .tokenizing import encode_completion, encode_prompt, encode_text, typed_special_tokens
+from .typed_tokens import MODE_COLUMN
 
 # Without a tokenizer: what special tokens look like in the tokenizers of published models.
 COMMON_SPECIAL_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|<(?:eot|eod|sep|pad|unk|mask|bos|eos)>|\[/?INST\]")
-
-# Errors of reading that end a source: what comes behind them cannot be seen.
-READING_ERRORS = (ValueError, OSError, datasets.exceptions.DatasetGenerationError)
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,7 @@ class CheckOptions:
         max_length: Longest record in tokens (of prompts: longest prompt); longer ones are left out by the trainers.
         against: Another source, e.g. the held-out records, in which none of these should occur.
         near_duplicates: Whether to look for them.
+        special_tokens_in_text: One of `typed_tokens.MODES`, in the place of what card and records say; None leaves it.
     """
 
     kind: str | None = None
@@ -49,15 +48,23 @@ class CheckOptions:
     max_length: int | None = None
     against: str | Path | None = None
     near_duplicates: bool = True
+    special_tokens_in_text: str | None = None
 
 
 @dataclass
 class _Seen:
-    """Hashes of the records and prompts of one source."""
+    """Hashes of the records and prompts of one source, eight bytes each, in their order."""
 
-    records: set[int] = field(default_factory=set)
-    prompts: set[int] = field(default_factory=set)
+    records: array = field(default_factory=lambda: array("Q"))
+    prompts: array = field(default_factory=lambda: array("Q"))
     texts: NearDuplicates | None = None
+
+    def add(self, record: Mapping[str, Any], kind: str) -> None:
+        record_hash, prompt_hash = _hashes(record, kind)
+        self.records.append(record_hash)
+        self.prompts.append(prompt_hash)
+        if self.texts is not None:
+            self.texts.add(_text(record, kind))
 
 
 @dataclass
@@ -113,6 +120,8 @@ def check_source(source: str | Path, options: CheckOptions, on_fault: Callable[[
             check.add(row, place)
         except ValueError as error:
             count_fault(error if str(error).startswith(place) else ValueError(f"{place}: {error}"))
+    for error in check.columns.faults():
+        count_fault(error)
     if not check.num_records and not faults:
         count_fault(ValueError(f"{source}: must hold records; there is none"))
     return Picture(kind, faults, check.figures(others))
@@ -123,9 +132,9 @@ class _Check:
 
     def __init__(self, kind: str, options: CheckOptions) -> None:
         self.kind, self.options = kind, options
-        self.num_records = self.num_duplicates = self.num_repeated_prompts = 0
+        self.num_records = 0
+        self.columns = Columns()
         self.seen = _Seen(texts=NearDuplicates() if options.near_duplicates and is_available() else None)
-        self.record_hashes, self.prompt_hashes = array("Q"), array("Q")
         self.lengths, self.turns = array("I"), Counter()
         self.typed: Counter[str] = Counter()
         self.num_with_typed = 0
@@ -134,14 +143,17 @@ class _Check:
 
     def add(self, row: Mapping[str, Any], place: str) -> None:
         record = validate_record(row, self.kind, place)
+        if self.options.special_tokens_in_text is not None:
+            record[MODE_COLUMN] = self.options.special_tokens_in_text
         self._check_form(record, place)
+        self.columns.add_types(record, place)
         length = self._length(record)
         self.num_records += 1
         self.lengths.append(length)
         if isinstance(record.get("prompt"), list):
             answer = record.get("completion") or (record.get("responses") or [[]])[0]
             self.turns[len(record["prompt"]) + len(answer)] += 1
-        self._count_repeats(record)
+        self.seen.add(record, self.kind)
         self._count_typed(record)
         if self.preferences is not None:
             responses = record["responses"]
@@ -178,18 +190,6 @@ class _Check:
             (len(encode_completion(tokenizer, record["prompt"], answer, columns)) for answer in answers), default=0
         )
 
-    def _count_repeats(self, record: Mapping[str, Any]) -> None:
-        record_hash, prompt_hash = _hashes(record, self.kind)
-        self.num_duplicates += record_hash in self.seen.records
-        self.num_repeated_prompts += prompt_hash in self.seen.prompts
-        self.seen.records.add(record_hash)
-        self.seen.prompts.add(prompt_hash)
-        if self.options.against is not None:
-            self.record_hashes.append(record_hash)
-            self.prompt_hashes.append(prompt_hash)
-        if self.seen.texts is not None:
-            self.seen.texts.add(_text(record, self.kind))
-
     def _count_typed(self, record: Mapping[str, Any]) -> None:
         if self.options.tokenizer is not None:
             found = typed_special_tokens(self.options.tokenizer, record)
@@ -202,8 +202,8 @@ class _Check:
         lengths = np.frombuffer(self.lengths, dtype=np.uint32)
         figures: dict[str, Any] = {
             "records": self.num_records,
-            "duplicate_records": self.num_duplicates,
-            "repeated_prompts": self.num_repeated_prompts if self.kind != "text" else None,
+            "duplicate_records": _count_repeats(self.seen.records),
+            "repeated_prompts": _count_repeats(self.seen.prompts) if self.kind != "text" else None,
             "near_duplicate_records": None,
             "length": _spread(lengths) | {"unit": "characters" if self.options.tokenizer is None else "tokens"},
             "left_out_by_max_length": None,
@@ -228,8 +228,8 @@ class _Check:
             near = int(self.seen.texts.are_near(others.texts).sum())
         return {
             "other": str(self.options.against),
-            "records": sum(value in others.records for value in self.record_hashes),
-            "prompts": sum(value in others.prompts for value in self.prompt_hashes) if self.kind != "text" else None,
+            "records": _count_in(self.seen.records, others.records),
+            "prompts": _count_in(self.seen.prompts, others.prompts) if self.kind != "text" else None,
             "near_records": near,
         }
 
@@ -241,11 +241,7 @@ def _read_others(options: CheckOptions) -> _Seen:
     for place, row in read_rows(Origin(options.against, kind or "text", "train")):
         kind = kind or _kind_of_record(place, row)
         record = validate_record(row, kind, place)
-        record_hash, prompt_hash = _hashes(record, kind)
-        seen.records.add(record_hash)
-        seen.prompts.add(prompt_hash)
-        if seen.texts is not None:
-            seen.texts.add(_text(record, kind))
+        seen.add(record, kind)
     return seen
 
 
@@ -259,9 +255,9 @@ def _read_on(origin: Origin, on_fault: Callable[[Exception], None]) -> Iterator[
         on_fault(ValueError(f"{message} What stands behind it was not read."))
 
 
-def _kind_of_card(source: str | Path | None) -> str | None:
+def _kind_of_card(source: str | Path) -> str | None:
     try:
-        return DataCard.load(source).kind if Path(source).suffix == ".md" else None
+        return kind_of_card(source)
     except (CardError, OSError):
         # The reading of the rows says what is wrong.
         return "text"
@@ -285,6 +281,15 @@ def _hashes(record: Mapping[str, Any], kind: str) -> tuple[int, int]:
     fields = {"demonstration": ("prompt", "completion"), "ranking": ("prompt", "responses", "scores")}
     names = fields.get(kind, (kind,))
     return _hash([record[name] for name in names]), _hash(record.get("prompt"))
+
+
+def _count_repeats(hashes: array) -> int:
+    """How many of them stand before already."""
+    return len(hashes) - len(np.unique(np.frombuffer(hashes, dtype=np.uint64)))
+
+
+def _count_in(hashes: array, others: array) -> int:
+    return int(np.isin(np.frombuffer(hashes, dtype=np.uint64), np.frombuffer(others, dtype=np.uint64)).sum())
 
 
 def _hash(value: Any) -> int:

@@ -132,8 +132,8 @@ class Columns:
     by_name: dict[str, _Column] = field(default_factory=dict)
     _digest: Any = field(default_factory=hashlib.sha256)
 
-    def add(self, record: Mapping[str, Any], where: str) -> None:
-        """Takes one more record.
+    def add_types(self, record: Mapping[str, Any], where: str) -> None:
+        """Takes the types of one more record.
 
         Raises:
             RecordError: If a value has another type than those before it, or cannot be kept exactly.
@@ -143,6 +143,20 @@ class Columns:
                 check_unicode(name, where)
                 self.by_name[name] = _Column()
             self.by_name[name].add(value, name, where)
+
+    def faults(self) -> list[RecordError]:
+        """What is wrong with the columns as wholes, for which `features` raises."""
+        found = []
+        for name, column in self.by_name.items():
+            try:
+                column.feature(name)
+            except RecordError as error:
+                found.append(error)
+        return found
+
+    def add(self, record: Mapping[str, Any], where: str) -> None:
+        """Takes one more record; raises as `add_types`."""
+        self.add_types(record, where)
         self._digest.update(json.dumps(record, ensure_ascii=False, default=repr).encode("utf-8"))
         self.num_records += 1
 

@@ -2,11 +2,11 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .records import RecordError
+from .records import OnFault, RecordError, raise_fault
 from .strict_json import parse_json
 from .text_lines import numbered_lines
 
@@ -21,13 +21,8 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     return [record for _, record in read_numbered_jsonl(path)]
 
 
-def read_numbered_jsonl(
-    path: str | Path, on_fault: Callable[[RecordError], None] | None = None
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the records of a JSON lines file with their line numbers, which count from 1; raises as `read_jsonl`.
-
-    With `on_fault` a line that is no record is handed to it instead of raised, and left out.
-    """
+def read_numbered_jsonl(path: str | Path, on_fault: OnFault = raise_fault) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the records of a JSON lines file with their line numbers, which count from 1; raises as `read_jsonl`."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path}: must be a JSON lines file; got a folder. Name one of the files in it.")
@@ -41,7 +36,7 @@ def numbered_records(
     file: BinaryIO,
     where: str,
     encoding: str | None = None,
-    on_fault: Callable[[RecordError], None] | None = None,
+    on_fault: OnFault = raise_fault,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields the records of an open JSON lines file; see `text_lines.numbered_lines`. Raises as `read_jsonl`."""
     is_empty = True
@@ -53,8 +48,6 @@ def numbered_records(
             except RecordError as error:
                 if number == 1 and (line.lstrip().startswith("[") or line.strip() == "{"):
                     error = RecordError(f"{error} A file that is one list over several lines is called .json.")
-                if on_fault is None:
-                    raise error
                 on_fault(error)
                 continue
             yield number, record

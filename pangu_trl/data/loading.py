@@ -11,12 +11,11 @@ from typing import Any
 
 import datasets
 
-from .cards import CardError, DataCard
+from .cards import CardError, DataCard, read_block, read_kind
 from .columns import Columns, cached_table
-from .jsonl import read_numbered_jsonl
 from .mixtures import Mixture, Part, is_mixture
 from .readers import Row
-from .records import RecordError, validate_record
+from .records import OnFault, RecordError, raise_fault, validate_record
 from .sources import Reader, reader_of_card, reader_of_source
 from .typed_tokens import MODE_COLUMN, check_mode
 
@@ -29,6 +28,9 @@ SERVING_KINDS = {
     "prompt": ("prompt", "demonstration", "ranking"),
     "text": ("text",),
 }
+
+# Errors of reading that end a source: what comes behind them cannot be seen.
+READING_ERRORS = (ValueError, OSError, datasets.exceptions.DatasetGenerationError)
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def load_records(
     records = ((where, record | own) for (where, record), _ in _validated(read(), kind))
     dataset = cached_table(records, columns, f"{source}[{split}]")
     logger.info("%s[%s]: %s", source, split, summary.describe(columns.num_records, kind))
-    if _is_card(source) and is_mixture(source):
+    if is_mixture_card(source):
         dataset, origin = _mixed(dataset, Mixture.load(source), origin, sizes, columns.fingerprint())
     # On the object alone: whatever `datasets` derives from it may have other rows.
     dataset.origin = origin
@@ -114,23 +116,56 @@ def place_of(dataset: datasets.Dataset, row: int) -> str | None:
     return next((place for place, _ in islice(read_rows(origin), row, None)), None)
 
 
-def read_rows(origin: Origin, on_fault: Callable[[RecordError], None] | None = None) -> Iterator[Row]:
+def read_rows(origin: Origin, on_fault: OnFault = raise_fault) -> Iterator[Row]:
     """The records of a source as they are, with their places.
 
-    With `on_fault` a line of a `.jsonl` file that is no record is handed to it instead of raised, and left out.
+    With another `on_fault` than the default, rows, files and parts of a mixture that cannot be read are handed to it,
+    and the others read.
     """
-    path = Path(origin.source)
-    if (
-        on_fault is not None
-        and path.suffix == ".jsonl"
-        and path.is_file()
-        and (origin.split, origin.format) == ("train", None)
-    ):
-        return ((f"{path}:{line}", record) for line, record in read_numbered_jsonl(path, on_fault))
-    return (row for row, _ in _reader(origin)())
+    if on_fault is raise_fault or not is_mixture_card(origin.source):
+        yield from (row for row, _ in _reader(origin)(on_fault))
+        return
+    mixture = Mixture.load(origin.source)
+    for part in mixture.parts:
+        try:
+            yield from _reader_of_part(part, mixture, origin.kind)(on_fault)
+        except READING_ERRORS as error:
+            on_fault(RecordError(f"{mixture.file}: {error} What stands behind it in that source was not read."))
 
 
-def _reader(origin: Origin) -> Callable[[], Iterator[tuple[Row, int]]]:
+def read_valid(origin: Origin) -> Callable[[], Iterator[Row]]:
+    """How to get the records of a source, validated, with their places, as often as they are needed.
+
+    Raises:
+        CardError, OSError: As `load_records`; and the reader RecordError.
+    """
+    read = _reader(origin)
+    return lambda: (row for row, _ in _validated(read(), origin.kind))
+
+
+def read_valid_parts(origin: Origin) -> list[Callable[[], Iterator[Row]]]:
+    """The same for each part of a mixture."""
+    readers = _readers_of_mixture(origin)
+    return [
+        lambda read=read: (row for row, _ in _validated(((row, 0) for row in read()), origin.kind)) for read in readers
+    ]
+
+
+def kind_of_card(source: str | Path) -> str | None:
+    """The kind of record that a data card or mixture card says; None for other sources.
+
+    Raises:
+        CardError, OSError: The card cannot be read.
+    """
+    return read_kind(Path(source), read_block(Path(source))) if _is_card(source) else None
+
+
+def is_mixture_card(source: str | Path) -> bool:
+    """Whether a source is the card of a mixture; raises CardError if it is a card that cannot be read."""
+    return _is_card(source) and is_mixture(source)
+
+
+def _reader(origin: Origin) -> Callable[..., Iterator[tuple[Row, int]]]:
     """How to get the records of a source as they are, with the number of the part of a mixture that each belongs to."""
     if not _is_card(origin.source):
         return _numbered([reader_of_source(origin.source, origin.split, origin.format, origin.kind)])
@@ -142,22 +177,26 @@ def _reader(origin: Origin) -> Callable[[], Iterator[tuple[Row, int]]]:
         card = DataCard.load(origin.source)
         _check_kind(card, origin.kind)
         return _numbered([reader_of_card(card, origin.split, origin.kind)])
+    return _numbered(_readers_of_mixture(origin))
+
+
+def _readers_of_mixture(origin: Origin) -> list[Reader]:
     mixture = Mixture.load(origin.source)
     _check_kind(mixture, origin.kind)
     if origin.split != "train":
         raise RecordError(f"{origin.source}: the split of a mixture must be 'train', the whole; got {origin.split!r}.")
-    return _numbered([_reader_of_part(part, mixture, origin.kind) for part in mixture.parts])
+    return [_reader_of_part(part, mixture, origin.kind) for part in mixture.parts]
 
 
 def _reader_of_part(part: Part, mixture: Mixture, kind: str) -> Reader:
-    if _is_card(part.source) and is_mixture(part.source):
+    if is_mixture_card(part.source):
         raise CardError(f"{mixture.file}: {part.source} must not be a mixture itself. Name its parts.")
     read = _reader(Origin(part.source, kind, part.split, part.format))
-    return lambda: (row for row, _ in read())
+    return lambda on_fault=raise_fault: (row for row, _ in read(on_fault))
 
 
-def _numbered(readers: list[Reader]) -> Callable[[], Iterator[tuple[Row, int]]]:
-    return lambda: ((row, number) for number, read in enumerate(readers) for row in read())
+def _numbered(readers: list[Reader]) -> Callable[..., Iterator[tuple[Row, int]]]:
+    return lambda on_fault=raise_fault: ((row, number) for number, read in enumerate(readers) for row in read(on_fault))
 
 
 def _is_card(source: str | Path) -> bool:

@@ -77,6 +77,23 @@ class Mixture:
             raise refusal(file, "seed", "an integer", seed)
         return cls(file, kind, parts, records, seed)
 
+    def check_streams(self) -> None:
+        """Refuses a mixture that cannot be streamed, since nobody counts the records of its sources.
+
+        Raises:
+            CardError: Its sources have no weights, or it says how many records to take.
+        """
+        if self.parts[0].weight is None:
+            raise CardError(
+                f"{self.file}: 'pangu_trl.mix' must give a 'weight' to every source to be streamed: records are drawn "
+                "by weight, as the sizes of the sources are not known. Give weights, or load it without streaming."
+            )
+        if self.records is not None:
+            raise CardError(
+                f"{self.file}: 'pangu_trl.records' has no effect in a stream, which goes on as long as the run. Leave "
+                "it out and set max_steps, or load the mixture without streaming."
+            )
+
     def order(self, sizes: Sequence[int]) -> list[int]:
         """Which record comes when, for as many records of each part as `sizes` says, counted through all parts.
 

@@ -45,13 +45,16 @@ class NearDuplicates:
     def digests(self) -> np.ndarray:
         """The hashes of all texts so far, (N, 64)."""
         self._flush()
-        return np.concatenate(self._digests) if self._digests else np.zeros((0, NUM_HASHES), dtype=np.uint32)
+        if len(self._digests) != 1:
+            # One copy of what is the most memory of all.
+            self._digests = [np.concatenate([np.zeros((0, NUM_HASHES), dtype=np.uint32), *self._digests])]
+        return self._digests[0]
 
     def are_near(self, others: "NearDuplicates | None" = None) -> np.ndarray:
         """Tells for each text whether it is nearly one of the others, or, without others, one before it; (N,)."""
         own = self.digests()
-        before = np.zeros((0, NUM_HASHES), dtype=np.uint32) if others is None else others.digests()
-        digests = np.concatenate([before, own])
+        before = own[:0] if others is None else others.digests()
+        digests = own if others is None else np.concatenate([before, own])
         near = np.zeros(len(digests), dtype=bool)
         for band in np.split(digests, BANDS, axis=1):
             key = np.zeros(len(digests), dtype=np.uint64)

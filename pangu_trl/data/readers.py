@@ -11,13 +11,14 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from .data_files import DataFile, identify, is_data_file
 from .jsonl import numbered_records, parse_record
-from .records import RecordError
+from .records import OnFault, RecordError, raise_fault
 from .strict_json import parse_json, parse_json_list
 from .tables import rows_of_arrow, rows_of_parquet
 from .text_lines import numbered_lines
@@ -42,18 +43,39 @@ class ReadOptions:
     list_field: str | None = None
 
 
-def rows_of_file(file: DataFile, options: ReadOptions) -> Iterator[Row]:
+def rows_of_files(files: list[DataFile], options: ReadOptions, on_fault: OnFault = raise_fault) -> Iterator[Row]:
+    """Yields the rows of several files; with an `on_fault` that goes on, a file that cannot be read is one fault.
+
+    Raises:
+        RecordError, OSError: As `rows_of_file`.
+    """
+    for file in files:
+        try:
+            yield from rows_of_file(file, options, on_fault)
+        except (RecordError, OSError) as error:
+            if on_fault is raise_fault:
+                raise
+            message = str(error) if file.name in str(error) else f"{file.name}: {error}"
+            on_fault(RecordError(f"{message.rstrip('.')}. What stands behind it in the file was not read."))
+
+
+def rows_of_file(file: DataFile, options: ReadOptions, on_fault: OnFault = raise_fault) -> Iterator[Row]:
     """Yields the rows of a file.
+
+    Args:
+        file: Which, and of what format.
+        options: How it is read.
+        on_fault: Gets the errors of single rows.
 
     Raises:
         RecordError: If the file is damaged, empty or not of its format; the message names file and place.
         OSError: If it cannot be opened.
     """
     if file.compression == ".zip":
-        yield from _rows_of_zip(file, options)
+        yield from _rows_of_zip(file, options, on_fault)
         return
     with _opened(file) as stream:
-        yield from _READERS[file.format](_Guarded(stream, file), file.name, options)
+        yield from _READERS[file.format](_Guarded(stream, file), file.name, options, on_fault)
 
 
 @contextmanager
@@ -100,7 +122,7 @@ class _Guarded(io.RawIOBase):
         return len(content)
 
 
-def _rows_of_zip(file: DataFile, options: ReadOptions) -> Iterator[Row]:
+def _rows_of_zip(file: DataFile, options: ReadOptions, on_fault: OnFault) -> Iterator[Row]:
     try:
         with zipfile.ZipFile(file.path) as archive:
             members = [name for name in sorted(archive.namelist()) if not name.endswith("/") and is_data_file(name)]
@@ -115,30 +137,34 @@ def _rows_of_zip(file: DataFile, options: ReadOptions) -> Iterator[Row]:
                 member = DataFile(name, data_format or file.format, None, f"{file.name}/{name}")
                 with archive.open(name) as stream:
                     yield from _READERS[member.format](
-                        _Guarded(stream, replace(member, compression=".zip")), member.name, options
+                        _Guarded(stream, replace(member, compression=".zip")), member.name, options, on_fault
                     )
     except (zipfile.BadZipFile, RuntimeError) as error:
         raise RecordError(f"{file.name}: must be a whole .zip file without a password; {error}.") from error
 
 
-def _rows_of_jsonl(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Row]:
+def _rows_of_jsonl(stream: BinaryIO, name: str, options: ReadOptions, on_fault: OnFault) -> Iterator[Row]:
     if options.list_field is not None:
         raise RecordError(f"{name}: 'list_field' must be left out for JSON lines, whose records are lines.")
-    buffered = io.BufferedReader(stream)
-    return ((f"{name}:{line}", record) for line, record in numbered_records(buffered, name, options.encoding))
+    records = numbered_records(io.BufferedReader(stream), name, options.encoding, on_fault)
+    return ((f"{name}:{line}", record) for line, record in records)
 
 
-def _rows_of_json(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Row]:
+def _rows_of_json(stream: BinaryIO, name: str, options: ReadOptions, on_fault: OnFault) -> Iterator[Row]:
     """A JSON file is a list of records, an object with such a list, or JSON lines."""
     lines = numbered_lines(io.BufferedReader(stream), name, options.encoding)
     number, first = next(((number, line) for number, line in lines if line.strip()), (1, ""))
     if not first:
         raise RecordError(f"{name}: must hold a list of JSON objects; the file is empty. Fill or remove it.")
     if options.list_field is None and first.lstrip().startswith("{") and _is_json(first):
-        yield f"{name}:{number}", parse_record(first, f"{name}:{number}")
-        for number, line in lines:
+        for line_number, line in chain([(number, first)], lines):
             if line.strip():
-                yield f"{name}:{number}", parse_record(line, f"{name}:{number}")
+                try:
+                    record = parse_record(line, f"{name}:{line_number}")
+                except RecordError as error:
+                    on_fault(error)
+                    continue
+                yield f"{name}:{line_number}", record
         return
     text = "\n" * (number - 1) + first + "".join(line for _, line in lines)
     if first.lstrip().startswith("[") and options.list_field is None:
@@ -150,9 +176,11 @@ def _rows_of_json(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator
         is_empty = False
         inside = options.list_field
         where = f"{name}: {inside}[{index}]" if inside else f"{name}:{number} (record {index})"
-        if not isinstance(record, dict):
-            raise RecordError(f"{where}: must be one JSON object; got {json.dumps(record, ensure_ascii=False)[:60]}.")
-        yield where, record
+        if isinstance(record, dict):
+            yield where, record
+        else:
+            found = json.dumps(record, ensure_ascii=False)[:60]
+            on_fault(RecordError(f"{where}: must be one JSON object; got {found}."))
     if is_empty:
         raise RecordError(f"{name}: must hold a list of JSON objects; the list is empty.")
 
@@ -180,11 +208,13 @@ def _inner_list(value: Any, name: str, field: str | None) -> list[Any]:
     return value[field]
 
 
-def _rows_of_csv(stream: BinaryIO, name: str, options: ReadOptions, separator: str = ",") -> Iterator[Row]:
+def _rows_of_csv(
+    stream: BinaryIO, name: str, options: ReadOptions, on_fault: OnFault, separator: str = ","
+) -> Iterator[Row]:
     """All values are texts, exactly as they stand: nothing is taken for a number, a date or a missing value."""
     separator = options.separator or separator
     csv.field_size_limit(1 << 30)
-    lines = (line for _, line in numbered_lines(io.BufferedReader(stream), name, options.encoding))
+    lines = (line for _, line in _lines_in_place(io.BufferedReader(stream), name, options.encoding, on_fault))
     reader = csv.reader(lines, delimiter=separator, strict=True)
     header: list[str] | None = None
     is_empty = True
@@ -195,21 +225,28 @@ def _rows_of_csv(stream: BinaryIO, name: str, options: ReadOptions, separator: s
         except StopIteration:
             break
         except csv.Error as error:
-            raise RecordError(
-                f"{place}: must be a row of csv; {error}. A quotation mark inside a quoted value is written twice."
-            ) from error
+            on_fault(
+                RecordError(
+                    f"{place}: must be a row of csv; {error}. A quotation mark inside a quoted value is written twice."
+                )
+            )
+            is_empty = False
+            continue
         if not values:
             continue
         if header is None:
             header = _header(values, place, separator)
             continue
         is_empty = False
-        if len(values) != len(header):
-            raise RecordError(
-                f"{place}: must have {len(header)} values, as the header has; got {len(values)}. Quote a value that "
-                f"holds {separator!r} or a line end."
+        if len(values) == len(header):
+            yield place, dict(zip(header, values, strict=True))
+        else:
+            on_fault(
+                RecordError(
+                    f"{place}: must have {len(header)} values, as the header has; got {len(values)}. Quote a value "
+                    f"that holds {separator!r} or a line end."
+                )
             )
-        yield place, dict(zip(header, values, strict=True))
     if is_empty:
         raise RecordError(f"{name}: must hold a header and a row for each record; the file is empty.")
 
@@ -230,14 +267,25 @@ def _header(values: list[str], place: str, separator: str) -> list[str]:
     return names
 
 
-def _rows_of_tsv(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Row]:
-    return _rows_of_csv(stream, name, options, separator="\t")
+def _lines_in_place(
+    stream: io.BufferedReader, name: str, encoding: str | None, on_fault: OnFault
+) -> Iterator[tuple[int, str]]:
+    """Lines of which those that are no text are empty ones, so that the reader of csv counts all."""
+    expected = 1
+    for number, line in numbered_lines(stream, name, encoding, on_fault):
+        yield from ((missing, "\n") for missing in range(expected, number))
+        yield number, line
+        expected = number + 1
 
 
-def _rows_of_text(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Row]:
+def _rows_of_tsv(stream: BinaryIO, name: str, options: ReadOptions, on_fault: OnFault) -> Iterator[Row]:
+    return _rows_of_csv(stream, name, options, on_fault, separator="\t")
+
+
+def _rows_of_text(stream: BinaryIO, name: str, options: ReadOptions, on_fault: OnFault) -> Iterator[Row]:
     """Each line is a record; blank lines are skipped."""
     is_empty = True
-    for number, line in numbered_lines(io.BufferedReader(stream), name, options.encoding):
+    for number, line in numbered_lines(io.BufferedReader(stream), name, options.encoding, on_fault):
         text = line.removesuffix("\n").removesuffix("\r")
         if text.strip():
             is_empty = False
@@ -246,7 +294,7 @@ def _rows_of_text(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator
         raise RecordError(f"{name}: must hold a text a line; the file is empty. Fill or remove it.")
 
 
-_READERS: dict[str, Callable[[Any, str, ReadOptions], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[Any, str, ReadOptions, OnFault], Iterator[Row]]] = {
     "jsonl": _rows_of_jsonl,
     "json": _rows_of_json,
     "csv": _rows_of_csv,

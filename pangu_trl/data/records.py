@@ -1,7 +1,7 @@
 """The four kinds of record that the stages exchange, and the checks that every record passes before it is used."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 KINDS = ("demonstration", "ranking", "prompt", "text")
@@ -46,6 +46,17 @@ class Text(TypedDict):
 
 class RecordError(ValueError):
     """A record, or a file of records, that cannot be used; the message says where, which field and what is needed."""
+
+
+OnFault = Callable[[RecordError], None]
+
+
+def raise_fault(error: RecordError) -> None:
+    """What readers do with a record or line that is wrong, unless they are given something else to do with it.
+
+    Given another function they hand the error to it, leave out the record, and go on.
+    """
+    raise error
 
 
 def validate_record(record: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:

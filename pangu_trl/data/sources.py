@@ -3,7 +3,6 @@
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,16 @@ import datasets
 from .cards import FILE_FORMATS, CardError, DataCard
 from .data_files import DataFile, as_data_file, folder_splits, identify, known_suffixes
 from .formats import FORMATS, convert_rows
-from .readers import ReadOptions, Row, rows_of_file
-from .records import RecordError
+from .readers import ReadOptions, Row, rows_of_files
+from .records import OnFault, RecordError, raise_fault
 from .tables import rows_of_dataset
 from .typed_columns import read_types
 from .typed_tokens import MODE_COLUMN
 
 logger = logging.getLogger(__name__)
 
-Reader = Callable[[], Iterator[Row]]
+# Called with what to do about single rows that are wrong; it raises where nothing is said.
+Reader = Callable[..., Iterator[Row]]
 
 HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[^@]+))?")
 # Packaged builders of `datasets` whose files our readers read.
@@ -51,9 +51,11 @@ def reader_of_card(card: DataCard, split: str, kind: str) -> Reader:
         read = _hub_dataset(card.path, card.name, card.revision, card.data_files, split, card.options)
     told: set[str] = set()
 
-    def read_renamed() -> Iterator[Row]:
-        rows = read_types(read(), card.types, str(card.file)) if card.types else read()
-        return _renamed(rows, card, told)
+    def read_renamed(on_fault: OnFault = raise_fault) -> Iterator[Row]:
+        rows = read(on_fault)
+        if card.types:
+            rows = read_types(rows, card.types, str(card.file), on_fault)
+        return _renamed(rows, card, told, on_fault)
 
     # A prompt may be taken from a demonstration or a ranking.
     wanted = kind if card.format is None or kind in FORMATS[card.format].kinds else card.kind
@@ -61,7 +63,7 @@ def reader_of_card(card: DataCard, split: str, kind: str) -> Reader:
     if card.special_tokens_in_text is None:
         return read_records
     own = {MODE_COLUMN: card.special_tokens_in_text}
-    return lambda: ((where, {**row, **own}) for where, row in read_records())
+    return lambda on_fault=raise_fault: ((where, {**row, **own}) for where, row in read_records(on_fault))
 
 
 def _converted(read: Reader, data_format: str | None, kind: str, source: str) -> Reader:
@@ -75,20 +77,25 @@ def _converted(read: Reader, data_format: str | None, kind: str, source: str) ->
             f"{source}: the format {data_format} has records of the kind {' or '.join(FORMATS[data_format].kinds)}; "
             f"got {kind!r}."
         )
-    return lambda: convert_rows(read(), data_format, FORMATS[data_format], kind)
+    return lambda on_fault=raise_fault: convert_rows(read(on_fault), data_format, FORMATS[data_format], kind, on_fault)
 
 
-def _renamed(rows: Iterator[Row], card: DataCard, told: set[str]) -> Iterator[Row]:
+def _renamed(rows: Iterator[Row], card: DataCard, told: set[str], on_fault: OnFault) -> Iterator[Row]:
     for where, row in rows:
         replaced = ((row.keys() - card.renamed_columns) & card.columns.keys()) - told
         for name in sorted(replaced):
             logger.info("%s: the source's own column '%s' gives way to '%s'.", card.file, name, card.columns[name])
         told |= replaced
-        yield where, card.map_columns(row, where)
+        try:
+            record = card.map_columns(row, where)
+        except RecordError as error:
+            on_fault(error)
+            continue
+        yield where, record
 
 
 def _files(files: list[DataFile], options: ReadOptions) -> Reader:
-    return lambda: chain.from_iterable(rows_of_file(file, options) for file in files)
+    return lambda on_fault=raise_fault: rows_of_files(files, options, on_fault)
 
 
 def _file_of_card(card: DataCard, path: str) -> DataFile:
@@ -130,7 +137,7 @@ def _saved_dataset(folder: Path, split: str) -> Reader:
     except (OSError, ValueError, datasets.exceptions.DatasetsError, KeyError, TypeError) as error:
         raise RecordError(f"{folder}: must be a whole folder of `save_to_disk`; {_one_line(error)}.") from error
     dataset = _split_of(saved if isinstance(saved, dict) else {"train": saved}, split, str(folder))
-    return lambda: rows_of_dataset(dataset, f"{folder}[{split}]")
+    return lambda *_: rows_of_dataset(dataset, f"{folder}[{split}]")
 
 
 def _hub(source: str, split: str) -> Reader:
@@ -158,7 +165,7 @@ def _hub_dataset(
     files = getattr(builder.config, "data_files", None)
     if type(builder).__module__.split(".")[-1] not in OWN_READERS or not files:
         dataset = _from_hub(lambda: datasets.load_dataset(**request, split=split), place)
-        return lambda: rows_of_dataset(dataset, f"{place}[{split}]")
+        return lambda *_: rows_of_dataset(dataset, f"{place}[{split}]")
     addresses = [str(address) for address in _split_of({str(key): files[key] for key in files}, split, place)]
     others = ", ".join(sorted(str(key) for key in files if str(key) != split)) or "none"
     logger.info("%s[%s]: reads %s; other splits: %s", place, split, ", ".join(addresses), others)

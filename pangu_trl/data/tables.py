@@ -19,7 +19,7 @@ Row = tuple[str, Mapping[str, Any]]
 BATCH_SIZE = 1000
 
 
-def rows_of_parquet(stream: BinaryIO, name: str, options: Any = None) -> Iterator[Row]:
+def rows_of_parquet(stream: BinaryIO, name: str, *_: Any) -> Iterator[Row]:
     """Yields the rows of a Parquet file; raises RecordError if it is none, or is damaged."""
     content = io.BufferedReader(stream) if stream.seekable() else pa.BufferReader(io.BufferedReader(stream).read())
     try:
@@ -29,7 +29,7 @@ def rows_of_parquet(stream: BinaryIO, name: str, options: Any = None) -> Iterato
         raise _damage(name, "Parquet", error) from error
 
 
-def rows_of_arrow(stream: BinaryIO, name: str, options: Any = None) -> Iterator[Row]:
+def rows_of_arrow(stream: BinaryIO, name: str, *_: Any) -> Iterator[Row]:
     """Yields the rows of an Arrow stream or file; raises RecordError if it is neither, or is damaged."""
     content = io.BufferedReader(stream)
     try:
@@ -83,6 +83,21 @@ def _reader(arrow_type: pa.DataType) -> Callable[[Any], Any] | None:
         inner = _reader(arrow_type.value_type)
         return inner and (lambda value: None if value is None else [inner(item) for item in value])
     return None
+
+
+def padded_columns(dataset: datasets.Dataset | datasets.IterableDataset) -> tuple[str, ...]:
+    """Columns whose objects may hold nulls that nobody wrote; none of a stream that does not know its types."""
+    features = dataset.features or datasets.Features()
+    return tuple(
+        name for name, field in zip(features, features.arrow_schema, strict=True) if _holds_objects(field.type)
+    )
+
+
+def without_nulls(value: Any) -> Any:
+    """A value of such a column without the fields that are null."""
+    if isinstance(value, Mapping):
+        return {name: without_nulls(item) for name, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _holds_objects(arrow_type: pa.DataType) -> bool:

@@ -1,10 +1,10 @@
 """Lines of text files of any encoding, each with its number, so that a wrong byte can be named."""
 
 import codecs
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import BinaryIO
 
-from .records import RecordError
+from .records import OnFault, RecordError, raise_fault
 
 BYTE_ORDER_MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
@@ -25,7 +25,7 @@ def numbered_lines(
     file: BinaryIO,
     where: str,
     encoding: str | None = None,
-    on_fault: Callable[[RecordError], None] | None = None,
+    on_fault: OnFault = raise_fault,
 ) -> Iterator[tuple[int, str]]:
     """Yields the lines of a file with their ends and their numbers, which count from 1; a byte order mark is left out.
 
@@ -35,7 +35,7 @@ def numbered_lines(
         file: Opened for bytes.
         where: The file's name, for messages.
         encoding: Of the text; UTF-8 by default.
-        on_fault: Gets a line that is not text as an error, and the line is left out; None raises.
+        on_fault: Gets a line that is not text as an error.
 
     Raises:
         RecordError: If a line is not text in the encoding.
@@ -46,8 +46,6 @@ def numbered_lines(
             try:
                 text = _decode(line, f"{where}:{number}", encoding)
             except RecordError as error:
-                if on_fault is None:
-                    raise
                 on_fault(error)
                 continue
             yield number, text.removeprefix("\ufeff")

@@ -1,22 +1,27 @@
-"""Datasets of token ids, as the trainers take them, from datasets of canonical records."""
+"""Datasets of token ids, as the trainers take them, from datasets of canonical records.
+
+Of an `IterableDataset` the functions here make one without an end, see `streams.EncodedStream`: records that are too
+long are left out and counted as they pass, also where the prompt alone is; `num_proc` has no effect on it.
+"""
 
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from . import answer_end, conversations, tokenizing, typed_tokens
+from . import answer_end, conversations, tables, tokenizing, typed_tokens
 from .conversations import Conversation, EncodingColumns
 from .loading import place_of
 from .records import is_finite_number
+from .streams import LENGTH_COLUMN, TYPED_COLUMN, EncodedStream, OverlongPrompt
+from .tables import padded_columns, without_nulls
 from .tokenizing import (
     NOTHING_SAID,
-    encode_completion,
     encode_parts,
     encode_prompt,
     encode_text,
@@ -27,25 +32,27 @@ from .typed_tokens import MODE_COLUMN
 
 logger = logging.getLogger(__name__)
 
+Records = TypeVar("Records", datasets.Dataset, datasets.IterableDataset)
+
 # `datasets` hashes importable code by its name, so without this a cache would outlive a change of these files.
 CODE_DIGEST = hashlib.sha256(
     b"".join(
         Path(file).read_bytes()
-        for file in (__file__, *(module.__file__ for module in (answer_end, tokenizing, conversations, typed_tokens)))
+        for file in (
+            __file__,
+            *(module.__file__ for module in (answer_end, tokenizing, conversations, tables, typed_tokens)),
+        )
     )
 ).hexdigest()
 
-LENGTH_COLUMN = "num_tokens_of_longest"
-TYPED_COLUMN = "num_typed_special_tokens"
-
 
 def tokenize_demonstrations(
-    dataset: datasets.Dataset,
+    dataset: Records,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     num_proc: int | None = None,
     learns_prompt_turns: bool = False,
-) -> datasets.Dataset:
+) -> Records:
     """Encodes demonstrations as TRL's SFTTrainer takes pre-tokenised data.
 
     SFTTrainer applies the mask only with `SFTConfig(completion_only_loss=True)`.
@@ -66,13 +73,18 @@ def tokenize_demonstrations(
         ValueError: If a prompt alone leaves no room, a record cannot be encoded, or none is short enough.
     """
     encode = _encode_whole_conversation if learns_prompt_turns else _encode_demonstration
-    encoded = _map_rows(dataset, _Encoder(encode, tokenizer, max_length), dataset.column_names, num_proc)
-    return drop_overlong(encoded, max_length, "demonstrations")
+    return _encoded(
+        dataset, _Encoder(encode, tokenizer, max_length, padded_columns(dataset)), "demonstrations", num_proc
+    )
 
 
 def tokenize_rankings(
-    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, num_proc: int | None = None
-) -> datasets.Dataset:
+    dataset: Records,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    num_proc: int | None = None,
+    marks_turns: bool = False,
+) -> Records:
     """Encodes rankings, each prompt once.
 
     Args:
@@ -81,32 +93,37 @@ def tokenize_rankings(
         max_length: Most tokens of the prompt and its longest response. A ranking with a longer one is left out as a
             whole, since its other responses would no longer be the ranking that was made, and counted in a warning.
         num_proc: Processes to use.
+        marks_turns: Whether to tell what the assistant says in the responses from what others say there.
 
     Returns:
         `prompt_input_ids`, `response_input_ids` (a list for each response) and `scores`; `margin` where the data has
-        margins.
+        margins; `response_masks` with `marks_turns`.
 
     Raises:
         ValueError: As `tokenize_demonstrations`.
     """
-    encoded = _map_rows(dataset, _Encoder(_encode_ranking, tokenizer, max_length), dataset.column_names, num_proc)
-    return drop_overlong(encoded, max_length, "rankings")
+    encode = _encode_ranking_with_turns if marks_turns else _encode_ranking
+    return _encoded(dataset, _Encoder(encode, tokenizer, max_length, padded_columns(dataset)), "rankings", num_proc)
 
 
 def tokenize_prompts(
-    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, num_proc: int | None = None
-) -> datasets.Dataset:
+    dataset: Records, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, num_proc: int | None = None
+) -> Records:
     """Adds `prompt_input_ids` to prompts; every other column stays, for reward functions to read.
 
     Raises:
         ValueError: If a prompt has more than `max_prompt_length` tokens or cannot be encoded.
     """
-    return _map_rows(dataset, _Encoder(_encode_prompt_row, tokenizer, max_prompt_length), [], num_proc)
+    encoder = _Encoder(_encode_prompt_row, tokenizer, max_prompt_length, padded_columns(dataset))
+    if isinstance(dataset, datasets.IterableDataset):
+        return EncodedStream(dataset, encoder.encode_with_count, None, "prompts", keeps_columns=True).dataset()
+    # Side by side: a column that goes through `map` comes back with numbers of ten digits.
+    return datasets.concatenate_datasets([dataset, _map_rows(dataset, encoder, num_proc)], axis=1)
 
 
 def tokenize_texts(
-    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, num_proc: int | None = None
-) -> datasets.Dataset:
+    dataset: Records, tokenizer: PreTrainedTokenizerBase, max_length: int, num_proc: int | None = None
+) -> Records:
     """Encodes plain texts, all of whose tokens are learnt.
 
     Returns:
@@ -115,8 +132,9 @@ def tokenize_texts(
     Raises:
         ValueError: As `tokenize_demonstrations`.
     """
-    encoded = _map_rows(dataset, _Encoder(_encode_text_row, tokenizer, max_length), dataset.column_names, num_proc)
-    return drop_overlong(encoded, max_length, "texts")
+    return _encoded(
+        dataset, _Encoder(_encode_text_row, tokenizer, max_length, padded_columns(dataset)), "texts", num_proc
+    )
 
 
 @dataclass(frozen=True)
@@ -126,13 +144,19 @@ class _Encoder:
     encode: Callable[[Mapping[str, Any], PreTrainedTokenizerBase, int], dict[str, Any]]
     tokenizer: PreTrainedTokenizerBase
     limit: int
+    padded_columns: tuple[str, ...] = ()
     code_digest: str = CODE_DIGEST
 
     def __call__(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
         try:
-            encoded = self.encode(row, self.tokenizer, self.limit)
+            return self.encode_with_count(row)
         except ValueError as error:
             raise _RowError(index, str(error)) from error
+
+    def encode_with_count(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """What `encode` gives, and how many special tokens the texts of the row spell."""
+        row = dict(row) | {name: without_nulls(row[name]) for name in self.padded_columns}
+        encoded = self.encode(row, self.tokenizer, self.limit)
         return encoded | {TYPED_COLUMN: len(typed_special_tokens(self.tokenizer, row))}
 
 
@@ -176,13 +200,21 @@ def _encode_whole_conversation(
 
 
 def _encode_ranking(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
+    encoded = _encode_ranking_with_turns(row, tokenizer, max_length)
+    return {name: value for name, value in encoded.items() if name != "response_masks"}
+
+
+def _encode_ranking_with_turns(
+    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> dict[str, Any]:
     prompt_ids, columns = _encode_prompt_with_room(row, tokenizer, max_length), EncodingColumns.of(row)
-    response_ids = [encode_completion(tokenizer, row["prompt"], response, columns) for response in row["responses"]]
+    responses = [encode_turns(tokenizer, row["prompt"], response, columns) for response in row["responses"]]
     return {
         "prompt_input_ids": prompt_ids,
-        "response_input_ids": response_ids,
+        "response_input_ids": [ids for ids, _ in responses],
+        "response_masks": [mask for _, mask in responses],
         "scores": row["scores"],
-        LENGTH_COLUMN: len(prompt_ids) + max(map(len, response_ids)),
+        LENGTH_COLUMN: len(prompt_ids) + max(len(ids) for ids, _ in responses),
     } | _margin(row)
 
 
@@ -200,7 +232,7 @@ def _encode_prompt_row(
 ) -> dict[str, Any]:
     prompt_ids = encode_prompt(tokenizer, row["prompt"], EncodingColumns.of(row))
     if len(prompt_ids) > max_prompt_length:
-        raise ValueError(
+        raise OverlongPrompt(
             f"the prompt must have at most max_prompt_length = {max_prompt_length} tokens; it has {len(prompt_ids)}. "
             "Raise max_prompt_length, or shorten or remove the prompt."
         )
@@ -215,19 +247,24 @@ def _encode_text_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase,
 def _encode_prompt_with_room(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
     ids = encode_prompt(tokenizer, row["prompt"], EncodingColumns.of(row))
     if len(ids) >= max_length:
-        raise ValueError(
+        raise OverlongPrompt(
             f"the prompt must leave room for an answer within max_length = {max_length} tokens; it has {len(ids)}. "
             "Raise max_length, or shorten or remove the record."
         )
     return ids
 
 
-def _map_rows(
-    dataset: datasets.Dataset, encoder: _Encoder, remove_columns: list[str], num_proc: int | None
-) -> datasets.Dataset:
+def _encoded(dataset: Records, encoder: _Encoder, noun: str, num_proc: int | None) -> Records:
+    """Token ids in the place of the records, without those that are too long."""
+    if isinstance(dataset, datasets.IterableDataset):
+        return EncodedStream(dataset, encoder.encode_with_count, encoder.limit, noun).dataset()
+    return drop_overlong(_map_rows(dataset, encoder, num_proc), encoder.limit, noun)
+
+
+def _map_rows(dataset: datasets.Dataset, encoder: _Encoder, num_proc: int | None) -> datasets.Dataset:
     try:
         encoded = dataset.map(
-            encoder, with_indices=True, remove_columns=remove_columns, num_proc=num_proc, desc="Encoding records"
+            encoder, with_indices=True, remove_columns=dataset.column_names, num_proc=num_proc, desc="Encoding records"
         )
     except _RowError as error:
         row, message = error.args

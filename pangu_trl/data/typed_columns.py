@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from .records import RecordError
+from .records import OnFault, RecordError, raise_fault
 from .strict_json import parse_json
 
 Row = tuple[str, Mapping[str, Any]]
@@ -37,18 +37,29 @@ TYPES: dict[str, Callable[[str, str], Any]] = {
 }
 
 
-def read_types(rows: Iterable[Row], types: Mapping[str, str], source: str) -> Iterator[Row]:
+def read_types(
+    rows: Iterable[Row], types: Mapping[str, str], source: str, on_fault: OnFault = raise_fault
+) -> Iterator[Row]:
     """Reads the texts of some columns as their types say; an empty text is None.
 
     Raises:
         RecordError: If a row lacks such a column, or its text is not of the type.
     """
     for where, row in rows:
-        read = dict(row)
-        for name, type_name in types.items():
-            if name not in row:
-                raise RecordError(f"{where}: 'types' of {source} needs '{name}'; there is only {', '.join(row)}.")
-            value = row[name]
-            if isinstance(value, str):
-                read[name] = TYPES[type_name](value, f"{where}: '{name}'") if value.strip() else None
+        try:
+            read = _read_row(row, types, source, where)
+        except RecordError as error:
+            on_fault(error)
+            continue
         yield where, read
+
+
+def _read_row(row: Mapping[str, Any], types: Mapping[str, str], source: str, where: str) -> dict[str, Any]:
+    read = dict(row)
+    for name, type_name in types.items():
+        if name not in row:
+            raise RecordError(f"{where}: 'types' of {source} needs '{name}'; there is only {', '.join(row)}.")
+        value = row[name]
+        if isinstance(value, str):
+            read[name] = TYPES[type_name](value, f"{where}: '{name}'") if value.strip() else None
+    return read

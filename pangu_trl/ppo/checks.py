@@ -7,6 +7,7 @@ from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, TrainingArguments
 
 from pangu_trl.answers.python_scores import check_columns
+from pangu_trl.data.streams import column_names
 from pangu_trl.models.adapter_kinds import check_adapter_method, check_adapter_state
 from pangu_trl.models.modes import check_generation_settings, position_limit
 from pangu_trl.models.score_head import innermost
@@ -63,7 +64,7 @@ def check_data_columns(rewards: list[RewardSource], judge: Any, *prompt_sets: An
     for prompts in prompt_sets:
         for part in prompts.values() if isinstance(prompts, dict) else [prompts]:
             try:
-                check_columns(() if part is None else part.column_names)
+                check_columns(() if part is None else column_names(part))
             except ValueError as error:
                 raise ValueError(f"PPOTrainer: {error}.") from error
 
@@ -250,8 +251,10 @@ def _check_scores(name: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> 
         )
 
 
-def check_launch(args: PPOConfig, num_prompts: int, is_deepspeed_enabled: bool) -> None:
+def check_launch(args: PPOConfig, num_prompts: int | None, is_deepspeed_enabled: bool) -> None:
     """Refuses a launch that the trainer cannot run; call it once the Trainer knows its devices.
+
+    The number of prompts is None for a stream.
 
     Raises:
         ValueError: Several GPUs in one process, DeepSpeed asked for but not running, or fewer prompts than one rollout
@@ -269,7 +272,7 @@ def check_launch(args: PPOConfig, num_prompts: int, is_deepspeed_enabled: bool) 
             "with `accelerate launch` or `torchrun`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
         )
     prompts_needed = args.prompts_per_rollout * args.world_size
-    if num_prompts < prompts_needed:
+    if num_prompts is not None and num_prompts < prompts_needed:
         raise ValueError(
             "PPOTrainer: one rollout needs per_device_train_batch_size * num_rollout_batches / num_generations * ranks "
             f"= {prompts_needed} prompts; the training set has {num_prompts}."

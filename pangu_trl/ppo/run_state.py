@@ -96,8 +96,11 @@ def _average_file(folder: Path, rank: int) -> Path:
     return folder / f"ema-{rank}.safetensors"
 
 
-def rollout_options(args: PPOConfig, num_prompts: int, num_texts: int) -> dict[str, int | None]:
-    """On what the order of prompts, mini-batches and texts depends, as a run must keep it on resume."""
+def rollout_options(args: PPOConfig, num_prompts: int | None, num_texts: int | None) -> dict[str, int | None]:
+    """On what the order of prompts, mini-batches and texts depends, as a run must keep it on resume.
+
+    The numbers are None for streams, which have none.
+    """
     names = (
         "per_device_train_batch_size",
         "num_rollout_batches",

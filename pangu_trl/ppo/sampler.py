@@ -1,6 +1,8 @@
 """Orders: of the prompts over rollouts, of a rollout's answers over mini-batches, of the texts mixed in."""
 
 from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -9,6 +11,8 @@ from torch.utils.data import Sampler
 from pangu_trl.data.order import epoch_generator
 
 from .config import PPOConfig
+
+T = TypeVar("T")
 
 
 class RolloutSampler(Sampler[int]):
@@ -46,6 +50,19 @@ class RolloutSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return self.num_prompts // self.chunk_size * self.chunk_size * self.repeats
+
+
+def repeat_rollouts(rows: Iterator[T], chunk_size: int, repeats: int) -> Iterator[T]:
+    """The prompts of a stream in the order in which rollouts use them: each chunk repeated, as by `RolloutSampler`.
+
+    Args:
+        rows: Prompts without end.
+        chunk_size: Prompts of one rollout over all ranks.
+        repeats: Mini-batches that are learnt from one rollout.
+    """
+    while chunk := list(islice(rows, chunk_size)):
+        for _ in range(repeats):
+            yield from chunk
 
 
 def batches_by_length(rows: Tensor, lengths: Tensor, batch_size: int, num_batches: int) -> list[Tensor]:
@@ -87,23 +104,32 @@ def mini_batch_rows(micro_step: int, lengths: Tensor, args: PPOConfig) -> Tensor
     return batches_by_length(rows, lengths, args.per_device_train_batch_size, args.gradient_accumulation_steps)[index]
 
 
-def text_rows(micro_step: int, batch_size: int, num_texts: int, rank: int, world_size: int, seed: int) -> list[int]:
-    """Rows of the texts that a rank mixes into a mini-batch: every text once, in a shuffled order, before any again.
+def text_places(micro_step: int, batch_size: int, rank: int, world_size: int) -> range:
+    """Which of the texts that a run mixes in, counted from its start, a rank learns from in a mini-batch.
 
     Depends on the step alone, so that a resumed run goes on with the texts it would have met.
 
     Args:
         micro_step: Mini-batches learnt since the start of the run.
         batch_size: Texts of a mini-batch on each rank.
-        num_texts: Size of the dataset.
         rank: Number of this process.
         world_size: Number of processes.
-        seed: Seed of the orders.
     """
     first = (micro_step * world_size + rank) * batch_size
+    return range(first, first + batch_size)
+
+
+def text_rows(places: range, num_texts: int, seed: int) -> list[int]:
+    """Rows of a dataset that stand at these places: every text once, in a shuffled order, before any again.
+
+    Args:
+        places: Of `text_places`.
+        num_texts: Size of the dataset.
+        seed: Seed of the orders.
+    """
     orders: dict[int, list[int]] = {}
     rows = []
-    for place in range(first, first + batch_size):
+    for place in places:
         epoch, index = divmod(place, num_texts)
         if epoch not in orders:
             generator = epoch_generator(seed, epoch)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import set_seed
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -22,6 +22,7 @@ from pangu_trl.runs.folders import EMA_FOLDER
 from pangu_trl.runs.pushing import keep_options_private
 from pangu_trl.runs.resuming import resume_exactly
 from pangu_trl.runs.stopping import save_when_told_to_stop
+from pangu_trl.runs.streaming import is_stream, report_streams, resolve_stream
 
 from .actor_critic.averaging import WeightAverage
 from .actor_critic.build import build_models
@@ -55,7 +56,7 @@ from .reward_sources import ModelReward, Reward, RewardFunction, reward_sources
 from .rollout import Rollout
 from .run_state import RunState, rollout_options, state_of, take_up
 from .sampler import RolloutSampler
-from .texts import TextBatches, prepare_prompts
+from .texts import TextBatches, prepare_prompts, stream_prompts
 from .unused_options import check_unused
 
 
@@ -79,7 +80,7 @@ class PPOTrainer(Trainer):
             adapter off where the adapter starts at nothing, and a frozen copy otherwise, which shares with the policy
             what does not learn. So a trained adapter's reference is that adapter, not its base model.
         train_dataset: Prompts, `{"prompt": ...}` (text or messages) or `{"input_ids": ...}`; other columns are passed
-            to a reward function.
+            to a reward function. An `IterableDataset` is read as it is needed, see docs/data.md.
         eval_dataset: Held-out prompts, or a dict of such datasets.
         processing_class: Tokenizer of the policy (and of a reward model without its own).
         peft_config: Adapter to put on the policy.
@@ -103,12 +104,12 @@ class PPOTrainer(Trainer):
         reward_model: Reward | list[Reward],
         value_model: PreTrainedModel | PeftModel | None = None,
         ref_model: PreTrainedModel | None = None,
-        train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: PeftConfig | None = None,
         reward_processing_class: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
-        ptx_dataset: Dataset | None = None,
+        ptx_dataset: Dataset | IterableDataset | None = None,
         judge: RewardFunction | None = None,
         data_collator: Any = None,
         **kwargs: Any,
@@ -116,6 +117,8 @@ class PPOTrainer(Trainer):
         # 1. What the user passed: refused, or completed.
         check_constructor(model, args, train_dataset, processing_class, data_collator)
         check_unused(args, kwargs)
+        if is_stream(train_dataset):
+            resolve_stream(args, "PPOTrainer")
         check_tokenizer(processing_class)
         resolve_pad_token(processing_class)
         rewards = reward_sources(
@@ -140,7 +143,9 @@ class PPOTrainer(Trainer):
             model=models,
             args=args,
             data_collator=list,
-            train_dataset=prepare_prompts(train_dataset, processing_class, args.max_prompt_length),
+            train_dataset=stream_prompts(train_dataset, processing_class, args)
+            if is_stream(train_dataset)
+            else prepare_prompts(train_dataset, processing_class, args.max_prompt_length),
             eval_dataset=prepare_prompts(eval_dataset, processing_class, args.max_prompt_length),
             processing_class=processing_class,
             **kwargs,
@@ -148,7 +153,8 @@ class PPOTrainer(Trainer):
         resolve_padding(args, models, ref_model, rewards, tiles=not self.is_fsdp_enabled)
         if ptx_dataset is not None:
             check_texts(args)
-        check_launch(args, len(self.train_dataset), self.is_deepspeed_enabled)
+        num_prompts = None if is_stream(self.train_dataset) else len(self.train_dataset)
+        check_launch(args, num_prompts, self.is_deepspeed_enabled)
         # Every rank samples its own answers.
         set_seed(args.seed, device_specific=True)
         # 3. What does not learn.
@@ -173,14 +179,15 @@ class PPOTrainer(Trainer):
         )
         self.evaluation = Evaluation(self.collector, judge)
         self.texts = None if ptx_dataset is None else TextBatches(ptx_dataset, processing_class, args)
-        num_texts = 0 if self.texts is None else len(self.texts.texts)
-        self.rollout_options = rollout_options(args, len(self.train_dataset), num_texts)
+        texts = [] if self.texts is None else self.texts.texts
+        self.rollout_options = rollout_options(args, num_prompts, None if is_stream(texts) else len(texts))
         self.average: WeightAverage | None = None
         self.passes = PassesOverRollout(args, self.accelerator)
         self.step_was_skipped = False
         self._learning_seconds = 0.0
         self._resumed_state: RunState | None = None
         self.add_callback(AverageAfterStep(self))
+        report_streams(self, self.train_dataset, texts)
         check_coarse_weights(self)
         stop_on_broken_training(self)
         resume_exactly(self)
@@ -189,10 +196,13 @@ class PPOTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of the prompts of one rollout, each repeated for every mini-batch that is learnt from it."""
+        sampler = None
+        if not is_stream(self.train_dataset):
+            sampler = RolloutSampler.of_run(self.args, len(self.train_dataset), lambda: self.state.global_step)
         loader = DataLoader(
             self.train_dataset,
             batch_size=self.args.prompts_per_rollout,
-            sampler=RolloutSampler.of_run(self.args, len(self.train_dataset), lambda: self.state.global_step),
+            sampler=sampler,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
@@ -303,7 +313,7 @@ class PPOTrainer(Trainer):
 
     def evaluate(
         self,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:

@@ -61,7 +61,8 @@ class KWiseRewardConfig(RewardConfig):
         default=None,
         metadata={
             "help": "Order of the training data. 'group_by_length': shuffled, batches of prompts with similar lengths. "
-            "'random', 'sequential'. Unset: group_by_length, but random with prefix_sharing, which needs no padding.",
+            "'random', 'sequential'. Unset: group_by_length, but random with prefix_sharing, which needs no padding; "
+            "a stream keeps its order.",
             "choices": SAMPLING_STRATEGIES,
         },
     )
@@ -69,7 +70,9 @@ class KWiseRewardConfig(RewardConfig):
     def __post_init__(self) -> None:
         if self.bf16 is None and self.use_cpu:
             self.bf16 = False
-        if self.train_sampling_strategy is None:
+        # A stream has an order of its own, unless somebody asks for another.
+        self.sampling_is_open = self.train_sampling_strategy is None
+        if self.sampling_is_open:
             self.train_sampling_strategy = "random" if self.prefix_sharing else "group_by_length"
         super().__post_init__()
         if not self.eval_do_concat_batches:

@@ -9,10 +9,28 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pangu_trl.data.records import validate_record
+
 # Where the last answer of a dialogue in one text begins, as in HH.
 TURN = re.compile(r"\n\nAssistant:")
 # Without turns: behind a line or a sentence. What follows of blanks belongs to the answer, with whose word it merges.
 SENTENCE_END = re.compile(r"\n|[。！？：!?:](?=\s|[^\x00-\x7f]|$)")
+
+
+def canonical_ranking(record: Mapping[str, Any], row: int, source: str) -> dict[str, Any]:
+    """A validated ranking, also of a pair without a prompt.
+
+    Args:
+        record: A ranking as users have it.
+        row: Its number.
+        source: The set that it belongs to, for errors.
+
+    Raises:
+        ValueError: It is none; the message begins with source and row.
+    """
+    if record.get("prompt") is None and record.get("chosen") and record.get("rejected"):
+        record = with_prompt(record, f"{source} row {row}")
+    return validate_record(record, "ranking", f"{source} row {row}")
 
 
 def with_prompt(record: Mapping[str, Any], where: str) -> dict[str, Any]:

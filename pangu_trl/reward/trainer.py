@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
@@ -19,7 +19,7 @@ from trl import RewardTrainer
 from pangu_trl.answers.summary import win_share
 from pangu_trl.data.collators import PackedRankingCollator, RankingCollator
 from pangu_trl.data.loading import origin_of
-from pangu_trl.data.records import validate_record
+from pangu_trl.data.streams import EncodedStream, column_names, read_whole
 from pangu_trl.data.tokenized_datasets import tokenize_rankings
 from pangu_trl.models.adapter_kinds import check_adapter_method
 from pangu_trl.models.loading import name_base_for_good
@@ -28,12 +28,13 @@ from pangu_trl.models.sequence_scores import sequence_scores
 from pangu_trl.runs.broken_training import stop_on_broken_training
 from pangu_trl.runs.coarse_weights import check_coarse_weights
 from pangu_trl.runs.pushing import keep_options_private
+from pangu_trl.runs.streaming import is_stream, report_streams, resolve_stream
 
 from .card import RewardCard, read_reward_card
 from .checks import check_model, check_rankings
 from .config import KWiseRewardConfig
 from .evaluation import ranking_metrics
-from .implicit_prompts import with_prompt
+from .implicit_prompts import canonical_ranking
 from .losses import centring_loss, has_pair, ordered_pairs, pairwise_loss, plackett_luce_loss, tokenwise_loss
 from .prefix_sharing import enable_prefix_sharing, score_packed_answers
 from .sampler import LengthBucketSampler
@@ -64,8 +65,8 @@ class KWiseRewardTrainer(RewardTrainer):
         model: Any,
         args: KWiseRewardConfig | None = None,
         data_collator: Any = None,
-        train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
         processing_class: Any = None,
         compute_metrics: Any = None,
         **kwargs: Any,
@@ -76,6 +77,10 @@ class KWiseRewardTrainer(RewardTrainer):
         """
         if args is None:
             args = KWiseRewardConfig()
+        # Of the streams the one that is learnt from; `_prepare_dataset` gets the others too, whatever their names.
+        self._stream = train_dataset if is_stream(train_dataset) else None
+        if self._stream is not None:
+            resolve_stream(args, "KWiseRewardTrainer")
         self._extra_metrics = compute_metrics
         has_own_collator = data_collator is not None
         if not has_own_collator:
@@ -106,39 +111,42 @@ class KWiseRewardTrainer(RewardTrainer):
         check_coarse_weights(self)
         stop_on_broken_training(self)
         keep_options_private(self)
-        self._max_answers = max(map(len, self.train_dataset["scores"]))
+        report_streams(self, self.train_dataset)
+        self._max_answers = 2 if is_stream(self.train_dataset) else max(map(len, self.train_dataset["scores"]))
         self._score_statistics: dict[str, Any] = {}
         # Whether no step has changed the weights since the last evaluation.
         self.weights_are_evaluated = False
 
     def _prepare_dataset(
-        self, dataset: Dataset, processing_class: Any, args: KWiseRewardConfig, dataset_name: str
-    ) -> Dataset:
+        self, dataset: Dataset | IterableDataset, processing_class: Any, args: KWiseRewardConfig, dataset_name: str
+    ) -> Dataset | IterableDataset:
         # TRL's only hook for another record format.
-        if not isinstance(dataset, Dataset):
-            raise TypeError(
-                f"KWiseRewardTrainer: the {dataset_name} dataset must be a datasets.Dataset, whose over-long rankings "
-                f"can be counted; got {type(dataset).__name__}. Load it without streaming."
-            )
-        if "margin" in dataset.column_names and args.loss_type != "pairwise":
+        is_learnt_stream = is_stream(dataset) and dataset is self._stream
+        if is_learnt_stream:
+            self._stream = None
+        columns, origin = column_names(dataset), origin_of(dataset)
+        if "margin" in columns and args.loss_type != "pairwise":
             raise ValueError(
                 f"KWiseRewardTrainer: the {dataset_name} set has a column 'margin', which only loss_type 'pairwise' "
                 f"knows; got {args.loss_type!r}. Remove the column, or take that loss."
             )
-        if "response_input_ids" in dataset.column_names:
-            return dataset
+        is_encoded, has_ids = "response_input_ids" in columns, {"chosen_ids", "rejected_ids"} <= set(columns)
         max_length = sys.maxsize if args.max_length is None else args.max_length
         with PartialState().local_main_process_first():
-            origin = origin_of(dataset)
-            if {"chosen_ids", "rejected_ids"} <= set(dataset.column_names):
+            if not is_encoded and not has_ids and (origin is None or origin.kind != "ranking"):
+                dataset = dataset.map(canonical_ranking, with_indices=True, fn_kwargs={"source": dataset_name})
+            if is_stream(dataset) and not is_learnt_stream:
+                # Figures are over the whole set, on several ranks without a ranking twice.
+                dataset = read_whole(dataset, None, dataset_name)
+            if is_encoded:
+                return EncodedStream(dataset, dict, None, "rankings").dataset() if is_learnt_stream else dataset
+            if has_ids:
                 return rankings_from_ids(dataset, max_length, dataset_name, args.dataset_num_proc)
-            if origin is None or origin.kind != "ranking":
-                dataset = dataset.map(_canonical_ranking, with_indices=True, fn_kwargs={"source": dataset_name})
             try:
                 dataset = tokenize_rankings(dataset, processing_class, max_length, num_proc=args.dataset_num_proc)
             except ValueError as error:
                 raise ValueError(f"{dataset_name} {error}") from error
-        if dataset_name != PREDICTED:
+        if dataset_name != PREDICTED and not is_learnt_stream:
             check_rankings(dataset["scores"], dataset_name)
         return dataset
 
@@ -148,6 +156,8 @@ class KWiseRewardTrainer(RewardTrainer):
         Raises:
             ValueError: A ranking is longer than `max_length`, so that its answers cannot be scored.
         """
+        if is_stream(test_dataset):
+            test_dataset = read_whole(test_dataset, None, PREDICTED)
         encoded = self._prepare_dataset(test_dataset, self.processing_class, self.args, PREDICTED)
         if len(encoded) < len(test_dataset):
             raise ValueError(
@@ -196,6 +206,9 @@ class KWiseRewardTrainer(RewardTrainer):
         """Fetches the batches of one optimiser step and counts their prompts with an ordered pair, over all ranks."""
         batch_samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         count = sum(has_pair(batch["scores"], batch["answer_mask"]).sum() for batch in batch_samples)
+        if is_stream(self.train_dataset):
+            largest = torch.tensor(max((batch["answer_mask"].shape[1] for batch in batch_samples), default=0))
+            self._max_answers = max(self._max_answers, int(self.accelerator.gather(largest.to(device)).max()))
         return batch_samples, self.accelerator.reduce(torch.as_tensor(count, device=device), reduction="sum")
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -328,6 +341,13 @@ class KWiseRewardTrainer(RewardTrainer):
             self.weights_are_evaluated = True
         return metrics
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Also takes up the largest K, which of a stream only those know who have read it."""
+        card = None if checkpoint is None else read_reward_card(checkpoint)
+        if card is not None:
+            self._max_answers = max(self._max_answers, card.max_answers)
+        super()._load_optimizer_and_scheduler(checkpoint)
+
     def _load_best_model(self) -> None:
         super()._load_best_model()
         card = read_reward_card(self.state.best_model_checkpoint)
@@ -346,9 +366,3 @@ class KWiseRewardTrainer(RewardTrainer):
             **(self._score_statistics if self.weights_are_evaluated else {}),
         )
         card.save(output_dir or self.args.output_dir)
-
-
-def _canonical_ranking(record: dict[str, Any], row: int, source: str) -> dict[str, Any]:
-    if record.get("prompt") is None and record.get("chosen") and record.get("rejected"):
-        record = with_prompt(record, f"{source} row {row}")
-    return validate_record(record, "ranking", f"{source} row {row}")

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
+
+from pangu_trl.data.streams import fingerprint_of_stream
 
 RECORD_FILE = "run.json"
 # What decides where and how a run writes, logs and evaluates, and not one bit of what it learns.
@@ -39,6 +41,7 @@ FIXED_OPTIONS = frozenset(
     """
     world_size per_device_train_batch_size gradient_accumulation_steps seed data_seed
     num_rollout_batches num_generations num_ppo_epochs
+    dataset_streaming streaming_buffer
     """.split()
 )
 # Compared by content where they are files here, so that a folder may move.
@@ -111,7 +114,9 @@ def differences(saved: dict[str, Any], ours: dict[str, Any]) -> dict[str, tuple[
 
 
 def fingerprint_of_data(dataset: Any) -> str | None:
-    """Number of rows and a checksum of the content; None for what can only be read once."""
+    """Number of rows and a checksum of the content; of a stream a checksum of its first records; None for others."""
+    if isinstance(dataset, IterableDataset):
+        return fingerprint_of_stream(dataset)
     if not isinstance(dataset, Dataset):
         return None
     checksum = 0

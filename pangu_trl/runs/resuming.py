@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import IterableDataset
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
@@ -60,7 +61,7 @@ class Resumption(TrainerCallback):
         loss = trainer.accelerator.reduce(trainer._tr_loss.detach().clone().float(), reduction="mean").item()
         total = self._loss_before(loss + trainer._total_loss_scalar)
         if trainer.args.should_save:
-            record = self._describe()
+            record = self.describe()
             record.total_loss, record.num_tokens = total, getattr(trainer, "_total_train_tokens", None)
             record.save(folder)
 
@@ -69,7 +70,15 @@ class Resumption(TrainerCallback):
             return since
         return None if self._saved is None or self._saved.total_loss is None else self._saved.total_loss + since
 
-    def _describe(self) -> RunRecord:
+    def reads_streams(self) -> bool:
+        """Whether some of what is learnt from comes as a stream."""
+        texts = getattr(self.trainer, "texts", None)
+        return any(
+            isinstance(data, IterableDataset) for data in (self.trainer.train_dataset, getattr(texts, "texts", None))
+        )
+
+    def describe(self) -> RunRecord:
+        """The record as far as it is known before the first step."""
         trainer, arguments = self.trainer, [self.trainer.args, *self.arguments]
         if self._fingerprints is None:
             found = {"train_data": fingerprint_of_data(trainer.train_dataset)}
@@ -95,7 +104,7 @@ class Resumption(TrainerCallback):
         if saved is None:
             logger.warning("%s holds no options, so they cannot be compared with those of this run.", checkpoint)
             return frozenset()
-        ours = self._describe()
+        ours = self.describe()
         found = differences(saved.options, ours.options)
         prints = differences(saved.fingerprints, ours.fingerprints)
         for name in SOURCE_OPTIONS:
@@ -246,6 +255,9 @@ def _wrap(trainer: Trainer) -> None:
     @functools.wraps(train)
     def train_from(resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         checkpoint = resumption.resolve(resume_from_checkpoint)
+        if trainer.args.should_save and resumption.reads_streams():
+            # Now, since the fingerprint of a stream begins to read it.
+            resumption.describe()
         try:
             output = train(checkpoint, *args, **kwargs)
         except NothingLeft:

@@ -1,5 +1,6 @@
 """`pangu-trl check-data`: all faults at once, and figures counted by hand."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -197,3 +198,166 @@ def test_near_duplicates_are_found_and_others_are_not() -> None:
     held_out = NearDuplicates()
     held_out.add(story)
     assert texts.are_near(held_out).tolist() == [True, False, True, False, False, False, False]
+
+
+def put(name: str, content: str | bytes) -> str:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    return name
+
+
+def card(block: dict[str, Any], name: str = "card.md") -> str:
+    return put(name, f"---\npangu_trl: {json.dumps({'kind': 'text'} | block, ensure_ascii=False)}\n---\n")
+
+
+GOOD = '{"text": "好"}\n'
+
+
+def mixed_folder() -> str:
+    put("d/1.jsonl", GOOD + "{broken\n" + GOOD)
+    put("d/2.parquet", b"PAR1 and no more")
+    put("d/3.jsonl.gz", gzip.compress((GOOD * 500).encode())[:-9])
+    put("d/4.csv", "text\n好\na,b\n")
+    put("d/5.jsonl", "")
+    put("d/6.txt", "好\n")
+    return "d"
+
+
+def mixture() -> str:
+    put("a.jsonl", GOOD + "{broken\n" + GOOD)
+    return card({"mix": [{"source": "a.jsonl"}, {"source": "absent.jsonl"}, {"source": put("b.jsonl", GOOD)}]})
+
+
+# The source, the number of good records, and how each fault begins and what is in it.
+SOURCES: dict[str, tuple[Any, int, list[tuple[str, str]]]] = {
+    "packed lines": (
+        lambda: put("a.jsonl.gz", gzip.compress((GOOD + "{broken\n" + GOOD + "[1]\n" + GOOD).encode())),
+        3,
+        [("a.jsonl.gz:2: ", "must be one JSON object"), ("a.jsonl.gz:4: ", "must be one JSON object")],
+    ),
+    "lines of bytes that are no text": (
+        lambda: put("a.txt", "好\n".encode() + b"\xff\n" + "好\n".encode() + b"\xfe\n"),
+        2,
+        [("a.txt:2: ", "must be UTF-8; got the byte 0xff"), ("a.txt:4: ", "must be UTF-8")],
+    ),
+    "lines called .json": (
+        lambda: put("a.json", GOOD + '{"text": NaN}\n' + GOOD),
+        2,
+        [("a.json:2: ", "numbers must be finite")],
+    ),
+    "a list with elements that are no objects": (
+        lambda: put("a.json", f"[{GOOD}, 1, {GOOD}, null]"),
+        2,
+        [("a.json:2 (record 1): ", "got 1"), ("a.json:3 (record 3): ", "got null")],
+    ),
+    "a list that breaks off": (
+        lambda: put("a.json", f"[{GOOD}, {GOOD}"),
+        2,
+        [("a.json:3: ", "What stands behind it in the file was not read.")],
+    ),
+    "csv": (
+        lambda: put("a.csv", 'text,id\n好,1\n好\n好,2\n"x"y,3\n好,4,5\n'.encode() + b"\xff,6\n" + "好,7\n".encode()),
+        3,
+        [
+            ("a.csv:3: ", "must have 2 values, as the header has; got 1"),
+            ("a.csv:5: ", "must be a row of csv"),
+            ("a.csv:6: ", "must have 2 values, as the header has; got 3"),
+            ("a.csv:7: ", "must be UTF-8"),
+        ],
+    ),
+    "a folder of files of all kinds": (
+        mixed_folder,
+        # The damage of 3 shows at its end, and may hide its last records.
+        None,
+        [
+            ("d/1.jsonl:2: ", "must be one JSON object"),
+            ("d/2.parquet: ", "must be a whole Parquet file"),
+            ("d/3.jsonl.gz: ", "must be a whole .gz file"),
+            ("d/4.csv:3: ", "must have 1 values"),
+            ("d/5.jsonl: ", "the file is empty"),
+        ],
+    ),
+    "a card whose columns some rows lack": (
+        lambda: card(
+            {
+                "path": "json",
+                "data_files": put("a.jsonl", '{"t": "好"}\n{"u": 1}\n{"t": "好"}\n{}\n'),
+                "columns": {"text": "t"},
+            }
+        ),
+        2,
+        [("a.jsonl:2: 't' ", "there is only u"), ("a.jsonl:4: 't' ", "an empty object")],
+    ),
+    "a card with types": (
+        lambda: card(
+            {
+                "path": "csv",
+                "data_files": put("a.csv", "text,n\n好,1\n好,x\n好,2\n好,y\n"),
+                "types": {"n": "integer"},
+            }
+        ),
+        2,
+        [("a.csv:3: 'n' ", "must be an integer"), ("a.csv:5: 'n' ", "must be an integer")],
+    ),
+    "a card of a public format": (
+        lambda: card(
+            {
+                "kind": "demonstration",
+                "path": "json",
+                "format": "alpaca",
+                "data_files": put(
+                    "a.jsonl",
+                    '{"instruction": "一", "output": "二"}\n{"instruction": 1, "output": "二"}\n{"x": 1}\n'
+                    '{"instruction": "一", "output": "三"}\n',
+                ),
+            }
+        ),
+        2,
+        [("a.jsonl:2: as alpaca ", "'instruction' must be text"), ("a.jsonl:3: as alpaca ", "the row must have some")],
+    ),
+    "trees": (
+        lambda: card(
+            {
+                "kind": "prompt",
+                "path": "json",
+                "format": "oasst",
+                "data_files": put(
+                    "a.jsonl",
+                    '{"prompt": {"text": "一", "role": "prompter"}}\n{"prompt": {"text": "一", "role": "king"}}\n'
+                    '{"other": 1}\n{"prompt": {"text": "二", "role": "prompter"}}\n',
+                ),
+            }
+        ),
+        2,
+        [("a.jsonl:2: as oasst ", "'role' must be"), ("a.jsonl:3: as oasst ", "the row must have 'prompt'")],
+    ),
+    "a mixture": (
+        mixture,
+        3,
+        [("/a.jsonl:2: ", "must be one JSON object"), ("card.md: ", "absent.jsonl")],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_fault_of_every_kind_of_source_is_named_in_one_run(name: str) -> None:
+    build, num_records, expected = SOURCES[name]
+    source = build()
+    kind = {"a card of a public format": "demonstration", "trees": "prompt"}.get(name, "text")
+    figures, faults = check(source, kind=kind)
+    assert len(faults) == len(expected), faults
+    for fault, (start, part) in zip(faults, expected, strict=True):
+        assert fault.removeprefix(str(Path.cwd())).startswith(start) or fault.startswith(str(Path.cwd() / start)), fault
+        assert part in fault
+    if num_records is not None:
+        assert figures["records"] == num_records
+
+
+def test_repeats_are_counted_over_all_files_and_against_another_source() -> None:
+    put("d/1.jsonl", '{"prompt": "一", "completion": "a"}\n{"prompt": "一", "completion": "b"}\n')
+    put("d/2.jsonl", '{"prompt": "一", "completion": "a"}\n{"prompt": "二", "completion": "a"}\n')
+    put("held.jsonl", '{"prompt": "一", "completion": "a"}\n{"prompt": "三", "completion": "a"}\n')
+    figures, _ = check("d", against="held.jsonl")
+    assert (figures["records"], figures["duplicate_records"], figures["repeated_prompts"]) == (4, 1, 2)
+    assert (figures["in_other"]["records"], figures["in_other"]["prompts"]) == (2, 3)

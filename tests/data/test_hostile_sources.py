@@ -12,8 +12,10 @@ import datasets
 import pyarrow as pa
 import pytest
 
+from pangu_trl.cli import main
 from pangu_trl.data import RecordError, load_records
 from pangu_trl.data.loading import place_of
+from pangu_trl.data.streams import PLACE_COLUMN, stream_records
 
 ROW = '{"prompt": "你好，世界", "completion": "很好"}\n'
 RECORD = {"prompt": "你好，世界", "completion": "很好"}
@@ -395,6 +397,51 @@ def test_source_is_refused_by_one_line(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
     # What names a place in a file names the file in full.
     assert str(tmp_path) in str(caught.value)
+
+
+# A stream has no columns, whose values would have to be of one type.
+OF_WHOLE_COLUMNS = {
+    "integer beyond 64 bits",
+    "large and negative integers",
+    "integer beyond 64 bits in an object",
+    "integer that a float changes",
+    "column of two types",
+    "list in one record, text in another",
+}
+
+
+def test_the_tables_are_long_enough() -> None:
+    assert len(READ) + len(REFUSED) >= 60 and len(REFUSED) >= 60
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_stream_and_check_data_read_what_is_read(name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    make, records = READ[name]
+    source = make(tmp_path)
+    rows = list(stream_records(source, "demonstration"))
+    for row, record in zip(rows, records, strict=True):
+        assert row.pop(PLACE_COLUMN).startswith(str(tmp_path))
+        # In memory every record has the columns of all.
+        assert {column: row.get(column) for column in record} == record and not row.keys() - record.keys()
+    assert main(["check-data", str(source), "--kind", "demonstration", "--json", "--no-near-duplicates"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["records"], found["faults"]) == (len(records), [])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_stream_and_check_data_refuse_what_is_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    make, message = REFUSED[name]
+    source = make(tmp_path)
+    if name not in OF_WHOLE_COLUMNS:
+        with pytest.raises((ValueError, OSError)) as caught:
+            list(stream_records(source, "demonstration"))
+        assert message in str(caught.value)
+    assert main(["check-data", str(source), "--kind", "demonstration", "--json", "--no-near-duplicates"]) == 1
+    said = json.loads(capsys.readouterr().out)["faults"]
+    assert any(message in fault and str(tmp_path) in fault for fault in said), said
+    assert not any("\n" in fault for fault in said)
 
 
 def test_every_file_of_a_folder_is_read_or_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,9 +3,11 @@
 import gzip
 import json
 import tempfile
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -14,7 +16,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
-from pangu_trl.data import encode_completion, encode_prompt, load_records, tokenize_demonstrations
+from pangu_trl.data import encode_completion, encode_prompt, load_records, tokenize_demonstrations, tokenize_prompts
 
 # Writes every value of a call, so that a null too many, or a digit too few, is another token.
 TEMPLATE = (
@@ -96,3 +98,33 @@ def test_tokens_of_a_record_depend_on_the_record_alone(files: list[tuple[list[di
             assert row["prompt"] == record["prompt"]
             assert row["completion"] == record["completion"]
             assert row.get("meta") == record.get("meta")
+
+
+def tool_prompt(**arguments: Any) -> dict[str, Any]:
+    call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    return {"prompt": [*messages, {"role": "tool", "content": "b"}], "meta": {"at": list(arguments)}}
+
+
+def test_prompts_keep_their_columns_and_tokens_exactly_beside_others_of_another_shape(tmp_path) -> None:
+    """`map` writes a column that its function has read with ten digits a number."""
+    records = [tool_prompt(city=1.7000000000000002), tool_prompt(zone=None, at=[39.904200123456])]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+    for num_proc in (None, 2):
+        encoded = list(tokenize_prompts(load_records(tmp_path / "rows.jsonl", "prompt"), TOKENIZER, 200, num_proc))
+        for row, record in zip(encoded, records, strict=True):
+            ids = row.pop("prompt_input_ids")
+            assert row == record
+            assert ids == encode_prompt(TOKENIZER, record["prompt"])
+
+
+def test_a_dataset_of_ones_own_gives_no_call_the_arguments_of_another() -> None:
+    """A column of Arrow pads every object with nulls for the fields of all."""
+    records = [tool_prompt(city="c"), tool_prompt(zone="z")]
+    padded = Dataset.from_list(records)
+    assert padded[0]["prompt"][1]["tool_calls"][0]["function"]["arguments"] == {"city": "c", "zone": None}
+    whole = tokenize_prompts(padded, TOKENIZER, 200)
+    streamed = islice(tokenize_prompts(padded.to_iterable_dataset(), TOKENIZER, 200), 2)
+    for rows in (whole, streamed):
+        for row, record in zip(rows, records, strict=True):
+            assert row["prompt_input_ids"] == encode_prompt(TOKENIZER, record["prompt"])

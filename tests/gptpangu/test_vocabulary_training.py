@@ -1,11 +1,14 @@
 """Training a vocabulary: the official rules and first ids on one's own text, from Python and the command line."""
 
+import csv
+import gzip
 import json
 import re
 from itertools import product
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from official_tokenizer import UNK
 from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer
@@ -121,10 +124,32 @@ def test_command_trains_the_same_vocabulary_from_lines_and_records(
     assert AutoTokenizer.from_pretrained(tmp_path / "by_command").eos_token_id == 9
 
 
+def test_command_reads_what_the_other_commands_read(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    parts = [REVIEWS[start : start + 150] for start in range(0, 750, 150)]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with gzip.open(folder / "1.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in parts[0])
+    with (folder / "2.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["text"], *([text] for text in parts[1])])
+    Dataset.from_dict({"text": parts[2]}).to_parquet(folder / "3.parquet")
+    turns = [{"instruction": one, "output": two} for one, two in zip(parts[3][::2], parts[3][1::2], strict=True)]
+    (tmp_path / "alpaca.json").write_text(json.dumps(turns), "utf-8")
+    card = "---\npangu_trl: {kind: demonstration, path: json, format: alpaca, data_files: alpaca.json}\n---\n"
+    (tmp_path / "alpaca.md").write_text(card, "utf-8")
+    (tmp_path / "rest.txt").write_text("\n".join([*parts[4], *REVIEWS[750:]]), "utf-8")
+    (tmp_path / "mix.md").write_text("---\npangu_trl: {kind: text, mix: [{source: rest.txt}]}\n---\n", "utf-8")
+    assert train_by_command(tmp_path / "by_command", folder, tmp_path / "alpaca.md", tmp_path / "mix.md") == 0
+    found = capsys.readouterr().out
+    assert f"70 pieces from {len(REVIEWS)} texts of {sum(map(len, REVIEWS))} characters" in found
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("texts.csv", "房间", "texts.csv: must be a .txt, .jsonl or .md file; got '.csv'"),
+        ("texts.csv", "房间", r"texts.csv: must hold a header and a row for each record; the file is empty"),
+        ("texts.doc", "房间", "texts.doc: a file of records must end in"),
+        ("body.csv", "body\n房间", r"body.csv:2: must hold text in one of text, prompt, .* got 'body'"),
         ("texts.txt", "房间很干净", "cannot train a vocabulary of 70 pieces on 1 texts of 5 characters"),
         ("texts.jsonl", '{"body": "房间"}', "texts.jsonl:1: must hold text in one of text, prompt, .* got 'body'"),
         ("missing.txt", None, "missing.txt"),

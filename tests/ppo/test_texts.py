@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from pangu_trl.ppo.sampler import text_rows
+from pangu_trl.ppo.sampler import text_places, text_rows
 from pangu_trl.ppo.texts import prepare_prompts
 
 
@@ -55,11 +55,11 @@ def test_conversations_are_prompts_too(make_trainer, tokenizer):
 
 
 def test_every_text_comes_once_before_any_comes_again_over_all_ranks():
-    rows = [text_rows(step, 2, 7, rank, 2, seed=5) for step in range(7) for rank in (0, 1)]
+    rows = [text_rows(text_places(step, 2, rank, 2), 7, seed=5) for step in range(7) for rank in (0, 1)]
     flat = [row for part in rows for row in part]
     assert all(sorted(flat[start : start + 7]) == list(range(7)) for start in range(0, 28, 7))
     assert flat[:7] != flat[7:14]
-    assert text_rows(3, 2, 7, 1, 2, seed=5) == rows[7]
+    assert text_rows(text_places(3, 2, 1, 2), 7, seed=5) == rows[7]
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_the_loss_on_texts_and_its_gradient_are_those_of_the_language_model(make
     mixed = make_trainer(models=dict(ptx_dataset=texts), ptx_coef=2.0, **options)
     mixed.train()
     policy.eval()
-    rows = [mixed.texts.texts[row] for row in text_rows(0, 2, len(texts), 0, 1, seed=42)]
+    rows = [mixed.texts.texts[row] for row in text_rows(range(2), len(texts), seed=42)]
     expected = text_loss_by_hand(policy, tokenizer, rows)
     (2.0 * expected).backward()
     logged = next(entry for entry in mixed.state.log_history if "policy/ptx_loss" in entry)
@@ -104,7 +104,7 @@ def test_of_demonstrations_only_the_completion_is_learnt(make_trainer, reviews, 
     data = Dataset.from_list([{"prompt": row["prompt"], "completion": row["completion"][:8]} for row in reviews])
     trainer = make_trainer(models=dict(ptx_dataset=data), max_steps=1)
     trainer.train()
-    rows = [trainer.texts.texts[row] for row in text_rows(0, 2, len(trainer.texts.texts), 0, 1, seed=42)]
+    rows = [trainer.texts.texts[row] for row in text_rows(range(2), len(trainer.texts.texts), seed=42)]
     assert all(0 in row["completion_mask"] for row in rows)
     with torch.no_grad():
         expected = text_loss_by_hand(policy.eval(), tokenizer, rows)

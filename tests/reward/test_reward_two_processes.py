@@ -44,7 +44,7 @@ def two_ranks(folder, reward_model, tokenizer, rankings) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["plain", "shared"])
+@pytest.mark.parametrize("name", ["plain", "shared", "streamed"])
 def test_two_ranks_take_the_steps_of_one_process_and_evaluate_the_same(two_ranks, reward_model, name):
     weights, figures = runpy.run_path(str(SCRIPT))["run"](two_ranks, name)
     double = load_file(two_ranks / f"{name}.safetensors")

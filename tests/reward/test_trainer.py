@@ -154,11 +154,6 @@ def test_the_score_is_that_of_the_end_of_sequence_whatever_pads(
                 torch.testing.assert_close(scores[row, answer], alone[0])
 
 
-def test_a_stream_is_refused(make_trainer, rankings):
-    with pytest.raises(TypeError, match="train dataset must be a datasets.Dataset.* got IterableDataset"):
-        make_trainer(rankings.to_iterable_dataset())
-
-
 def test_without_a_max_length_no_ranking_is_left_out(make_trainer, rankings):
     assert len(make_trainer(max_length=None).train_dataset) == len(rankings)
 

@@ -17,12 +17,17 @@ from sgd_steps import SGD_STEPS
 
 from pangu_trl import GPTPanguForSequenceClassification, GPTPanguTokenizer, KWiseRewardConfig, KWiseRewardTrainer
 
-RUNS = {"plain": dict(), "shared": dict(prefix_sharing=True)}
+RUNS = {"plain": dict(), "shared": dict(prefix_sharing=True), "streamed": dict()}
 
 
 def make_trainer(folder: Path, name: str, **options) -> KWiseRewardTrainer:
     """A trainer with a batch of 8 prompts over all ranks; the last batch of the 11 to evaluate is uneven."""
     rankings = Dataset.from_list(json.loads((folder / "rankings.json").read_text("utf-8")))
+    train_dataset = rankings.select(range(8))
+    if name == "streamed":
+        # Passes of 7 and 11, so that no batch ends with a pass. In two parts, which accelerate would give a rank each.
+        train_dataset = rankings.select(range(7)).to_iterable_dataset(num_shards=2)
+        rankings = rankings.to_iterable_dataset(num_shards=2)
     return KWiseRewardTrainer(
         model=GPTPanguForSequenceClassification.from_pretrained(folder / "reward_model"),
         args=KWiseRewardConfig(
@@ -33,7 +38,7 @@ def make_trainer(folder: Path, name: str, **options) -> KWiseRewardTrainer:
             disable_tqdm=True,
             **SGD_STEPS | dict(max_steps=2) | options,
         ),
-        train_dataset=rankings.select(range(8)),
+        train_dataset=train_dataset,
         eval_dataset=rankings,
         processing_class=GPTPanguTokenizer.from_pretrained(folder / "tokenizer"),
     )

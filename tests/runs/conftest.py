@@ -17,7 +17,7 @@ TRAINERS = {
     "reward": "KWiseRewardTrainer",
     "ppo": "PPOTrainer",
     "dpo": "EncodedPairsTrainer",
-    "grpo": "GRPOTrainer",
+    "grpo": "EncodedPromptsTrainer",
 }
 DATA = {"dpo": "reward", "grpo": "ppo"}
 

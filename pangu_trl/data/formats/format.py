@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..records import RecordError
+from ..records import OnFault, RecordError, raise_fault
 
 Row = tuple[str, Mapping[str, Any]]
 Message = dict[str, Any]
@@ -25,25 +25,35 @@ class Format:
     fields: tuple[str, ...]
     kinds: tuple[str, ...]
     convert: Callable[[Mapping[str, Any], str, str], dict[str, Any]]
-    gather: Callable[[Iterable[Row], str], Iterator[Row]] | None = None
+    gather: Callable[[Iterable[Row], str, OnFault], Iterator[Row]] | None = None
 
 
-def convert_rows(rows: Iterable[Row], name: str, data_format: Format, kind: str) -> Iterator[Row]:
+def convert_rows(
+    rows: Iterable[Row], name: str, data_format: Format, kind: str, on_fault: OnFault = raise_fault
+) -> Iterator[Row]:
     """Yields the records of a kind that rows of a format stand for, with the places of the rows.
 
     Raises:
         RecordError: If a row is not of the format; the message names the row.
     """
-    for where, row in data_format.gather(rows, kind) if data_format.gather else rows:
-        place = f"{where}: as {name}"
-        if not any(row.get(field) is not None for field in data_format.fields):
-            raise RecordError(
-                f"{place} the row must have some of {', '.join(data_format.fields)}; it has {', '.join(row)}. Is it "
-                "another format?"
-            )
-        record = data_format.convert(row, kind, place)
-        kept = {column: value for column, value in row.items() if column not in data_format.fields}
-        yield where, record | {column: value for column, value in kept.items() if column not in record}
+    for where, row in data_format.gather(rows, kind, on_fault) if data_format.gather else rows:
+        try:
+            record = _convert(row, f"{where}: as {name}", data_format, kind)
+        except RecordError as error:
+            on_fault(error)
+            continue
+        yield where, record
+
+
+def _convert(row: Mapping[str, Any], place: str, data_format: Format, kind: str) -> dict[str, Any]:
+    if not any(row.get(field) is not None for field in data_format.fields):
+        raise RecordError(
+            f"{place} the row must have some of {', '.join(data_format.fields)}; it has {', '.join(row)}. Is it "
+            "another format?"
+        )
+    record = data_format.convert(row, kind, place)
+    kept = {column: value for column, value in row.items() if column not in data_format.fields}
+    return record | {column: value for column, value in kept.items() if column not in record}
 
 
 def text_of(row: Mapping[str, Any], name: str, where: str, may_be_empty: bool = False) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
-from ..records import RecordError
+from ..records import OnFault, RecordError
 from .format import Format, Message, Row, list_of, number_of, object_of, of_conversation, ranking, text_of
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def _from_ultrafeedback(row: Mapping[str, Any], kind: str, where: str) -> dict[s
     return ranking(prompt, texts, [number_of(answer, "overall_score", f"{where} completions:") for answer in answers])
 
 
-def _gather_helpsteer(rows: Iterable[Row], kind: str) -> Iterator[Row]:
+def _gather_helpsteer(rows: Iterable[Row], kind: str, on_fault: OnFault) -> Iterator[Row]:
     """Rows that follow one another with the same prompt are the answers to it."""
     num_single = 0
     for prompt, group in groupby(rows, key=lambda row: row[1].get("prompt")):

@@ -4,37 +4,43 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
-from ..records import RecordError
+from ..records import OnFault, RecordError
 from .format import Format, Message, Row, list_of, number_of, object_of, refusal, text_of
 
 ROLES = {"prompter": "user", "assistant": "assistant"}
 
 
-def _gather(rows: Iterable[Row], kind: str) -> Iterator[Row]:
+def _gather(rows: Iterable[Row], kind: str, on_fault: OnFault) -> Iterator[Row]:
     """Takes the records of a kind out of each tree.
 
     A ranking for each message with two or more ranked answers; a prompt for each message of a user; and one
     demonstration a tree, the thread that takes the best-ranked answer and the first question each time.
     """
-    for where, tree in _trees(rows):
-        # The place goes with the tree: an error deep in it is told by its row.
-        root = object_of(tree, "prompt", f"{where}: as oasst")
-        for thread in _threads(root, kind, where):
-            yield where, thread
-
-
-def _trees(rows: Iterable[Row]) -> Iterator[tuple[str, Any]]:
     for identifier, group in groupby(rows, key=lambda row: row[1].get("message_tree_id")):
-        members = list(group)
-        nested = [(where, row["prompt"]) for where, row in members if row.get("prompt") is not None]
-        if nested:
-            yield from nested
-        elif identifier is None:
-            raise RecordError(
-                f"{members[0][0]}: as oasst the row must have 'prompt', the root of a tree, or 'message_tree_id'."
-            )
-        else:
-            yield members[0][0], _nest(members)
+        # Rows without an identifier are trees of their own.
+        for members in [[row] for row in group] if identifier is None else [list(group)]:
+            try:
+                threads = [
+                    (where, thread)
+                    for where, tree in _trees(members)
+                    # The place goes with the tree: an error deep in it is told by its row.
+                    for thread in _threads(object_of(tree, "prompt", f"{where}: as oasst"), kind, where)
+                ]
+            except RecordError as error:
+                on_fault(error)
+                continue
+            yield from threads
+
+
+def _trees(members: list[Row]) -> list[tuple[str, Any]]:
+    nested = [(where, row["prompt"]) for where, row in members if row.get("prompt") is not None]
+    if nested:
+        return nested
+    if members[0][1].get("message_tree_id") is None:
+        raise RecordError(
+            f"{members[0][0]}: as oasst the row must have 'prompt', the root of a tree, or 'message_tree_id'."
+        )
+    return [(members[0][0], _nest(members))]
 
 
 def _nest(members: list[Row]) -> dict[str, Any]:
