@@ -2,17 +2,19 @@
 
 from typing import Any
 
+from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, TrainingArguments
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from pangu_trl.answers.python_scores import check_columns
-from pangu_trl.models.adapter_kinds import check_adapter_method, check_adapter_state
+from pangu_trl.answers.python_scores import check_columns, check_needed_columns
+from pangu_trl.models.adapter_kinds import check_adapter_method, check_adapter_of_ppo, check_adapter_state
 from pangu_trl.models.modes import check_generation_settings, position_limit
+from pangu_trl.models.reward_model import check_score_of_text
 from pangu_trl.models.score_head import innermost
 from pangu_trl.models.vocabulary import check_vocabulary
 
-from .actor_critic.policy_value import PolicyAndValue
+from .actor_critic.policy_value import PolicyAndValue, hangs_on_padding
 from .config import PPOConfig
 from .reward_sources import AdapterReward, FunctionReward, ModelReward, RewardSource, TextModelReward
 
@@ -52,18 +54,47 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
+def check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
+    """Refuses prompts in another form than a dataset whose rows can be counted, and sets without any.
+
+    Raises:
+        ValueError: The message says how to make one.
+    """
+    named = (
+        {f"eval_dataset[{name!r}]": part for name, part in eval_dataset.items()}
+        if isinstance(eval_dataset, dict)
+        else {"eval_dataset": eval_dataset}
+    )
+    for name, prompts in ({"train_dataset": train_dataset} | named).items():
+        if prompts is None:
+            continue
+        if not isinstance(prompts, Dataset):
+            raise ValueError(
+                f"PPOTrainer: {name} must be a datasets.Dataset; got {type(prompts).__name__}. Make one of a list with "
+                "Dataset.from_list, load one without streaming, and take one split of several."
+            )
+        if len(prompts) == 0:
+            raise ValueError(f"PPOTrainer: {name} is empty. Leave it out, or give it prompts.")
+
+
 def check_data_columns(rewards: list[RewardSource], judge: Any, *prompt_sets: Any) -> None:
-    """Refuses prompts with a column that Python rewards or the judge could not be given.
+    """Refuses prompts without a column that a Python reward or the judge needs, or with one that it could not be given.
 
     Raises:
         ValueError: The message names the column.
     """
-    if judge is None and not any(isinstance(reward, FunctionReward) for reward in rewards):
+    functions = {f"the reward function {r.name!r}": r.function for r in rewards if isinstance(r, FunctionReward)}
+    if judge is not None:
+        functions["the judge"] = judge
+    if not functions:
         return
     for prompts in prompt_sets:
         for part in prompts.values() if isinstance(prompts, dict) else [prompts]:
+            names = set() if part is None else set(part.column_names)
             try:
-                check_columns(() if part is None else part.column_names)
+                check_columns(names)
+                for name, function in functions.items() if part is not None else ():
+                    check_needed_columns(name, function, names - {"prompt"})
             except ValueError as error:
                 raise ValueError(f"PPOTrainer: {error}.") from error
 
@@ -90,6 +121,14 @@ def check_passed_models(
         ValueError: One model in two roles, or adapters that would not be learnt or saved.
     """
     share_backbone = args.share_backbone
+    passed = [("model", policy), ("value_model", value_model), ("ref_model", ref_model)]
+    passed += [("reward_model", reward.model) for reward in rewards if isinstance(reward, ModelReward)]
+    for name, model in passed:
+        if model is not None and not isinstance(model, PreTrainedModel | PeftModel):
+            raise ValueError(
+                f"PPOTrainer: {name} must be a model of transformers or PEFT; got {type(model).__name__}. Load it with "
+                "from_pretrained; other code that scores answers can be a function, as reward_model."
+            )
     if peft_config is not None and isinstance(policy, PeftModel):
         raise ValueError("PPOTrainer: model is a PeftModel already; pass it without peft_config, or merge its adapter.")
     if share_backbone != "none" and value_model is not None:
@@ -137,10 +176,12 @@ def _check_adapters(
     learning = (("model", policy), (critic, value_model if copied is None else copied))
     if peft_config is not None:
         check_adapter_method("PPOTrainer: peft_config", peft_config)
+        check_adapter_of_ppo("PPOTrainer: peft_config", peft_config)
     for name, model in learning:
         if isinstance(model, PeftModel):
             check_adapter_state(f"PPOTrainer: {name}", model)
             check_adapter_method(f"PPOTrainer: {name}", model.active_peft_config)
+            check_adapter_of_ppo(f"PPOTrainer: {name}", model.active_peft_config)
         if getattr(model, "_hf_peft_config_loaded", False) and not isinstance(model, PeftModel):
             raise ValueError(
                 f"PPOTrainer: {name} has an adapter that from_pretrained added to it (the folder is an adapter's). "
@@ -179,6 +220,7 @@ def check_models(
             "which reads prompt and answer as one text."
         )
     check_generation_settings(models.policy)
+    _check_policy_pads(models.policy, tokenizer)
     value_model = getattr(models, "value_model", None)
     readers = [("model", models.policy), ("value_model", value_model), ("ref_model", ref_model)]
     readers += [("reward_model", reward.model) for reward in rewards if type(reward) is ModelReward]
@@ -188,6 +230,7 @@ def check_models(
     for reward in rewards:
         if isinstance(reward, TextModelReward):
             check_vocabulary(reward.model, reward.tokenizer, "PPOTrainer: reward_model")
+            _check_reward_tokenizer(reward.tokenizer)
     for name, model in (("model", models.policy), ("value_model", value_model)):
         if model is not None and not any(tensor.requires_grad for tensor in model.parameters()):
             raise ValueError(
@@ -209,6 +252,20 @@ def check_models(
             )
 
 
+def _check_reward_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a reward model's own tokenizer that lacks what every answer needs."""
+    if tokenizer.eos_token_id is None:
+        likely = tokenizer.sep_token or "</s>"
+        raise ValueError(
+            "PPOTrainer: reward_processing_class must have an eos_token, which ends every answer; it has none. Set it "
+            f"to the token that answers ended with where the reward model was trained, e.g. eos_token = {likely!r}."
+        )
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            "PPOTrainer: reward_processing_class must have a pad_token; it has none. Set it, e.g. to its eos_token."
+        )
+
+
 def scoring_models(
     models: PolicyAndValue, rewards: list[RewardSource], tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[str, Any, PreTrainedTokenizerBase]]:
@@ -219,6 +276,20 @@ def scoring_models(
         if isinstance(reward, ModelReward):
             scoring.append(("reward_model", reward.model, getattr(reward, "tokenizer", tokenizer)))
     return scoring
+
+
+def _check_policy_pads(policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a policy whose log-probabilities hang on the padding before a prompt."""
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    plain = (token for token in range(tokenizer.vocab_size) if token not in special)
+    text = [token for token, _ in zip(plain, range(4), strict=False)]
+    change = hangs_on_padding(policy, text, tokenizer.pad_token_id) if len(text) == 4 else None
+    if change is not None:
+        raise ValueError(
+            f"PPOTrainer: model is a {type(innermost(policy)).__name__}, whose log-probabilities change by "
+            f"{change:.4f} nats where padding stands before a text, as of models that take padding into their state. "
+            "Answers of one batch would depend on one another. Take another model."
+        )
 
 
 def _check_reads_as_policy(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: PPOConfig) -> None:
@@ -250,6 +321,7 @@ def _check_scores(name: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> 
             f"PPOTrainer: {name}.config.pad_token_id is {config.pad_token_id}, the tokenizer pads with "
             f"{tokenizer.pad_token_id} ({tokenizer.pad_token!r}). Set one to the other."
         )
+    check_score_of_text(f"PPOTrainer: {name}", model, tokenizer.pad_token_id)
 
 
 def check_launch(args: PPOConfig, num_prompts: int, is_deepspeed_enabled: bool) -> None:

@@ -26,6 +26,7 @@ from pangu_trl.models.loading import name_base_for_good
 from pangu_trl.models.score_head import sequence_scores, token_scores
 from pangu_trl.runs.broken_training import stop_on_broken_training
 from pangu_trl.runs.coarse_weights import check_coarse_weights
+from pangu_trl.runs.passed_optimizers import check_passed_optimizers
 
 from .card import RewardCard, read_reward_card
 from .checks import check_model, check_rankings
@@ -101,6 +102,7 @@ class KWiseRewardTrainer(RewardTrainer):
         check_model(self._reward_model(), self.processing_class, args)
         if args.prefix_sharing:
             enable_prefix_sharing(self._reward_model(), args.max_length)
+        check_passed_optimizers(self)
         check_coarse_weights(self)
         stop_on_broken_training(self)
         self._max_answers = max(map(len, self.train_dataset["scores"]))

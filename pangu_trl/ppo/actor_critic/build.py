@@ -3,11 +3,12 @@
 import copy
 
 from accelerate.utils import set_seed
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from pangu_trl.models.adapter_kinds import check_new_adapter
+from pangu_trl.models.adapter_kinds import check_new_adapter, moves_base_weights
+from pangu_trl.models.adapter_selection import active_adapter
 from pangu_trl.models.sharding import runs_zero3
 
 from ..config import PPOConfig
@@ -72,6 +73,19 @@ def _one_backbone(policy: PeftModel, rewards: list[RewardSource], zero3: bool) -
         raise ValueError(
             "PPOTrainer: share_backbone='all' needs a policy with LoRA, since policy, critic and reward model are "
             "adapters of one base model. Pass peft_config."
+        )
+    method = policy.peft_config[active_adapter(policy)].peft_type
+    if method != PeftType.LORA:
+        raise ValueError(
+            "PPOTrainer: share_backbone='all' puts the reward adapter beside the policy's, which must be LoRA too; "
+            f"got {method.value}. Use LoRA, or share_backbone='none' or 'value'."
+        )
+    moved = moves_base_weights(policy)
+    if moved is not None:
+        raise ValueError(
+            "PPOTrainer: share_backbone='all' needs base weights that stay as they are, since the reward adapter "
+            f"stands on them; the policy's adapter {moved}. Set bias='none' and init_lora_weights=True, or "
+            "share_backbone='none' or 'value'."
         )
     source = next((reward for reward in rewards if isinstance(reward, AdapterReward)), None)
     if source is None:

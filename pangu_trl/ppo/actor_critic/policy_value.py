@@ -15,7 +15,9 @@ from pangu_trl.models.adapter_selection import (
     pin_adapter_for_recompute,
     selected_adapter,
 )
+from pangu_trl.models.modes import evaluation_mode
 from pangu_trl.models.score_head import at_last_token, innermost, padded_on_the_right, position_arguments
+from pangu_trl.models.sharding import is_sharded
 from pangu_trl.models.vocabulary import known_ids
 
 
@@ -177,6 +179,33 @@ def completion_logprobs(
         **position_arguments(model, attention_mask),
     ).logits[:, :-1, : known_ids(model)]
     return _token_logprobs(logits, input_ids, temperature)
+
+
+@torch.no_grad()
+def hangs_on_padding(model: nn.Module, text: list[int], pad_token_id: int) -> float | None:
+    """By how much the log-probabilities of a text change where padding stands before it, if by more than rounding.
+
+    Some models take no mask into their recurrent state. None if they do not change, or if it cannot be tried here, as
+    with sharded weights or an attention that the model's device has not.
+
+    Args:
+        model: Causal language model.
+        text: A few token ids.
+        pad_token_id: Stands before the text.
+    """
+    if is_sharded(model):
+        return None
+    found = []
+    with evaluation_mode(model):
+        for num_pads in (0, 3):
+            ids = torch.tensor([[pad_token_id] * num_pads + text], device=model.device)
+            mask = torch.tensor([[0] * num_pads + [1] * len(text)], device=model.device)
+            try:
+                found.append(completion_logprobs(model, ids, mask, len(text) - 1, 1.0)[0])
+            except (RuntimeError, NotImplementedError, ImportError):
+                return None
+    change = (found[0] - found[1]).abs().max().item()
+    return change if change > (0.2 if model.dtype.itemsize == 2 else 1e-3) else None
 
 
 def _token_logprobs(logits: Tensor, input_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
