@@ -102,6 +102,9 @@ def position_limit(model: PreTrainedModel | PeftModel | PreTrainedConfig) -> int
     is_config = isinstance(model, PreTrainedConfig)
     config = model if is_config else model.config
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and limit < 1:
+        # As XLNet says that it has none.
+        return None
     return limit if limit is None or is_config else limit - first_position(model)
 
 

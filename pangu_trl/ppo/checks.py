@@ -11,11 +11,12 @@ from pangu_trl.answers.python_scores import check_columns, check_needed_columns
 from pangu_trl.models.adapter_kinds import check_adapter_method, check_adapter_of_ppo, check_adapter_state
 from pangu_trl.models.modes import check_generation_settings, position_limit
 from pangu_trl.models.reward_model import check_score_of_text
-from pangu_trl.models.score_head import innermost
+from pangu_trl.models.score_head import first_position, innermost
 from pangu_trl.models.vocabulary import check_vocabulary
 
-from .actor_critic.policy_value import PolicyAndValue, hangs_on_padding
+from .actor_critic.policy_value import PolicyAndValue, wrong_reading
 from .config import PPOConfig
+from .evaluation import FIGURES
 from .reward_sources import AdapterReward, FunctionReward, ModelReward, RewardSource, TextModelReward
 
 
@@ -75,6 +76,24 @@ def check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
             )
         if len(prompts) == 0:
             raise ValueError(f"PPOTrainer: {name} is empty. Leave it out, or give it prompts.")
+
+
+def check_best_metric(args: PPOConfig, eval_dataset: Any) -> None:
+    """Refuses to look for the best model by a figure that no evaluation gives, which the first one would find out.
+
+    Raises:
+        ValueError: The message lists the figures.
+    """
+    if not args.load_best_model_at_end and args.lr_scheduler_type != "reduce_lr_on_plateau":
+        return
+    sets = [f"{name}_" for name in eval_dataset] if isinstance(eval_dataset, dict) else [""]
+    known = [f"{name}{figure}" for name in sets for figure in FIGURES]
+    metric = args.metric_for_best_model or "loss"
+    if metric.removeprefix("eval_") not in known:
+        raise ValueError(
+            "PPOTrainer: metric_for_best_model must be a figure of the evaluation, which has no loss: "
+            f"{', '.join(known)}; got {metric!r}. With kl/mean set greater_is_better to false too."
+        )
 
 
 def check_data_columns(rewards: list[RewardSource], judge: Any, *prompt_sets: Any) -> None:
@@ -220,7 +239,7 @@ def check_models(
             "which reads prompt and answer as one text."
         )
     check_generation_settings(models.policy)
-    _check_policy_pads(models.policy, tokenizer)
+    _check_policy_reads(models.policy, tokenizer)
     value_model = getattr(models, "value_model", None)
     readers = [("model", models.policy), ("value_model", value_model), ("ref_model", ref_model)]
     readers += [("reward_model", reward.model) for reward in rewards if type(reward) is ModelReward]
@@ -278,17 +297,24 @@ def scoring_models(
     return scoring
 
 
-def _check_policy_pads(policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuses a policy whose log-probabilities hang on the padding before a prompt."""
+def _check_policy_reads(policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a policy whose log-probabilities hang on what they must not, or that samples at other positions."""
+    name = type(innermost(policy)).__name__
+    if first_position(policy):
+        raise ValueError(
+            f"PPOTrainer: model is a {name}, which counts positions from {first_position(policy)}, and `generate` of "
+            "transformers from 0, so that answers would come from another distribution than the one that is learnt. "
+            "Take another model as the policy."
+        )
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     plain = (token for token in range(tokenizer.vocab_size) if token not in special)
-    text = [token for token, _ in zip(plain, range(4), strict=False)]
-    change = hangs_on_padding(policy, text, tokenizer.pad_token_id) if len(text) == 4 else None
-    if change is not None:
+    text = [token for token, _ in zip(plain, range(5), strict=False)]
+    seen = wrong_reading(policy, text, tokenizer.pad_token_id) if len(text) == 5 else None
+    if seen is not None:
         raise ValueError(
-            f"PPOTrainer: model is a {type(innermost(policy)).__name__}, whose log-probabilities change by "
-            f"{change:.4f} nats where padding stands before a text, as of models that take padding into their state. "
-            "Answers of one batch would depend on one another. Take another model."
+            f"PPOTrainer: model is a {name}, whose log-probabilities of a text hang on "
+            f"{seen}. A policy must read what stands before a token, and of that only the text. Take a causal language "
+            "model that heeds attention_mask (of an encoder, is_decoder may make one)."
         )
 
 

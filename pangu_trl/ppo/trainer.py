@@ -29,6 +29,7 @@ from .actor_critic.optimizer import delay_policy, parameter_groups
 from .callbacks import AverageAfterStep
 from .checkpoint import load_policy_and_value, save_learnt, save_policy_and_value
 from .checks import (
+    check_best_metric,
     check_constructor,
     check_data_columns,
     check_datasets,
@@ -112,6 +113,7 @@ class PPOTrainer(Trainer):
         # 1. What the user passed: refused, or completed.
         check_constructor(model, args, train_dataset, processing_class, data_collator)
         check_datasets(train_dataset, eval_dataset)
+        check_best_metric(args, eval_dataset)
         check_unused(args, kwargs)
         check_tokenizer(processing_class)
         resolve_pad_token(processing_class)

@@ -169,7 +169,7 @@ ARCHITECTURES = [
         "max_position_embeddings"), d_model=32, n_heads=2, n_layers=2,
         max_seq_len=160, attn_config=dict(kv_n_heads=1, clip_qkv=8.0, rope_theta=10000.0),
         ffn_config=dict(ffn_hidden_size=32, moe_num_experts=2, moe_top_k=1, moe_jitter_eps=0.1, hidden_size=32)),
-    _of("Rwkv", "no positions: recurrent state", refusal="RwkvForCausalLM, whose log-probabilities change by",
+    _of("Rwkv", "no positions: recurrent state", refusal="RwkvForCausalLM, whose log-probabilities .* hang on padding",
         without=("num_attention_heads", "num_key_value_heads",
         "max_position_embeddings"), attention_hidden_size=32, context_length=160),
     _of("Exaone4", "sliding window, no positions in full layers", **_WINDOWED),

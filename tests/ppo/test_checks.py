@@ -8,10 +8,18 @@ import pytest
 import torch
 from datasets import DatasetDict
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    RobertaConfig,
+    RwkvConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from pangu_trl import PPOConfig
-from pangu_trl.ppo.checks import check_texts
+from pangu_trl.ppo.checks import check_best_metric, check_texts
+from pangu_trl.ppo.evaluation import FIGURES
 from pangu_trl.ppo.resolve import resolve_checkpointing
 
 
@@ -227,6 +235,63 @@ def test_an_optimiser_of_all_that_learns_makes_the_steps(make_trainer, policy, r
     assert any(not torch.equal(tensor, before[name]) for name, tensor in critic.state_dict().items())
     with pytest.raises(ValueError, match="critic_warmup_steps needs the trainer's own optimiser"):
         make_trainer(models=models, critic_warmup_steps=1).train()
+
+
+def test_the_best_model_is_told_by_a_figure_that_evaluations_have(make_trainer, prompts, tmp_path):
+    def check(eval_dataset=prompts, **options):
+        steps = dict(eval_strategy="steps", save_strategy="steps", eval_steps=1, save_steps=1)
+        check_best_metric(PPOConfig(output_dir=str(tmp_path), use_cpu=True, **steps | options), eval_dataset)
+
+    best = dict(load_best_model_at_end=True)
+    for metric in ({}, {"metric_for_best_model": "reward"}, {"metric_for_best_model": "hard_reward/mean"}):
+        with pytest.raises(ValueError, match="must be a figure of the evaluation.*reward/mean, kl"):
+            check(**best, **metric)
+    with pytest.raises(ValueError, match="must be a figure of the evaluation.*got 'loss'"):
+        check(lr_scheduler_type="reduce_lr_on_plateau")
+    for metric in ("eval_reward/mean", "win_rate"):
+        check(**best, metric_for_best_model=metric)
+    check({"hard": prompts}, **best, metric_for_best_model="hard_reward/mean")
+    found = make_trainer(models=dict(eval_dataset=prompts.select(range(2)))).evaluate()
+    assert set(FIGURES) == {name.removeprefix("eval_") for name in found if name.startswith("eval_")}
+
+
+TINY = dict(hidden_size=16, num_hidden_layers=2)
+UNFIT = {
+    "the tokens behind it": lambda size: BertConfig(vocab_size=size, num_attention_heads=2, **TINY),
+    "padding before it": lambda size: RwkvConfig(vocab_size=size, attention_hidden_size=16, **TINY),
+}
+
+
+@pytest.mark.parametrize("seen", UNFIT)
+def test_a_policy_that_reads_more_than_the_text_before_is_refused(seen, make_trainer, tokenizer):
+    policy = AutoModelForCausalLM.from_config(UNFIT[seen](len(tokenizer)))
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.normal_(std=0.3)
+    with pytest.raises(ValueError, match=f"log-probabilities of a text hang on {seen}"):
+        make_trainer("value head", models=dict(model=policy))
+
+
+def test_a_policy_that_would_sample_at_other_positions_is_refused(make_trainer, tokenizer):
+    config = RobertaConfig(vocab_size=len(tokenizer), num_attention_heads=2, is_decoder=True, pad_token_id=1, **TINY)
+    with pytest.raises(ValueError, match="RobertaForCausalLM, which counts positions from 2, and `generate` of transf"):
+        make_trainer("value head", models=dict(model=AutoModelForCausalLM.from_config(config)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["value head", "one backbone"])
+def test_heads_beside_an_adapter_learn_in_float32_on_a_base_in_16_bits(
+    layout, dtype, make_trainer, policy, reward_adapter, caplog
+):
+    lora = LoraConfig(r=4, task_type="CAUSAL_LM")
+    models = dict(model=policy.to(dtype), peft_config=lora)
+    trainer = make_trainer(layout, models=models, max_steps=1, learning_rate=1e-6, critic_learning_rate=1e-6)
+    learning = {parameter.dtype for parameter in trainer.model.parameters() if parameter.requires_grad}
+    assert learning == {torch.float32}
+    before = trainer.model.value_head.weight.detach().clone()
+    trainer.train()
+    assert (trainer.model.value_head.weight != before).float().mean() > 0.9
+    assert "rounded away" not in caplog.text
 
 
 class Noisy(torch.nn.Module):

@@ -15,7 +15,7 @@ from ..config import PPOConfig
 from ..reward_sources import AdapterReward, ModelReward, RewardSource
 from .policy_value import PolicyAndValue
 from .reference import make_reference
-from .shared_backbone import add_reward_and_value_adapters, read_reward_adapter
+from .shared_backbone import add_reward_and_value_adapters, head_dtype, read_reward_adapter
 
 
 def build_models(
@@ -46,7 +46,7 @@ def build_models(
     if args.share_backbone == "all":
         return _one_backbone(policy, rewards, zero3), ref_model
     if args.share_backbone == "value":
-        return PolicyAndValue(policy, value_head=_value_head(policy)), ref_model
+        return PolicyAndValue(policy, value_head=_value_head(policy, zero3)), ref_model
     return PolicyAndValue(policy, value_model or _copied_critic(rewards, zero3)), ref_model
 
 
@@ -61,11 +61,11 @@ def _copied_critic(rewards: list[RewardSource], zero3: bool) -> PreTrainedModel:
     return copy.deepcopy(reward_model).requires_grad_(True)
 
 
-def _value_head(policy: PreTrainedModel | PeftModel) -> nn.Linear:
+def _value_head(policy: PreTrainedModel | PeftModel, zero3: bool) -> nn.Linear:
     """Starts at zero: no value is known of a backbone that was not trained to judge."""
     head = nn.Linear(policy.config.get_text_config().hidden_size, 1, bias=False)
     nn.init.zeros_(head.weight)
-    return head.to(device=policy.device, dtype=policy.dtype)
+    return head.to(device=policy.device, dtype=head_dtype(policy, zero3))
 
 
 def _one_backbone(policy: PeftModel, rewards: list[RewardSource], zero3: bool) -> PolicyAndValue:

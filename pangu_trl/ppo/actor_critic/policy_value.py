@@ -131,7 +131,7 @@ class PolicyAndValue(nn.Module):
             input_ids, attention_mask = padded_on_the_right(input_ids, attention_mask)
             with selected_adapter(self.policy, REWARD_ADAPTER):
                 hidden_states = _hidden_states(self.policy, input_ids, attention_mask, own_positions=True)
-            scores = self.reward_head(at_last_token(hidden_states, attention_mask))
+            scores = _read(self.reward_head, at_last_token(hidden_states, attention_mask))
             return {"scores": scores.squeeze(-1).float()}
         with selected_adapter(self.policy, None) if part == "reference" else nullcontext():
             with _head_inputs(self.policy) as head_inputs:
@@ -155,7 +155,7 @@ class PolicyAndValue(nn.Module):
             head = self.value_head
         else:
             hidden_states, head = policy_states, self.value_head
-        return head(hidden_states[:, places]).squeeze(-1).float()
+        return _read(head, hidden_states[:, places]).squeeze(-1).float()
 
     def _text_loss(self, input_ids: Tensor, attention_mask: Tensor, label_mask: Tensor) -> Tensor:
         """Summed negative log-likelihood of the labelled tokens; the first token of a text has no prediction."""
@@ -182,11 +182,11 @@ def completion_logprobs(
 
 
 @torch.no_grad()
-def hangs_on_padding(model: nn.Module, text: list[int], pad_token_id: int) -> float | None:
-    """By how much the log-probabilities of a text change where padding stands before it, if by more than rounding.
+def wrong_reading(model: nn.Module, text: list[int], pad_token_id: int) -> str | None:
+    """What a policy reads of a text that it must not: padding before it, or later tokens; None if neither.
 
-    Some models take no mask into their recurrent state. None if they do not change, or if it cannot be tried here, as
-    with sharded weights or an attention that the model's device has not.
+    Some models take padding into their recurrent state, and encoders see what is still to be said. None as well where
+    it cannot be tried, as with sharded weights or an attention that the model's device has not.
 
     Args:
         model: Causal language model.
@@ -195,17 +195,25 @@ def hangs_on_padding(model: nn.Module, text: list[int], pad_token_id: int) -> fl
     """
     if is_sharded(model):
         return None
-    found = []
+    num_scored = len(text) - 2
+    rows = {
+        "": (text[:-1], 0),
+        "padding before it": ([pad_token_id] * 3 + text[:-1], 3),
+        "the tokens behind it": (text, 0),
+    }
+    found = {}
     with evaluation_mode(model):
-        for num_pads in (0, 3):
-            ids = torch.tensor([[pad_token_id] * num_pads + text], device=model.device)
-            mask = torch.tensor([[0] * num_pads + [1] * len(text)], device=model.device)
+        for what, (row, num_pads) in rows.items():
+            ids = torch.tensor([row], device=model.device)
+            mask = torch.tensor([[0] * num_pads + [1] * (len(row) - num_pads)], device=model.device)
             try:
-                found.append(completion_logprobs(model, ids, mask, len(text) - 1, 1.0)[0])
+                logprobs, _ = completion_logprobs(model, ids, mask, len(row) - num_pads - 1, 1.0)
             except (RuntimeError, NotImplementedError, ImportError):
                 return None
-    change = (found[0] - found[1]).abs().max().item()
-    return change if change > (0.2 if model.dtype.itemsize == 2 else 1e-3) else None
+            found[what] = logprobs[0, :num_scored]
+    limit = 0.2 if model.dtype.itemsize == 2 else 1e-3
+    expected = found.pop("")
+    return next((what for what, logprobs in found.items() if (logprobs - expected).abs().max() > limit), None)
 
 
 def _token_logprobs(logits: Tensor, input_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -239,6 +247,11 @@ def _hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, 
         use_cache=False,
         **({} if own_positions else position_arguments(backbone, attention_mask)),
     ).last_hidden_state
+
+
+def _read(head: nn.Linear, states: Tensor) -> Tensor:
+    """What a head gives for states, which may be of another dtype than a head that learns."""
+    return head(states.to(head.weight.dtype))
 
 
 @contextmanager
