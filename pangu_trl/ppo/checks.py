@@ -1,13 +1,14 @@
-"""What PPOTrainer refuses before anything is sampled: models, tokenizer and options that cannot work together."""
+"""What PPOTrainer refuses before anything is sampled: models, tokenizer and options that cannot work together.
+
+Of data it is `data_checks`.
+"""
 
 from typing import Any
 
-from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from pangu_trl.answers.python_scores import check_columns, check_needed_columns
 from pangu_trl.models.adapter_kinds import check_adapter_method, check_adapter_of_ppo, check_adapter_state
 from pangu_trl.models.modes import check_generation_settings, position_limit
 from pangu_trl.models.reward_model import check_score_of_text
@@ -16,8 +17,7 @@ from pangu_trl.models.vocabulary import check_vocabulary
 
 from .actor_critic.policy_value import PolicyAndValue, wrong_reading
 from .config import PPOConfig
-from .evaluation import FIGURES
-from .reward_sources import AdapterReward, FunctionReward, ModelReward, RewardSource, TextModelReward
+from .reward_sources import AdapterReward, ModelReward, RewardSource, TextModelReward
 
 
 def check_constructor(model: Any, args: PPOConfig, train_dataset: Any, tokenizer: Any, data_collator: Any) -> None:
@@ -53,69 +53,6 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
             "PPOTrainer: the tokenizer must have an eos_token, which ends every answer; it has none. Set it to the "
             "token that the policy ends its answers with, e.g. tokenizer.eos_token = '</s>'."
         )
-
-
-def check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
-    """Refuses prompts in another form than a dataset whose rows can be counted, and sets without any.
-
-    Raises:
-        ValueError: The message says how to make one.
-    """
-    named = (
-        {f"eval_dataset[{name!r}]": part for name, part in eval_dataset.items()}
-        if isinstance(eval_dataset, dict)
-        else {"eval_dataset": eval_dataset}
-    )
-    for name, prompts in ({"train_dataset": train_dataset} | named).items():
-        if prompts is None:
-            continue
-        if not isinstance(prompts, Dataset):
-            raise ValueError(
-                f"PPOTrainer: {name} must be a datasets.Dataset; got {type(prompts).__name__}. Make one of a list with "
-                "Dataset.from_list, load one without streaming, and take one split of several."
-            )
-        if len(prompts) == 0:
-            raise ValueError(f"PPOTrainer: {name} is empty. Leave it out, or give it prompts.")
-
-
-def check_best_metric(args: PPOConfig, eval_dataset: Any) -> None:
-    """Refuses to look for the best model by a figure that no evaluation gives, which the first one would find out.
-
-    Raises:
-        ValueError: The message lists the figures.
-    """
-    if not args.load_best_model_at_end and args.lr_scheduler_type != "reduce_lr_on_plateau":
-        return
-    sets = [f"{name}_" for name in eval_dataset] if isinstance(eval_dataset, dict) else [""]
-    known = [f"{name}{figure}" for name in sets for figure in FIGURES]
-    metric = args.metric_for_best_model or "loss"
-    if metric.removeprefix("eval_") not in known:
-        raise ValueError(
-            "PPOTrainer: metric_for_best_model must be a figure of the evaluation, which has no loss: "
-            f"{', '.join(known)}; got {metric!r}. With kl/mean set greater_is_better to false too."
-        )
-
-
-def check_data_columns(rewards: list[RewardSource], judge: Any, *prompt_sets: Any) -> None:
-    """Refuses prompts without a column that a Python reward or the judge needs, or with one that it could not be given.
-
-    Raises:
-        ValueError: The message names the column.
-    """
-    functions = {f"the reward function {r.name!r}": r.function for r in rewards if isinstance(r, FunctionReward)}
-    if judge is not None:
-        functions["the judge"] = judge
-    if not functions:
-        return
-    for prompts in prompt_sets:
-        for part in prompts.values() if isinstance(prompts, dict) else [prompts]:
-            names = set() if part is None else set(part.column_names)
-            try:
-                check_columns(names)
-                for name, function in functions.items() if part is not None else ():
-                    check_needed_columns(name, function, names - {"prompt"})
-            except ValueError as error:
-                raise ValueError(f"PPOTrainer: {error}.") from error
 
 
 def check_passed_models(

@@ -29,10 +29,7 @@ from .actor_critic.optimizer import delay_policy, parameter_groups
 from .callbacks import AverageAfterStep
 from .checkpoint import load_policy_and_value, save_learnt, save_policy_and_value
 from .checks import (
-    check_best_metric,
     check_constructor,
-    check_data_columns,
-    check_datasets,
     check_launch,
     check_models,
     check_passed_models,
@@ -41,6 +38,7 @@ from .checks import (
 )
 from .collector import RolloutCollector
 from .config import PPOConfig
+from .data_checks import check_best_metric, check_data_columns, check_datasets
 from .evaluation import Evaluation, first_prompts
 from .first_pass import check_first_pass, largest_gap
 from .generation.vllm_server import VLLMServer

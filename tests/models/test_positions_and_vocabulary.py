@@ -190,4 +190,5 @@ def test_embeddings_padded_to_other_sizes_train_on_the_tokens_that_all_know(tmp_
 
 
 def test_a_model_that_says_it_has_no_limit_has_none():
-    assert position_limit(XLNetConfig()) is None and position_limit(BertConfig(max_position_embeddings=7)) == 7
+    assert position_limit(families.xlnet.XLNetConfig()) is None
+    assert position_limit(families.bert.BertConfig(max_position_embeddings=7)) == 7

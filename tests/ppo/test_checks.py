@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from pangu_trl import PPOConfig
-from pangu_trl.ppo.checks import check_best_metric, check_texts
+from pangu_trl.ppo.checks import check_texts
+from pangu_trl.ppo.data_checks import check_best_metric
 from pangu_trl.ppo.evaluation import FIGURES
 from pangu_trl.ppo.resolve import resolve_checkpointing
 
