@@ -115,7 +115,7 @@ class KWiseRewardTrainer(RewardTrainer):
     ) -> Dataset:
         # TRL's only hook for another record format.
         if not isinstance(dataset, Dataset):
-            raise TypeError(
+            raise ValueError(
                 f"KWiseRewardTrainer: the {dataset_name} dataset must be a datasets.Dataset, whose over-long rankings "
                 f"can be counted; got {type(dataset).__name__}. Load it without streaming."
             )

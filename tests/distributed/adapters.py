@@ -44,7 +44,7 @@ OPTIONS = dict(
 )
 # Plain steps are the gradient; PyTorch does not load the states of a sharded optimiser that has none.
 STEPS = {
-    "sgd": dict(optim="sgd", learning_rate=0.05, critic_learning_rate=0.002),
+    "sgd": dict(optim="sgd", learning_rate=0.2, critic_learning_rate=0.002),
     "adamw": dict(optim="adamw_torch", learning_rate=1e-3, critic_learning_rate=1e-3),
 }
 TARGETS = ["q_proj", "v_proj", "c_fc"]
