@@ -9,6 +9,7 @@ from transformers import (
     BertConfig,
     CTRLConfig,
     GPT2Config,
+    NystromformerConfig,
     XLNetConfig,
 )
 
@@ -28,6 +29,17 @@ KINDS_OF_MODELS = {
     "one that reads the last column": (
         XLNetConfig(d_model=16, n_layer=1, n_head=2, d_inner=16, **SMALL),
         r"XLNetForSequenceClassification, which gives a text the score -?\d+\.\d+ alone and -?\d+\.\d+ with padding",
+    ),
+    "one that takes no short text": (
+        NystromformerConfig(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_landmarks=2,
+            segment_means_seq_len=64,
+            **SMALL,
+        ),
+        "NystromformerForSequenceClassification, which cannot score a text of three tokens: ",
     ),
     "an encoder with a decoder": (
         BartConfig(d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, eos_token_id=2, **SMALL),
