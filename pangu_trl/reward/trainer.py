@@ -27,6 +27,7 @@ from pangu_trl.models.score_head import token_scores
 from pangu_trl.models.sequence_scores import sequence_scores
 from pangu_trl.runs.broken_training import stop_on_broken_training
 from pangu_trl.runs.coarse_weights import check_coarse_weights
+from pangu_trl.runs.passed_optimizers import check_passed_optimizers
 from pangu_trl.runs.pushing import keep_options_private
 from pangu_trl.runs.streaming import is_stream, report_streams, resolve_stream
 
@@ -108,6 +109,7 @@ class KWiseRewardTrainer(RewardTrainer):
         check_model(self._reward_model(), self.processing_class, args)
         if args.prefix_sharing:
             enable_prefix_sharing(self._reward_model(), args.max_length)
+        check_passed_optimizers(self)
         check_coarse_weights(self)
         stop_on_broken_training(self)
         keep_options_private(self)
@@ -121,6 +123,11 @@ class KWiseRewardTrainer(RewardTrainer):
         self, dataset: Dataset | IterableDataset, processing_class: Any, args: KWiseRewardConfig, dataset_name: str
     ) -> Dataset | IterableDataset:
         # TRL's only hook for another record format.
+        if not isinstance(dataset, Dataset | IterableDataset):
+            raise ValueError(
+                f"KWiseRewardTrainer: the {dataset_name} dataset must be a datasets.Dataset or IterableDataset; got "
+                f"{type(dataset).__name__}. Make one of a list with Dataset.from_list."
+            )
         is_learnt_stream = is_stream(dataset) and dataset is self._stream
         if is_learnt_stream:
             self._stream = None

@@ -45,18 +45,31 @@ BAD = {
     "adaptive_kl_target": [0.0, math.nan],
     "cliprange": [0.0, math.nan],
     "gamma": [1.1, -0.1, math.nan],
-    "lam": [1.1, math.nan],
+    "lam": [1.1, math.nan, "0.9", None],
     "temperature": [0.0, math.nan, math.inf],
     "top_p": [1.5, math.nan],
     "top_k": [-5],
-    "reward_weights": [[1.0, math.nan]],
+    "reward_weights": [[1.0, math.nan], ["a"], [], "1"],
+    "seed": [-1],
+    "save_steps": [0],
+    # What is no number, no whole number or no switch.
+    "max_completion_length": [1.5, "16", True, None],
+    "num_ppo_epochs": [1.5],
+    "critic_warmup_steps": [True],
+    "ema_decay": ["0.9"],
+    "min_completion_length": [10_000],
+    "whiten_rewards": ["no", None],
+    "bf16_full_eval": ["false"],
 }
+# Options that may be unset in some stages.
+MAY_BE_NONE = {("dpo", "max_completion_length"), ("grpo", "max_completion_length")}
 CASES = [
     (stage, name, value)
     for stage, config in CONFIGS.items()
     for name, values in BAD.items()
     if name in {field.name for field in dataclasses.fields(config)}
     for value in values
+    if value is not None or (stage, name) not in MAY_BE_NONE
 ]
 
 
