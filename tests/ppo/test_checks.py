@@ -190,7 +190,7 @@ def test_what_is_no_model_is_refused(role, make_trainer):
 
 @pytest.mark.parametrize("name", ["train_dataset", "eval_dataset"])
 def test_prompts_that_are_no_dataset_or_empty_are_refused(name, make_trainer, prompts):
-    for other in (list(prompts), prompts.to_iterable_dataset(), "prompts.jsonl"):
+    for other in (list(prompts), "prompts.jsonl"):
         with pytest.raises(ValueError, match=rf"PPOTrainer: {name} must be a datasets.Dataset; got \w+\. Make one"):
             make_trainer(models={name: other})
     with pytest.raises(ValueError, match=f"PPOTrainer: {name} is empty"):
