@@ -57,6 +57,8 @@ IMPORTED: list[tuple[str, Any, str]] = [
     ("torch.nn.modules.dropout._DropoutNd", ANY, "every kind of dropout is switched off, not nn.Dropout alone"),
     ("transformers.activations.ACT2FN", ANY, "the activation by its name in config.json"),
     ("transformers.cache_utils.Cache", ANY, "what a cache must be"),
+    ("trl.kernels.ChunkedLogProbFunction", ANY, "log-probabilities and entropy from hidden states, tile by tile"),
+    ("transformers.cache_utils.DynamicLayer", ANY, "a layer of the cache with room keeps its other methods"),
     ("transformers.dynamic_module_utils.get_relative_import_files", ["module_file"], "files of custom code"),
     ("transformers.generation.continuous_batching.PagedAttentionCache", ANY, "is no Cache, but comes as `cache`"),
     ("transformers.integrations.deepspeed.HfDeepSpeedConfig", ANY, "GRPO loads its reward model unsharded"),

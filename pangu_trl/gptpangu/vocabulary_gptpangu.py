@@ -68,6 +68,14 @@ class PanguVocabulary:
         """Returns the official ids of a text in which no token is special."""
         return self._run(text, spaced_words(text), int)
 
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Returns what `encode` gives of each text, by one call of SentencePiece: half of its time goes into calls."""
+        try:
+            return self._processor.encode([spaced_words(text) for text in texts], out_type=int, num_threads=1)
+        except (RuntimeError, TypeError, UnicodeEncodeError):
+            # One by one, the text that it cannot take is known.
+            return [self.encode(text) for text in texts]
+
     def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Returns the same ids, and for each the characters of the text that it stands for, (start, end)."""
         joined = spaced_words(text)

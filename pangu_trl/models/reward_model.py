@@ -21,7 +21,7 @@ from pangu_trl.data.tokenizing import NOTHING_SAID, encode_completion, encode_pr
 
 from .loading import find_base_model, load_with_adapter
 from .modes import evaluation_mode, position_limit
-from .score_head import sequence_scores
+from .sequence_scores import sequence_scores
 
 
 class ScoringError(ValueError):

@@ -1,4 +1,4 @@
-"""The one way to read scores: what the head of a reward model or critic gives token by token, and at the last token."""
+"""The head of a reward model or critic: the model it belongs to, its positions, what it gives token by token."""
 
 import inspect
 import sys
@@ -14,6 +14,12 @@ def innermost(model: nn.Module) -> nn.Module:
     """The transformers model inside an engine and an adapter."""
     model = getattr(model, "module", model)
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """The transformers model below a head, inside an engine and an adapter."""
+    model = innermost(model)
+    return getattr(model, model.base_model_prefix)
 
 
 def position_arguments(model: nn.Module, attention_mask: Tensor) -> dict[str, Tensor]:
@@ -81,31 +87,3 @@ def token_scores(model: nn.Module) -> Iterator[list[Tensor]]:
         yield collected
     finally:
         handle.remove()
-
-
-def _no_cache(model: nn.Module) -> dict[str, bool]:
-    """Has a model that can keep its states for later tokens keep none; others do not know the word."""
-    parameters = inspect.signature(innermost(model).forward).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    return {"use_cache": False} if takes_any or "use_cache" in parameters else {}
-
-
-def sequence_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Reward of each text, (B,): what the score head gives at its last real token.
-
-    transformers takes the last token that is not the pad token instead. Where a tokenizer pads with its end of sequence
-    that is another one, the token before the end.
-
-    Args:
-        model: A sequence classification model with one label, or what training wrapped around it. Of one without such
-            a head, as encoders that score a whole text, the score is what it returns.
-        input_ids: Texts, padded on either side, (B, T).
-        attention_mask: 1 for real tokens, (B, T).
-    """
-    # Encoders score the first column, and every model's own positions count from there.
-    input_ids, attention_mask = padded_on_the_right(input_ids, attention_mask)
-    with token_scores(model) as collected:
-        logits = model(input_ids=input_ids, attention_mask=attention_mask, **_no_cache(model)).logits
-    if not collected or collected[0].shape[:2] != input_ids.shape:
-        return logits[:, 0]
-    return at_last_token(collected[0], attention_mask).squeeze(-1)

@@ -1,9 +1,7 @@
-"""What a PPO run keeps on disk: policy and critic as `from_pretrained` reads them, and the state of the run."""
+"""Policy and critic on disk, as `from_pretrained` reads them."""
 
 import copy
-import json
 import logging
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -14,16 +12,12 @@ from transformers import PreTrainedModel
 
 from pangu_trl.models.adapter_selection import VALUE_ADAPTER, active_adapter
 from pangu_trl.models.loading import name_base_for_good
-from pangu_trl.runs.checkpoints import MARK
 from pangu_trl.runs.folders import VALUE_HEAD_FILE, VALUE_MODEL_FOLDER
 
 from .actor_critic.policy_value import PolicyAndValue
-from .config import PPOConfig
-from .rollout import Rollout
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "ppo_state.json"
 # The adapter that PEFT saves into the folder itself.
 PEFT_DEFAULT = "default"
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -145,95 +139,3 @@ def _load_adapter(model: PeftModel, folder: Path, weights: dict[str, Tensor], ad
     result = set_peft_model_state_dict(model, weights, adapter_name=adapter)
     if result.unexpected_keys:
         raise RuntimeError(f"{folder}: adapter weights that the model does not have: {result.unexpected_keys}")
-
-
-@dataclass
-class RunState:
-    """What a run needs, beside models, optimiser and random numbers, to go on in the middle of a rollout.
-
-    Attributes:
-        rollout: The rollout in use on this rank.
-        kl_coef: Weight of the KL penalty.
-        score_statistics: Count, mean and squared deviations of all scores.
-        micro_step: Mini-batches since the start of the run.
-        passes_stopped: Whether `target_kl` has ended the passes over the rollout.
-        options: What `rollout_options` gave.
-        average: Moving average of the policy's weights, this rank's part; None without `ema_decay`.
-    """
-
-    rollout: Rollout
-    kl_coef: float
-    score_statistics: dict[str, float]
-    micro_step: int
-    passes_stopped: bool
-    options: dict[str, int | None]
-    average: dict[str, Tensor] | None = None
-
-    def save(self, folder: Path, rank: int, is_shared_part_ours: bool) -> None:
-        """Writes what differs between the ranks, and on one rank what all share; the folder is made if missing."""
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f.name: getattr(self.rollout, f.name).contiguous() for f in fields(self.rollout)}
-        save_file(tensors, _rollout_file(folder, rank))
-        if self.average is not None:
-            save_file(self.average, _average_file(folder, rank))
-        if is_shared_part_ours:
-            shared = {key: value for key, value in vars(self).items() if key not in ("rollout", "average")}
-            (folder / STATE_FILE).write_text(json.dumps(shared, indent=2))
-
-    @classmethod
-    def load(
-        cls, folder: str | Path, rank: int, device: torch.device, options: dict[str, int | None], sharded_average: bool
-    ) -> "RunState":
-        """Reads back what was saved; an average that is not sharded was written by the first rank for all.
-
-        Raises:
-            FileNotFoundError: The checkpoint has no rollout, or its saving was interrupted.
-            ValueError: It was written under other `options`, so that its rollout and its step mean something else.
-        """
-        folder = Path(folder)
-        path = _rollout_file(folder, rank)
-        state = json.loads((folder / STATE_FILE).read_text()) if (folder / STATE_FILE).is_file() else None
-        for name, value in options.items():
-            if state is not None and state["options"][name] != value:
-                raise ValueError(
-                    f"{folder}: written with {name}={state['options'][name]}; this run has {name}={value}. Resume with "
-                    "the same value: the order of prompts, mini-batches and texts depends on it."
-                )
-        # Without its mark a checkpoint can hold all this and lack the optimiser.
-        missing = next((file for file in (folder / STATE_FILE, path, folder / MARK) if not file.is_file()), None)
-        if missing is not None:
-            raise FileNotFoundError(
-                f"{missing}: missing. Resume with the number of processes that wrote the checkpoint, and from one that "
-                "was written by PPOTrainer without save_only_model. If the run was killed while it saved, "
-                "resume_from_checkpoint=True takes the last whole checkpoint."
-            )
-        rollout = Rollout(**{name: tensor.to(device) for name, tensor in load_file(path).items()})
-        average_file = _average_file(folder, rank if sharded_average else 0)
-        average = load_file(average_file) if average_file.is_file() else None
-        return cls(rollout=rollout, average=average, **state)
-
-
-def _rollout_file(folder: Path, rank: int) -> Path:
-    return folder / f"rollout-{rank}.safetensors"
-
-
-def _average_file(folder: Path, rank: int) -> Path:
-    return folder / f"ema-{rank}.safetensors"
-
-
-def rollout_options(args: PPOConfig, num_prompts: int | None, num_texts: int | None) -> dict[str, int | None]:
-    """On what the order of prompts, mini-batches and texts depends, as a run must keep it on resume.
-
-    The numbers are None for streams, which have none.
-    """
-    names = (
-        "per_device_train_batch_size",
-        "num_rollout_batches",
-        "num_generations",
-        "num_ppo_epochs",
-        "gradient_accumulation_steps",
-        "world_size",
-        "seed",
-        "data_seed",
-    )
-    return {name: getattr(args, name) for name in names} | {"num_prompts": num_prompts, "num_texts": num_texts}

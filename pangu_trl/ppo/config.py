@@ -54,6 +54,14 @@ class PPOConfig(TrainingArguments):
         },
     )
 
+    padding_free: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Score and learn from the real tokens of a batch alone, one sequence behind another without "
+            "padding. Default: every model for which a trial gives the same figures. true: an error where one cannot."
+        },
+    )
+
     # Answers.
     max_prompt_length: int = field(
         default=512, metadata={"help": "Longest prompt in tokens. A longer one is an error, it is never cut."}

@@ -61,6 +61,11 @@ class EvaluatedAnswers:
         lines = [json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) for row in rows]
         path.write_text("\n".join(lines) + "\n", "utf-8")
 
+    def print_scored(self) -> None:
+        """Prints each answer with its score and its prompt."""
+        for prompt, answer, score in zip(self.prompts, self.completions, self.judged.tolist(), strict=True):
+            print(f"{score:+.2f} | {prompt} => {answer}")
+
 
 class Evaluation:
     """Answers held-out prompts and scores the answers, on all ranks together.
@@ -119,3 +124,16 @@ class Evaluation:
         if self.judge is None:
             return rollout.scores
         return score_completions([self.judge], model, self.collector.tokenizer, rollout, examples, len(examples))[:, 0]
+
+
+def first_prompts(eval_dataset: Dataset | dict[str, Dataset] | None, num_prompts: int | None) -> Dataset:
+    """The first prompts of the evaluation set (of several, of the first set); None for all.
+
+    Raises:
+        ValueError: There is no evaluation set.
+    """
+    if isinstance(eval_dataset, dict):
+        eval_dataset = next(iter(eval_dataset.values()))
+    if eval_dataset is None:
+        raise ValueError("PPOTrainer: generate_completions() needs prompts; pass eval_dataset to the constructor.")
+    return eval_dataset if num_prompts is None else eval_dataset.select(range(min(len(eval_dataset), num_prompts)))

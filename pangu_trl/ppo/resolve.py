@@ -1,20 +1,26 @@
 """What PPOTrainer fills in where the user left it open; `checks` has refused what cannot be by then."""
 
 import logging
+from functools import partial
 
+import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from pangu_trl.data.answer_end import note_stop_tokens
+from pangu_trl.models.padding_free import make_padding_free
 from pangu_trl.models.score_head import innermost
+from pangu_trl.models.sequence_scores import sequence_scores
 from pangu_trl.models.sharding import runs_zero3
 from pangu_trl.models.vocabulary import limit_vocabulary
 
-from .actor_critic.policy_value import PolicyAndValue
+from .actor_critic.policy_value import PolicyAndValue, token_values
+from .actor_critic.tiled_head import allow_tiles
+from .actor_critic.token_logprobs import completion_logprobs
 from .checks import scoring_models
 from .config import PPOConfig
-from .reward_sources import RewardSource
+from .reward_sources import ModelReward, RewardSource
 
 logger = logging.getLogger(__name__)
 
@@ -68,3 +74,49 @@ def resolve_checkpointing(args: PPOConfig, models: PolicyAndValue) -> None:
             "activation_checkpointing_kwargs to silence this."
         )
     args.activation_checkpointing_kwargs = options | {"use_reentrant": True}
+
+
+def resolve_padding(
+    args: PPOConfig, models: PolicyAndValue, ref_model: nn.Module | None, rewards: list[RewardSource], tiles: bool
+) -> None:
+    """Has every model score and learn without padding that gives the same figures so; see `padding_free`.
+
+    Args:
+        args: Options.
+        models: Policy and critic, not wrapped.
+        ref_model: The reference, if it is a model of its own.
+        rewards: Parts of the reward.
+        tiles: Whether many logits may be computed tile by tile, which wants weights that stay between the passes.
+
+    Raises:
+        ValueError: `padding_free` is true and a model cannot.
+    """
+    if args.padding_free is False:
+        return
+    tokens, mask = torch.tensor([[1, 2, 3, 1], [1, 3, 1, 2]]), torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
+    answers = torch.tensor([[False, True, True], [False, False, True]])
+
+    def logprobs(model: nn.Module) -> Tensor:
+        return completion_logprobs(model, tokens.to(model.device), mask.to(model.device), answers, 1.0)[0][answers]
+
+    def values(model: nn.Module) -> Tensor:
+        return token_values(model, tokens.to(model.device), mask.to(model.device), answers)[answers]
+
+    def scores(model: nn.Module) -> Tensor:
+        return sequence_scores(model, tokens.to(model.device), mask.to(model.device))
+
+    trials = [("policy", models.policy, logprobs), ("ref_model", ref_model, logprobs)]
+    trials += [("value_model", getattr(models, "value_model", None), values)]
+    trials += [(f"reward {r.name}", r.model, scores) for r in rewards if isinstance(r, ModelReward)]
+    for name, model, figures in trials:
+        if model is None:
+            continue
+        try:
+            make_padding_free(model, args.max_prompt_length + args.max_completion_length, partial(figures, model))
+        except ValueError as error:
+            if args.padding_free:
+                raise ValueError(f"PPOTrainer: {name}: {error}") from error
+            logger.info("%s: scored and learnt from with padding: %s", name, error)
+        else:
+            if tiles and figures is logprobs:
+                allow_tiles(model, partial(figures, model))

@@ -19,7 +19,8 @@ from pangu_trl.data.conversations import EncodingColumns
 from pangu_trl.data.records import answer_as
 from pangu_trl.data.tokenizing import encode_prompt
 from pangu_trl.models.reward_model import ScoringError, encode_response
-from pangu_trl.models.score_head import innermost, sequence_scores
+from pangu_trl.models.score_head import innermost
+from pangu_trl.models.sequence_scores import sequence_scores
 from pangu_trl.models.sharding import prepare_frozen
 
 from .rollout import Rollout

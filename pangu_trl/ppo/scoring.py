@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pangu_trl.data.answer_end import answer_end
 
-from .actor_critic.policy_value import completion_logprobs
+from .actor_critic.token_logprobs import completion_logprobs
 from .reward_sources import RewardSource
 from .rollout import Rollout
 
@@ -92,7 +92,7 @@ def score_tokens(
     """
     for rows in batches:
         batch = rollout.select(rows)
-        arguments = (batch.input_ids, batch.attention_mask, batch.completion_width, temperature)
+        arguments = (batch.input_ids, batch.attention_mask, batch.completion_mask, temperature)
         with torch.no_grad():
             outputs = models(*arguments)
             if ref_model is None:

@@ -1,7 +1,6 @@
 """PPO inside the transformers Trainer: its loop, checkpoints, callbacks and engines."""
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import TrainOutput
 
 from pangu_trl.models.modes import disable_dropout
-from pangu_trl.models.sharding import is_sharded, prepare_frozen
+from pangu_trl.models.sharding import prepare_frozen
 from pangu_trl.runs.broken_training import stop_on_broken_training
 from pangu_trl.runs.checkpoints import checkpoint_dir
 from pangu_trl.runs.coarse_weights import check_coarse_weights
@@ -28,13 +27,7 @@ from .actor_critic.averaging import WeightAverage
 from .actor_critic.build import build_models
 from .actor_critic.optimizer import delay_policy, parameter_groups
 from .callbacks import AverageAfterStep
-from .checkpoint import (
-    RunState,
-    load_policy_and_value,
-    rollout_options,
-    save_learnt,
-    save_policy_and_value,
-)
+from .checkpoint import load_policy_and_value, save_learnt, save_policy_and_value
 from .checks import (
     check_constructor,
     check_data_columns,
@@ -46,15 +39,21 @@ from .checks import (
 )
 from .collector import RolloutCollector
 from .config import PPOConfig
-from .control import RunningStd
-from .evaluation import Evaluation
+from .evaluation import Evaluation, first_prompts
 from .generation.vllm_server import VLLMServer
 from .losses import policy_loss, value_loss
 from .metrics import RunningMeans, update_figures
 from .passes import PassesOverRollout
-from .resolve import resolve_checkpointing, resolve_model_pad_tokens, resolve_pad_token, resolve_vocabulary
+from .resolve import (
+    resolve_checkpointing,
+    resolve_model_pad_tokens,
+    resolve_pad_token,
+    resolve_padding,
+    resolve_vocabulary,
+)
 from .reward_sources import ModelReward, Reward, RewardFunction, reward_sources
 from .rollout import Rollout
+from .run_state import RunState, rollout_options, state_of, take_up
 from .sampler import RolloutSampler
 from .texts import TextBatches, prepare_prompts, stream_prompts
 from .unused_options import check_unused
@@ -150,6 +149,7 @@ class PPOTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        resolve_padding(args, models, ref_model, rewards, tiles=not self.is_fsdp_enabled)
         if ptx_dataset is not None:
             check_texts(args)
         num_prompts = None if is_stream(self.train_dataset) else len(self.train_dataset)
@@ -179,7 +179,7 @@ class PPOTrainer(Trainer):
         self.evaluation = Evaluation(self.collector, judge)
         self.texts = None if ptx_dataset is None else TextBatches(ptx_dataset, processing_class, args)
         texts = [] if self.texts is None else self.texts.texts
-        self._rollout_options = rollout_options(args, num_prompts, None if is_stream(texts) else len(texts))
+        self.rollout_options = rollout_options(args, num_prompts, None if is_stream(texts) else len(texts))
         self.average: WeightAverage | None = None
         self.passes = PassesOverRollout(args, self.accelerator)
         self.step_was_skipped = False
@@ -282,9 +282,7 @@ class PPOTrainer(Trainer):
         """
         args, mask = self.args, inputs.completion_mask
         texts = None if self.texts is None else self.texts.batch(self.passes.micro_step, self.accelerator.device)
-        outputs = model(
-            inputs.input_ids, inputs.attention_mask, inputs.completion_width, args.temperature, text_batch=texts
-        )
+        outputs = model(inputs.input_ids, inputs.attention_mask, mask, args.temperature, text_batch=texts)
         num_ranks = self.accelerator.num_processes
         num_tokens = self.passes.num_tokens() / num_ranks
         policy = policy_loss(outputs["logprobs"], inputs.logprobs, inputs.advantages, mask, args.cliprange, num_tokens)
@@ -356,17 +354,11 @@ class PPOTrainer(Trainer):
         Args:
             sampling: As in TRL, whether a few prompts are enough: those of one batch instead of all.
         """
-        prompts = self.eval_dataset
-        if isinstance(prompts, dict):
-            prompts = next(iter(prompts.values()))
-        if prompts is None:
-            raise ValueError("PPOTrainer: generate_completions() needs prompts; pass eval_dataset to the constructor.")
-        if sampling:
-            prompts = prompts.select(range(min(len(prompts), self.args.per_device_eval_batch_size)))
+        num_prompts = self.args.per_device_eval_batch_size if sampling else None
+        prompts = first_prompts(self.eval_dataset, num_prompts)
         ours, _ = self.evaluation.answers(self.model_wrapped, prompts, self.get_eval_dataloader)
         if self.is_world_process_zero():
-            for prompt, answer, score in zip(ours.prompts, ours.completions, ours.judged.tolist(), strict=True):
-                print(f"{score:+.2f} | {prompt} => {answer}")
+            ours.print_scored()
 
     # Checkpoints.
 
@@ -405,38 +397,13 @@ class PPOTrainer(Trainer):
         """Writes the state of the run, then what the Trainer writes."""
         if not self.args.save_only_model:
             folder = checkpoint_dir(self._get_output_dir(trial=trial), self.state.global_step)
-            self._run_state().save(folder, self.accelerator.process_index, self.args.should_save)
+            state_of(self).save(folder, self.accelerator.process_index, self.args.should_save)
         super()._save_checkpoint(model, trial)
-
-    def _run_state(self) -> RunState:
-        # Where no rank holds a part of its own, one writes the average for all.
-        keeps_average = self.average is not None and (self.args.should_save or is_sharded(self.model))
-        return RunState(
-            rollout=self.passes.rollout,
-            kl_coef=self.collector.kl_controller.coefficient,
-            score_statistics=asdict(self.collector.score_statistics),
-            micro_step=self.passes.micro_step,
-            passes_stopped=self.passes.is_stopped,
-            options=self._rollout_options,
-            average=self.average.state_dict() if keeps_average else None,
-        )
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Also takes up the state of the run."""
         if checkpoint is not None:
-            rank, device = self.accelerator.process_index, self.accelerator.device
-            state = RunState.load(checkpoint, rank, device, self._rollout_options, is_sharded(self.model))
-            self.passes.resume(state.rollout, state.micro_step, state.passes_stopped)
-            if "temperature" in self.changed_options and not self.passes.need_rollout:
-                steps = self.args.mini_batches_per_rollout // self.args.gradient_accumulation_steps
-                raise ValueError(
-                    f"{checkpoint} is in the middle of a rollout, which was sampled at another temperature. Change it "
-                    f"at a step that is a multiple of {steps}."
-                )
-            if "kl_coef" not in self.changed_options:
-                self.collector.kl_controller.coefficient = state.kl_coef
-            self.collector.score_statistics = RunningStd(**state.score_statistics)
-            self._resumed_state = state
+            self._resumed_state = take_up(self, checkpoint)
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def start_average(self) -> None:

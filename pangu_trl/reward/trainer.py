@@ -23,7 +23,8 @@ from pangu_trl.data.streams import EncodedStream, column_names, read_whole
 from pangu_trl.data.tokenized_datasets import tokenize_rankings
 from pangu_trl.models.adapter_kinds import check_adapter_method
 from pangu_trl.models.loading import name_base_for_good
-from pangu_trl.models.score_head import sequence_scores, token_scores
+from pangu_trl.models.score_head import token_scores
+from pangu_trl.models.sequence_scores import sequence_scores
 from pangu_trl.runs.broken_training import stop_on_broken_training
 from pangu_trl.runs.coarse_weights import check_coarse_weights
 from pangu_trl.runs.streaming import is_stream, report_streams, resolve_stream

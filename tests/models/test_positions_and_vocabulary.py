@@ -13,7 +13,8 @@ from pangu_trl import KWiseRewardConfig, KWiseRewardTrainer, PPOConfig, PPOTrain
 from pangu_trl.answers.sampling import SamplingConfig, sample_answers
 from pangu_trl.models.loading import load_with_adapter
 from pangu_trl.models.modes import position_limit
-from pangu_trl.models.score_head import padded_on_the_right, sequence_scores
+from pangu_trl.models.score_head import padded_on_the_right
+from pangu_trl.models.sequence_scores import sequence_scores
 from pangu_trl.models.vocabulary import check_vocabulary
 
 SIZES = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)

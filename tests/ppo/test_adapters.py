@@ -29,7 +29,7 @@ from peft import (
     get_peft_model,
 )
 
-from pangu_trl.ppo.actor_critic.policy_value import completion_logprobs
+from pangu_trl.ppo.actor_critic.token_logprobs import completion_logprobs
 
 
 @dataclass
@@ -127,7 +127,7 @@ def make_adapted(make_trainer, start_policy):
 
 
 def logprobs_under(model, rollout):
-    arguments = (rollout.input_ids, rollout.attention_mask, rollout.completion_width, 1.0)
+    arguments = (rollout.input_ids, rollout.attention_mask, rollout.completion_mask, 1.0)
     with torch.no_grad():
         return completion_logprobs(model.eval(), *arguments)[0][rollout.completion_mask]
 

@@ -14,7 +14,7 @@ from transformers import (
 from pangu_trl import PPOTrainer
 from pangu_trl.models.adapter_selection import selected_adapter
 from pangu_trl.models.loading import load_with_adapter
-from pangu_trl.ppo.actor_critic.policy_value import completion_logprobs
+from pangu_trl.ppo.actor_critic.token_logprobs import completion_logprobs
 
 
 class Watching(PPOTrainer):
@@ -22,9 +22,7 @@ class Watching(PPOTrainer):
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         with torch.no_grad():
-            outputs = self.model(
-                inputs.input_ids, inputs.attention_mask, inputs.completion_width, self.args.temperature
-            )
+            outputs = self.model(inputs.input_ids, inputs.attention_mask, inputs.completion_mask, self.args.temperature)
         mask = inputs.completion_mask
         self.ratios = getattr(self, "ratios", [])
         self.ratios.append((outputs["logprobs"] - inputs.logprobs)[mask].exp())
@@ -104,7 +102,8 @@ def test_scores_log_probabilities_and_values_do_not_depend_on_padding_or_batch_m
         length = int(rollout.completion_mask[row].sum())
         with torch.no_grad():
             score = reward_model(alone).logits.squeeze()
-            logprobs, _ = completion_logprobs(policy, alone, torch.ones_like(alone), length, temperature=1.0)
+            answer = torch.ones(1, length, dtype=torch.bool)
+            logprobs, _ = completion_logprobs(policy, alone, torch.ones_like(alone), answer, temperature=1.0)
             hidden = value_model.transformer(alone).last_hidden_state
             values = value_model.score(hidden)[0, -length - 1 : -1, 0]
         torch.testing.assert_close(rollout.scores[row], score, atol=1e-5, rtol=1e-5)
@@ -201,7 +200,7 @@ def test_the_saved_policy_and_critic_load_with_from_pretrained(make_trainer, tmp
     models = trainer.model.eval()
     with torch.no_grad():
         torch.testing.assert_close(loaded.eval()(ids).logits, models.policy(ids).logits)
-        values = models(ids, torch.ones_like(ids), num_completion_tokens=8)["values"]
+        values = models(ids, torch.ones_like(ids), completion_mask=torch.ones(1, 8, dtype=torch.bool))["values"]
         if layout == "value head":
             head = load_file(tmp_path / "saved" / "value_head.safetensors")["weight"]
             expected = (loaded.transformer(ids).last_hidden_state @ head.T).squeeze(-1)

@@ -9,7 +9,7 @@ from transformers import GenerationConfig, OPTConfig, OPTForCausalLM
 
 from pangu_trl.models.modes import disable_dropout
 from pangu_trl.models.score_head import innermost
-from pangu_trl.ppo.actor_critic.policy_value import _token_logprobs
+from pangu_trl.ppo.actor_critic.token_logprobs import token_logprobs
 from pangu_trl.ppo.generation.generate import generate_rollout
 from pangu_trl.ppo.reward_sources import ModelReward
 from pangu_trl.ppo.rollout import Rollout
@@ -167,12 +167,14 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_log_probabilities_need_no_second_tensor_of_the_size_of_the_logits(dtype, temperature):
+def test_log_probabilities_need_no_second_tensor_of_the_size_of_the_logits(dtype, temperature, monkeypatch):
     torch.manual_seed(0)
     logits, input_ids = torch.randn(4, 6, 50, dtype=dtype), torch.randint(50, (4, 9))
+    monkeypatch.setattr("pangu_trl.ppo.actor_critic.token_logprobs.PIECE", 6 * 50)
     with torch.no_grad(), LargestTensor() as largest:
-        logprobs, entropy = _token_logprobs(logits, input_ids, temperature)
+        logprobs, entropy = token_logprobs(logits.flatten(0, 1), input_ids[:, -6:].flatten(), temperature)
     assert largest.numel <= 6 * 50
+    logprobs, entropy = logprobs.view(4, 6), entropy.view(4, 6)
     expected = (logits.double() / temperature).log_softmax(-1)
     torch.testing.assert_close(
         logprobs, expected.gather(-1, input_ids[:, -6:, None]).squeeze(-1).float(), atol=1e-5, rtol=1e-5
@@ -182,10 +184,10 @@ def test_log_probabilities_need_no_second_tensor_of_the_size_of_the_logits(dtype
 
 def test_log_probabilities_with_and_without_gradients_are_the_same_bits():
     torch.manual_seed(0)
-    logits, input_ids = torch.randn(4, 6, 50, requires_grad=True), torch.randint(50, (4, 9))
+    logits, tokens = torch.randn(24, 50, requires_grad=True), torch.randint(50, (24,))
     with torch.no_grad():
-        without, _ = _token_logprobs(copy.deepcopy(logits), input_ids, 0.7)
-    assert torch.equal(_token_logprobs(logits, input_ids, 0.7)[0], without)
+        without, _ = token_logprobs(copy.deepcopy(logits), tokens, 0.7)
+    assert torch.equal(token_logprobs(logits, tokens, 0.7)[0], without)
 
 
 def test_a_policy_that_samples_otherwise_than_it_scores_is_warned_of(make_trainer, monkeypatch, caplog):
@@ -196,10 +198,10 @@ def test_a_policy_that_samples_otherwise_than_it_scores_is_warned_of(make_traine
     assert gaps[0] < 1e-5
     # Positions that start at the first column, as models count by themselves, are not those of `generate`.
     monkeypatch.setattr(
-        "pangu_trl.ppo.actor_critic.policy_value.position_arguments",
+        "pangu_trl.ppo.actor_critic.token_logprobs.position_arguments",
         lambda model, mask: {"position_ids": torch.arange(mask.shape[1]).expand(mask.shape)},
     )
-    shifted = make_trainer(max_steps=1)
+    shifted = make_trainer(max_steps=1, padding_free=False)
     for model in (shifted.model.policy, shifted.ref_model):
         # Embeddings of a size that makes positions matter, as those of a trained model do.
         torch.nn.init.normal_(model.transformer.wte.weight, std=0.5)

@@ -19,13 +19,8 @@ from transformers import (
 
 from pangu_trl import GPTPanguConfig
 from pangu_trl.data.collators import PackedRankingCollator, RankingCollator
-from pangu_trl.reward.prefix_sharing import (
-    SHARED_PREFIX_SDPA,
-    PrefixLayout,
-    enable_prefix_sharing,
-    score_packed_answers,
-    shared_prefix_attention,
-)
+from pangu_trl.models.packed_attention import PACKED_SDPA, PackedLayout, packed_attention
+from pangu_trl.reward.prefix_sharing import enable_prefix_sharing, score_packed_answers
 
 COMMON = dict(vocab_size=40, pad_token_id=0, num_labels=1, max_position_embeddings=64, initializer_range=0.3)
 SIZE = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4)
@@ -125,12 +120,12 @@ def test_gradients_are_the_same_with_lora_under_gradient_checkpointing(
     calls = []
 
     # With its signature, by which GPTPangu knows what it may be handed.
-    @functools.wraps(shared_prefix_attention)
+    @functools.wraps(packed_attention)
     def count_and_attend(*args, **kwargs):
         calls.append(1)
-        return shared_prefix_attention(*args, **kwargs)
+        return packed_attention(*args, **kwargs)
 
-    monkeypatch.setitem(AttentionInterface._global_mapping, SHARED_PREFIX_SDPA, count_and_attend)
+    monkeypatch.setitem(AttentionInterface._global_mapping, PACKED_SDPA, count_and_attend)
     found = gradients(model, shared_scores(model, examples, 30))
     # Three layers, each tried once before the training, and computed once more in the backward pass.
     assert len(calls) == 9
@@ -144,13 +139,13 @@ def test_without_a_layout_the_attention_is_sdpa_with_padding_on_either_side(exam
     inputs = dict(input_ids=input_ids, attention_mask=(input_ids != 0).long())
     expected = model(**inputs).logits
     enable_prefix_sharing(model, max_length=64)
-    assert model.config._attn_implementation == SHARED_PREFIX_SDPA
+    assert model.config._attn_implementation == PACKED_SDPA
     torch.testing.assert_close(model(**inputs).logits, expected)
 
 
 def test_the_block_mask_shows_each_answer_its_prompt_and_itself():
     # One row of 8 tokens: prompt 2 and answers 2, 1; prompt 1 and answer 1; one token of padding.
-    layout = PrefixLayout((((2, 2, 1), (1, 1)),), 8, torch.tensor([3, 4, 6]))
+    layout = PackedLayout((((2, 2, 1), (1, 1)),), 8)
     mask = layout.block_mask(torch.device("cpu"))
     query, key = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
     zero = torch.tensor(0)

@@ -1,7 +1,6 @@
 """Policy and critic in one module, so that one engine (DDP, DeepSpeed, FSDP) and one optimiser hold both."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -15,8 +14,10 @@ from pangu_trl.models.adapter_selection import (
     pin_adapter_for_recompute,
     selected_adapter,
 )
-from pangu_trl.models.score_head import at_last_token, innermost, padded_on_the_right, position_arguments
-from pangu_trl.models.vocabulary import known_ids
+from pangu_trl.models.padding_free import PackedBatch, is_padding_free
+from pangu_trl.models.score_head import at_last_token, backbone, innermost, padded_on_the_right, position_arguments
+
+from .token_logprobs import completion_logprobs, in_columns, logprobs_and_states
 
 
 class PolicyAndValue(nn.Module):
@@ -101,7 +102,7 @@ class PolicyAndValue(nn.Module):
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        num_completion_tokens: int = 0,
+        completion_mask: Tensor | None = None,
         temperature: float = 1.0,
         part: Literal["policy_and_value", "reference", "reward"] = "policy_and_value",
         text_batch: tuple[Tensor, Tensor, Tensor] | None = None,
@@ -113,7 +114,7 @@ class PolicyAndValue(nn.Module):
         Args:
             input_ids: Prompt and answer, padded on the left, (B, T).
             attention_mask: 1 for real tokens, (B, T).
-            num_completion_tokens: Tokens of the longest answer, C; answers are the last columns.
+            completion_mask: True for answer tokens, (B, C); they are the last columns. Not read for the reward.
             temperature: Divides the logits, as when the answer was sampled.
             part: Policy and critic; the policy's base model without adapters; or the reward adapter.
             text_batch: Token ids, attention mask and labelled places (bool) of texts, (B, T) each, on which the
@@ -122,7 +123,8 @@ class PolicyAndValue(nn.Module):
         Returns:
             For policy and reference `logprobs` and `entropy` (B, C) in float32 nats; for policy and critic also
             `values` (B, C), the value of the state before each answer token, and with `text_batch` `text_loss`, the
-            summed loss of its labelled tokens; for the reward adapter `scores` (B,).
+            summed loss of its labelled tokens; for the reward adapter `scores` (B,). What is not of an answer token
+            has no meaning.
         """
         if part == "reward":
             # As `sequence_scores` reads a reward model of its own.
@@ -132,69 +134,37 @@ class PolicyAndValue(nn.Module):
             scores = self.reward_head(at_last_token(hidden_states, attention_mask))
             return {"scores": scores.squeeze(-1).float()}
         with selected_adapter(self.policy, None) if part == "reference" else nullcontext():
-            with _head_inputs(self.policy) as head_inputs:
-                logprobs, entropy = completion_logprobs(
-                    self.policy, input_ids, attention_mask, num_completion_tokens, temperature
-                )
+            logprobs, entropy, states = logprobs_and_states(
+                self.policy, input_ids, attention_mask, completion_mask, temperature
+            )
         outputs = {"logprobs": logprobs, "entropy": entropy}
         if part == "policy_and_value":
-            before_answer_tokens = slice(-num_completion_tokens - 1, -1)
-            outputs["values"] = self._values(input_ids, attention_mask, before_answer_tokens, head_inputs[0])
+            outputs["values"] = self._values(input_ids, attention_mask, completion_mask, states)
             if text_batch is not None:
                 outputs["text_loss"] = self._text_loss(*text_batch)
         return outputs
 
-    def _values(self, input_ids: Tensor, attention_mask: Tensor, places: slice, policy_states: Tensor) -> Tensor:
+    def _values(
+        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, policy_states: Tensor
+    ) -> Tensor:
         if hasattr(self, "value_model"):
-            hidden_states, head = _hidden_states(self.value_model, input_ids, attention_mask), self.value_model.score
-        elif self.has_value_adapter:
+            return token_values(self.value_model, input_ids, attention_mask, completion_mask)
+        if self.has_value_adapter:
             with selected_adapter(self.policy, VALUE_ADAPTER):
                 hidden_states = _hidden_states(self.policy, input_ids, attention_mask)
-            head = self.value_head
-        else:
-            hidden_states, head = policy_states, self.value_head
-        return head(hidden_states[:, places]).squeeze(-1).float()
+            policy_states = hidden_states[:, -completion_mask.shape[1] - 1 : -1][completion_mask]
+        return in_columns(self.value_head(policy_states).squeeze(-1).float(), completion_mask)
 
     def _text_loss(self, input_ids: Tensor, attention_mask: Tensor, label_mask: Tensor) -> Tensor:
         """Summed negative log-likelihood of the labelled tokens; the first token of a text has no prediction."""
-        logprobs, _ = completion_logprobs(self.policy, input_ids, attention_mask, input_ids.shape[1] - 1, 1.0)
+        logprobs, _ = completion_logprobs(self.policy, input_ids, attention_mask, label_mask[:, 1:], 1.0)
         return -torch.where(label_mask[:, 1:], logprobs, 0.0).sum()
 
 
-def completion_logprobs(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, num_completion_tokens: int, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each answer token and entropy of its distribution, both (B, C) in float32 nats.
-
-    Arguments as in `PolicyAndValue.forward`; the logits of the prompt are never computed. The distribution is over
-    `known_ids`, from which answers are sampled.
-    """
-    logits = model(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        use_cache=False,
-        logits_to_keep=num_completion_tokens + 1,
-        **position_arguments(model, attention_mask),
-    ).logits[:, :-1, : known_ids(model)]
-    return _token_logprobs(logits, input_ids, temperature)
-
-
-def _token_logprobs(logits: Tensor, input_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probability of each answer token and entropy of its distribution, (B, C) each, from logits (B, C, V).
-
-    Row by row, so that what float32, temperature and softmax need on the way is one row's (C, V); of the whole, a
-    learning pass keeps one float32 copy at most, and a pass without gradients none.
-    """
-    logprobs, entropy = [], []
-    for row, tokens in zip(logits, input_ids[:, -logits.shape[1] :], strict=True):
-        row = row.float()
-        if temperature != 1.0:
-            row = row / temperature
-        normaliser = row.logsumexp(dim=-1)
-        logprobs.append(row.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - normaliser)
-        with torch.no_grad():
-            entropy.append(normaliser - (row.softmax(dim=-1) * row).sum(dim=-1))
-    return torch.stack(logprobs), torch.stack(entropy)
+def token_values(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
+    """Values (B, C) of the states before answer tokens, by a critic of its own; arguments as in `PolicyAndValue`."""
+    hidden_states = _hidden_states(model, input_ids, attention_mask)
+    return innermost(model).score(hidden_states[:, -completion_mask.shape[1] - 1 : -1]).squeeze(-1).float()
 
 
 def _hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, own_positions: bool = False) -> Tensor:
@@ -202,23 +172,12 @@ def _hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, 
 
     Rows that begin in the first column may be left to the positions that the model counts by itself.
     """
-    model = innermost(model)
-    backbone = getattr(model, model.base_model_prefix)
-    return backbone(
+    if is_padding_free(model):
+        packed = PackedBatch.of(input_ids, attention_mask)
+        return backbone(model)(**packed.arguments(model), use_cache=False).last_hidden_state[0][packed.places]
+    return backbone(model)(
         input_ids=input_ids,
         attention_mask=attention_mask,
         use_cache=False,
-        **({} if own_positions else position_arguments(backbone, attention_mask)),
+        **({} if own_positions else position_arguments(backbone(model), attention_mask)),
     ).last_hidden_state
-
-
-@contextmanager
-def _head_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects the hidden states that a causal language model hands to its head: those of the kept logits."""
-    inputs: list[Tensor] = []
-    head = innermost(model).get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
-    try:
-        yield inputs
-    finally:
-        handle.remove()

@@ -9,10 +9,11 @@ from transformers import Cache, GenerationConfig, LogitsProcessorList
 
 from pangu_trl.gptpangu.arguments_gptpangu import CACHE_ARGUMENT
 
+from .roomy_cache import make_roomy_cache
 from .sampled_logprobs import SampledLogprobs
 
 # Short enough that answers of other lengths than the longest save much, long enough that moving the cache costs little.
-SEGMENT_TOKENS = 16
+SEGMENT_TOKENS = 8
 
 
 def generate_in_segments(
@@ -42,8 +43,10 @@ def generate_in_segments(
     """
     answers: list[list[int]] = [[] for _ in input_ids]
     active = torch.arange(len(input_ids), device=input_ids.device)
-    cache, remaining, is_first = None, config.max_new_tokens, True
+    cache = make_roomy_cache(policy, config.max_new_tokens)
+    remaining, is_first = config.max_new_tokens, True
     segment = copy.deepcopy(config)
+    segment.return_dict_in_generate = True
     while len(active) and remaining > 0:
         segment.max_new_tokens = remaining if synced else min(SEGMENT_TOKENS, remaining)
         output = policy.generate(
@@ -53,7 +56,6 @@ def generate_in_segments(
             # None: where weights are sharded, ranks that are done go on until all are.
             synced_gpus=None if synced else False,
             logits_processor=LogitsProcessorList([watch] if watch is not None and is_first else []),
-            return_dict_in_generate=True,
             **({} if cache is None else {CACHE_ARGUMENT: cache}),
         )
         new_tokens = output.sequences[:, input_ids.shape[1] :]

@@ -1,0 +1,111 @@
+"""Forward passes over the real tokens of a padded batch alone, as one row of sequences that do not see each other."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from .modes import evaluation_mode
+from .packed_attention import PackedLayout, check_packable, layout_arguments, use_packed_attention
+from .score_head import first_position, innermost, position_arguments
+from .sharding import is_sharded
+
+OPTION = "padding_free"
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """The N real tokens of a padded batch (B, T), row behind row.
+
+    Attributes:
+        input_ids: Tokens, (1, N).
+        positions: Position of each token in its own sequence, from 0, (1, N).
+        layout: Where the sequences stand.
+        places: Which of the N tokens each column of the batch is, (B, T); for padding a neighbour.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    layout: PackedLayout
+    places: Tensor
+
+    @classmethod
+    def of(cls, input_ids: Tensor, attention_mask: Tensor) -> "PackedBatch":
+        """Takes the padding out of a batch, which may stand on either side; both (B, T)."""
+        real = attention_mask.bool()
+        lengths = real.sum(dim=1).tolist()
+        positions = (real.long().cumsum(dim=1) - 1)[real]
+        places = (real.flatten().long().cumsum(dim=0) - 1).clamp(min=0).view_as(attention_mask)
+        layout = PackedLayout((tuple((length,) for length in lengths if length),), sum(lengths))
+        return cls(input_ids[real].unsqueeze(0), positions.unsqueeze(0), layout, places)
+
+    def arguments(self, model: nn.Module) -> dict[str, Any]:
+        """What `forward` of a model, or of its backbone, takes."""
+        arguments = {"input_ids": self.input_ids, "position_ids": self.positions + first_position(model)}
+        return arguments | layout_arguments(innermost(model), self.layout, self.input_ids.device)
+
+
+def is_padding_free(model: nn.Module) -> bool:
+    """Whether `make_padding_free` has let this model do without padding."""
+    return getattr(innermost(model), "is_padding_free", False)
+
+
+def make_padding_free(model: nn.Module, max_length: int, compute: Callable[[], Tensor]) -> None:
+    """Lets a model do without padding, if that gives the same figures.
+
+    Args:
+        model: A transformers model, or one with an adapter.
+        max_length: Most tokens of a sequence.
+        compute: Figures of a small padded batch by this model. They are compared with and without padding, unless the
+            weights are sharded.
+
+    Raises:
+        ValueError: It gives others, or cannot; the message says why, and the model is as it was.
+    """
+    inner = innermost(model)
+    _check(model, max_length)
+    implementation = inner.config.get_text_config()._attn_implementation
+    if is_sharded(model):
+        use_packed_attention(inner)
+        inner.is_padding_free = True
+        return
+    with torch.no_grad(), evaluation_mode(model):
+        expected = compute()
+        use_packed_attention(inner)
+        inner.is_padding_free = True
+        reason = difference(compute, expected)
+    if reason is not None:
+        inner.is_padding_free = False
+        inner.set_attn_implementation(implementation)
+        raise ValueError(f"{OPTION}: {type(inner).__name__} cannot do without padding: {reason}. Switch {OPTION} off.")
+
+
+def _check(model: nn.Module, max_length: int) -> None:
+    inner = innermost(model)
+    if isinstance(model, PeftModel) and any(config.is_prompt_learning for config in model.peft_config.values()):
+        raise ValueError(
+            f"{OPTION}: this adapter puts tokens of its own before every sequence, for which a packed row has no "
+            f"place. Switch {OPTION} off."
+        )
+    if not position_arguments(model, torch.ones(1, 1)):
+        raise ValueError(
+            f"{OPTION}: {type(inner).__name__} takes no position_ids, so that it would count through all sequences of "
+            f"a row. Switch {OPTION} off."
+        )
+    check_packable(inner, max_length, OPTION)
+
+
+def difference(compute: Callable[[], Tensor], expected: Tensor) -> str | None:
+    """What the figures of a faster way have wrong, in words; None if rounding explains all."""
+    try:
+        found = compute()
+    except (RuntimeError, TypeError, IndexError, ValueError, AttributeError) as error:
+        return f"it fails with {error!r}"
+    # What 16 bits round away, and far less than another mask or position makes.
+    tolerance = 1e-4 if found.dtype.itemsize > 2 else 0.05
+    gap = (found.float() - expected.float()).abs().max().item()
+    scale = 1 + expected.float().abs().max().item()
+    return None if gap <= tolerance * scale else f"its figures differ by {gap:.2g}"
