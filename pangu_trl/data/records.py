@@ -9,6 +9,15 @@ KINDS = ("demonstration", "ranking", "prompt", "text")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 LONGEST_QUOTE = 60
 
+# By which a format is told that somebody did not name.
+COLUMNS_OF_FORMATS = {
+    "conversations": "sharegpt",
+    "messages": "messages",
+    "completions": "ultrafeedback",
+    "instruction": "alpaca",
+    "message_tree_id": "oasst",
+}
+
 
 class Message(TypedDict):
     """One turn of a conversation."""
@@ -226,9 +235,15 @@ def _field(record: Mapping[str, Any], field: str, where: str) -> Any:
         present = ", ".join(name for name in record if _has(record, name)) or "no field at all"
         raise RecordError(
             f"{where}: '{field}' must be present; the record has {present}. Rename the field in the file, or map it "
-            "with 'columns' in a data card."
+            f"with 'columns' in a data card.{_hint_of_format(record)}"
         )
     return record[field]
+
+
+def _hint_of_format(record: Mapping[str, Any]) -> str:
+    """Which public format a record looks like that lacks our fields."""
+    found = next((name for column, name in COLUMNS_OF_FORMATS.items() if _has(record, column)), None)
+    return f" If it is of the public format {found}, say that as the format." if found else ""
 
 
 def _has(record: Mapping[str, Any], field: str) -> bool:

@@ -86,6 +86,13 @@ def _renamed(rows: Iterator[Row], card: DataCard, told: set[str], on_fault: OnFa
         for name in sorted(replaced):
             logger.info("%s: the source's own column '%s' gives way to '%s'.", card.file, name, card.columns[name])
         told |= replaced
+        if card.columns.get("prompt") == "instruction" and row.get("input") and "input" not in told:
+            logger.warning(
+                "%s: rows have an 'input' beside 'instruction', which does not reach the prompt. `format: alpaca` puts "
+                "it there; leave it out of the rows to silence this.",
+                where,
+            )
+            told.add("input")
         try:
             record = card.map_columns(row, where)
         except RecordError as error:

@@ -1,5 +1,6 @@
 """Data cards: the header, the path language, and the cards of this repository."""
 
+import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -199,3 +200,24 @@ def test_a_card_says_what_becomes_of_typed_special_tokens(tmp_path: Path) -> Non
     card.write_text(header.format("drop"), encoding="utf-8")
     with pytest.raises(CardError, match="'pangu_trl.special_tokens_in_text' must be one of split, refuse, keep; got"):
         load_records(card, "prompt")
+
+
+def test_what_a_hand_made_mapping_of_alpaca_loses_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"instruction": "译", "input": "", "output": "a"}, {"instruction": "译", "input": "好", "output": "b"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 2), "utf-8")
+    block = (
+        "{kind: demonstration, path: json, data_files: rows.jsonl, columns: {prompt: instruction, completion: output}}"
+    )
+    (tmp_path / "card.md").write_text(f"---\npangu_trl: {block}\n---\n", "utf-8")
+    load_records(tmp_path / "card.md", "demonstration")
+    said = [message for message in caplog.messages if "does not reach the prompt" in message]
+    assert len(said) == 1 and said[0].startswith(f"{tmp_path / 'rows.jsonl'}:2: ") and "`format: alpaca`" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("column", "name"), [("conversations", "sharegpt"), ("messages", "messages"), ("instruction", "alpaca")]
+)
+def test_rows_of_a_public_format_say_which(tmp_path: Path, column: str, name: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({column: "x"}) + "\n", "utf-8")
+    with pytest.raises(ValueError, match=rf"'prompt' must be present.* of the public format {name}, say that"):
+        load_records(tmp_path / "rows.jsonl", "prompt")

@@ -257,13 +257,16 @@ SOURCES: dict[str, tuple[Any, int, list[tuple[str, str]]]] = {
         [("a.json:3: ", "What stands behind it in the file was not read.")],
     ),
     "csv": (
-        lambda: put("a.csv", 'text,id\n好,1\n好\n好,2\n"x"y,3\n好,4,5\n'.encode() + b"\xff,6\n" + "好,7\n".encode()),
+        lambda: put(
+            "a.csv", 'text,id\n好,1\n好\n好,2\n"x"y,3\n好,4,5\n'.encode() + b"\xff,6\n" + "好,7\n好\n".encode()
+        ),
         3,
         [
             ("a.csv:3: ", "must have 2 values, as the header has; got 1"),
             ("a.csv:5: ", "must be a row of csv"),
             ("a.csv:6: ", "must have 2 values, as the header has; got 3"),
             ("a.csv:7: ", "must be UTF-8"),
+            ("a.csv:9: ", "must have 2 values, as the header has; got 1"),
         ],
     ),
     "a folder of files of all kinds": (

@@ -64,6 +64,15 @@ def test_token_ids_go_round_and_are_those_of_the_records_in_memory(tmp_path, tok
     assert first(stream, 30) == [*whole, *whole, *whole][:30]
     # A second reading begins again.
     assert first(stream, 2) == list(whole.select([0, 1]))
+    assert stream.encoded_stream.describe().startswith("2 demonstrations read")
+
+
+def test_token_ids_of_every_pass_have_an_order_of_their_own(tokenizer):
+    records = [{"prompt": "好" * length} for length in range(1, 13)]
+    shuffled = as_stream(lambda: iter(records)).shuffle(seed=1, buffer_size=12)
+    lengths = [len(row["prompt"]) for row in first(tokenize_prompts(shuffled, tokenizer, 40), 24)]
+    assert sorted(lengths[:12]) == sorted(lengths[12:]) == list(range(1, 13))
+    assert lengths[:12] != lengths[12:]
 
 
 def test_what_is_too_long_is_left_out_counted_and_said(tmp_path, tokenizer, caplog):

@@ -48,8 +48,20 @@ def test_grpo_answers_the_tokens_that_the_other_stages_know(run_recipe, base, to
         "    assert set(columns) == {'special_tokens_in_text'}, columns\n"
         "    return [float(len(text)) for text in completions]\n"
     )
-    trainer = run_recipe(
+    answered = []
+
+    def watch(trainer) -> None:
+        generate = trainer._generate_single_turn
+
+        def note(prompt_ids, *args, **kwargs):
+            answered.extend(prompt_ids)
+            return generate(prompt_ids, *args, **kwargs)
+
+        trainer._generate_single_turn = note
+
+    run_recipe(
         "grpo",
+        watch,
         model_name_or_path=base,
         train_data=tmp_path / "prompts.jsonl",
         reward_model=f"{tmp_path / 'judge.py'}:count",
@@ -61,5 +73,6 @@ def test_grpo_answers_the_tokens_that_the_other_stages_know(run_recipe, base, to
     )
     columns = EncodingColumns.of({"special_tokens_in_text": mode})
     expected = [encode_prompt(tokenizer, row["prompt"], columns) for row in prompts]
-    assert trainer._encoded_prompts[0] == trainer._encoded_prompts[1] and trainer._encoded_prompts[0] in expected
-    assert (tokenizer.eos_token_id in trainer._encoded_prompts[0]) == (mode == "keep")
+    # Two answers to one prompt.
+    assert len(answered) == 2 and answered[0] == answered[1] and answered[0] in expected
+    assert (tokenizer.eos_token_id in answered[0]) == (mode == "keep")
