@@ -57,7 +57,6 @@ BAD = {
     "num_ppo_epochs": [1.5],
     "critic_warmup_steps": [True],
     "ema_decay": ["0.9"],
-    "min_completion_length": [10_000],
     "whiten_rewards": ["no", None],
     "bf16_full_eval": ["false"],
 }
