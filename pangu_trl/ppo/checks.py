@@ -177,13 +177,13 @@ def check_models(
             "which reads prompt and answer as one text."
         )
     check_generation_settings(models.policy)
-    _check_policy_reads(models.policy, tokenizer)
     value_model = getattr(models, "value_model", None)
     readers = [("model", models.policy), ("value_model", value_model), ("ref_model", ref_model)]
     readers += [("reward_model", reward.model) for reward in rewards if type(reward) is ModelReward]
     for name, model in readers:
         if model is not None:
             _check_reads_as_policy(name, model, tokenizer, args)
+    _check_policy_reads(models.policy, tokenizer)
     for reward in rewards:
         if isinstance(reward, TextModelReward):
             check_vocabulary(reward.model, reward.tokenizer, "PPOTrainer: reward_model")

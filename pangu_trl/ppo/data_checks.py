@@ -25,12 +25,12 @@ def check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
         else {"eval_dataset": eval_dataset}
     )
     for name, prompts in ({"train_dataset": train_dataset} | named).items():
-        if prompts is None or (name == "train_dataset" and is_stream(prompts)):
+        if prompts is None or is_stream(prompts):
             continue
         if not isinstance(prompts, Dataset):
             raise ValueError(
                 f"PPOTrainer: {name} must be a datasets.Dataset; got {type(prompts).__name__}. Make one of a list with "
-                "Dataset.from_list, load held-out prompts without streaming, and take one split of several."
+                "Dataset.from_list, and take one split of several."
             )
         if len(prompts) == 0:
             raise ValueError(f"PPOTrainer: {name} is empty. Leave it out, or give it prompts.")

@@ -100,7 +100,13 @@ def _padding(columns: list[str]) -> list[str]:
 
 
 def _take_ids(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int) -> dict[str, Any]:
-    ids = _without_padding(row["input_ids"], row.get("attention_mask"), tokenizer.pad_token_id)
+    ids, mask = row["input_ids"], row.get("attention_mask")
+    if mask is None and ids and tokenizer.pad_token_id == tokenizer.eos_token_id in (ids[0], ids[-1]):
+        raise ValueError(
+            f"the prompt begins or ends with {tokenizer.eos_token!r}, which pads and ends texts, and without "
+            "attention_mask nobody can tell which. Add that column, or take the padding off."
+        )
+    ids = _without_padding(ids, mask, tokenizer.pad_token_id)
     if not 1 <= len(ids) <= max_prompt_length:
         error = OverlongPrompt if ids else ValueError
         raise error(

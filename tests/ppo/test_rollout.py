@@ -227,12 +227,12 @@ def test_a_policy_that_samples_otherwise_than_it_scores_is_warned_of(make_traine
     assert "log-probabilities of sampled tokens differ" not in caplog.text
     gaps = [entry["policy/sampling_gap"] for entry in trainer.state.log_history if "policy/sampling_gap" in entry]
     assert gaps[0] < 1e-5
+    shifted = make_trainer(max_steps=1, padding_free=False)
     # Positions that start at the first column, as models count by themselves, are not those of `generate`.
     monkeypatch.setattr(
         "pangu_trl.ppo.actor_critic.token_logprobs.position_arguments",
         lambda model, mask: {"position_ids": torch.arange(mask.shape[1]).expand(mask.shape)},
     )
-    shifted = make_trainer(max_steps=1, padding_free=False)
     for model in (shifted.model.policy, shifted.ref_model):
         # Embeddings of a size that makes positions matter, as those of a trained model do.
         torch.nn.init.normal_(model.transformer.wte.weight, std=0.5)
