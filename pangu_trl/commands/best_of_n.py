@@ -38,7 +38,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     refuse_existing(args)
-    from pangu_trl.answers.judge import load_judge, score_answers
     from pangu_trl.answers.records import Answers
     from pangu_trl.data.jsonl import write_jsonl
 
@@ -46,6 +45,8 @@ def run(args: argparse.Namespace) -> None:
     check_writable(answers.records, answers.places)
     with judge_journal(args, answers) as journal:
         if args.judge is not None:
+            from pangu_trl.answers.judge import load_judge, score_answers
+
             scores = score_answers(load_judge(args.judge, args.batch_size, args.judge_form), answers, journal)
         else:
             scores = answers.scores(args.score_column)

@@ -50,7 +50,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.output is not None:
         refuse_existing(args)
-    from pangu_trl.answers.judge import load_judge, score_answers
     from pangu_trl.answers.records import Answers
     from pangu_trl.data.jsonl import write_jsonl
 
@@ -63,6 +62,8 @@ def run(args: argparse.Namespace) -> None:
     scores = written_scores
     with judge_journal(args, answers, others) as journal:
         if args.judge is not None:
+            from pangu_trl.answers.judge import load_judge, score_answers
+
             judge = load_judge(args.judge, args.batch_size, args.judge_form)
             scores = score_answers(judge, answers, journal)
             other_scores = None if others is None else score_answers(judge, others, journal, "others")
@@ -86,10 +87,11 @@ def _figures(
     other_scores: list[list[float]] | None,
 ) -> dict[str, float | None]:
     from pangu_trl.answers.summary import summarise_answers
-    from pangu_trl.reward.evaluation import judge_agreement
 
     metrics: dict[str, float | None] = dict(summarise_answers(answers, scores))
     if args.judge is not None and written_scores is not None:
+        from pangu_trl.reward.evaluation import judge_agreement
+
         metrics |= judge_agreement(scores, written_scores, args.min_score_gap)
     if others is not None:
         if scores is None or other_scores is None:

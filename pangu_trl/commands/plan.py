@@ -26,11 +26,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from pangu_trl.planning.launch import read_launch
+    from pangu_trl.planning.settings import read_settings
+
+    launch = read_launch(args.accelerate, args.gpus)
+    settings = read_settings(args.config, args.model)
+    # What counts on the model itself loads torch: after the files were read.
     from pangu_trl.planning.memory import GIB, Plan
     from pangu_trl.planning.models import load_config
     from pangu_trl.planning.report import describe
-    from pangu_trl.planning.settings import read_settings
 
-    settings = read_settings(args.config, args.model)
-    plan = Plan(settings, read_launch(args.accelerate, args.gpus), load_config(settings.model), args.answers)
+    plan = Plan(settings, launch, load_config(settings.model), args.answers)
     print(describe(plan, args.gpu_memory * GIB))
