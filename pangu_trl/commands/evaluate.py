@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 
 from .options import (
     add_answers_and_batch_size,
+    add_json,
     add_judge_option,
     add_output,
     judge_journal,
     note,
+    print_json,
     refuse_existing,
     score_gap,
 )
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from pangu_trl.answers.records import Answers
 
 SUMMARY = "sum up sampled answers, their scores and their judge"
+EXAMPLE = "pangu-trl evaluate ranked.jsonl --judge runs/reward --output figures.json"
 
 _SCORE_COLUMN = "scores"
 
@@ -45,6 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="answers to the same prompts to compare with: difference of mean scores, win rate (default: none)",
     )
     add_output(parser, "FILE.json", "write the figures as JSON (default: only print them)", required=False)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -73,6 +77,9 @@ def run(args: argparse.Namespace) -> None:
             write_jsonl(args.output, [metrics], overwrite=args.overwrite)
         if journal is not None:
             journal.remove()
+    if args.json:
+        print_json(metrics)
+        return
     width = max(map(len, metrics))
     for name, value in metrics.items():
         print(f"{name:{width}}  {'-' if value is None else format(value, '.4g')}")

@@ -27,7 +27,7 @@ MENDABLE = (ValueError, OSError, DatasetsError, TemplateError, SafetensorError)
 DEBUG = "PANGU_TRL_DEBUG"
 # All that `accelerate launch` sets for one process, and what torchrun sets for each.
 LAUNCHED = (("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"), ("TORCHELASTIC_RUN_ID",))
-LAUNCHERS = ("accelerate", "torchrun", "torch.distributed", "torch/distributed", "deepspeed")
+LAUNCHERS = ("accelerate", "pangu-trl", "torchrun", "torch.distributed", "torch/distributed", "deepspeed")
 SECONDS_TO_STOP = "PANGU_TRL_SECONDS_TO_STOP"
 
 # Loaded before a fork, in whose child nothing may be imported.
