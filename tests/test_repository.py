@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import pangu_trl
 from pangu_trl import cli
 
 ROOT = Path(__file__).parent.parent
@@ -98,6 +99,23 @@ def test_paths_and_commands_in_documents_exist(path):
     assert set(re.findall(r"pangu-trl ([a-z][a-z-]+)", text)) <= set(cli.COMMANDS)
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
     assert set(re.findall(r"(?:`|^    )make ([a-z-]+)", text, flags=re.M)) <= targets
+
+
+def test_hosted_ci_and_forms_are_valid_and_call_targets_that_there_are():
+    targets = set(re.findall(r"^([a-z%-]+):", (ROOT / "Makefile").read_text("utf-8"), flags=re.M))
+    steps = []
+    for path in (ROOT / ".github").rglob("*.yaml"):
+        content = yaml.safe_load(path.read_text("utf-8"))
+        steps += [step for job in content.get("jobs", {}).values() for step in job["steps"]]
+        assert "jobs" in content or [part["id"] for part in content["body"]]
+    called = [target for step in steps for target in re.findall(r"make (\S+)", step.get("run", ""))]
+    assert {"test", "test-newest", "test-wheel"} <= set(called)
+    assert {re.sub(r"-\$.*", "-%", target) for target in called} <= targets
+
+
+def test_the_citation_names_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert (citation["version"], citation["license"]) == (pangu_trl.__version__, "Apache-2.0")
 
 
 def modules_imported_by(source: str, package: str) -> Iterator[str]:
