@@ -19,7 +19,7 @@ from pangu_trl.runs.given_options import did_you_mean
 
 # In the order of a run, and what one needs beside it. The stages share a module.
 COMMANDS = (
-    *("init", "check-data", *STAGES),
+    *("init", "check-data", *STAGES, "report"),
     *("sample", "score", "evaluate", "best-of-n", "score-sft", "evaluate-reward", "chat"),
     *("plan", "merge", "publish", "convert", "train-tokenizer", "env", "completion"),
 )

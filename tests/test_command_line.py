@@ -1,6 +1,7 @@
 """The command line as a whole: what every command has, what is said about a wrong word, and how a stage is started."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -17,6 +18,7 @@ from pangu_trl.runs.option_sources import options_of_recipe
 from pangu_trl.runs.shipped import accelerate_config, shipped
 
 ROOT = Path(__file__).parent.parent
+QUIET = ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS", "DS_ACCELERATOR")
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +101,9 @@ def test_the_options_read_from_sources_are_those_of_the_dataclasses(stage):
 def launched(monkeypatch) -> list:
     """What `accelerate launch` was asked to start, in place of its start."""
     seen: list = []
+    # What is set already stays as it is, and does not pass to other tests.
+    for name in QUIET:
+        monkeypatch.setenv(name, "as it was")
     monkeypatch.setattr(accelerate.commands.launch, "launch_command", seen.append)
     return seen
 
@@ -114,7 +119,19 @@ def test_a_stage_starts_its_recipe_with_everything_that_is_not_the_launcher_s(la
     assert arguments.training_script_args == ["--config", "my.yaml", "--seed", "7", "--bf16"]
 
 
-def test_a_stage_ends_with_the_exit_status_of_its_recipe(monkeypatch, capsys):
+def test_other_libraries_are_told_to_be_quiet_where_nobody_watches(launched, monkeypatch, capsys):
+    for name in QUIET:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TQDM_DISABLE", "0")
+    assert said(capsys, "sft", "--output_dir", "o", "--accelerate", "cpu") == (0, "", "")
+    assert [os.environ.pop(name) for name in QUIET] == ["0", "1", "1", "cpu"]
+    # On a GPU DeepSpeed finds out by itself, and a terminal has its bars.
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert said(capsys, "sft", "--output_dir", "o", "--accelerate", "zero3")[0] == 0
+    assert not [name for name in QUIET if name in os.environ]
+
+
+def test_a_stage_ends_with_the_exit_status_of_its_recipe(launched, monkeypatch, capsys):
     # As subprocess tells it: 2 after an error, the signal's number below zero after a signal.
     for status, expected in ((2, 2), (143, 143), (-9, 137)):
 
@@ -154,6 +171,13 @@ def test_init_writes_a_file_that_the_recipe_reads_and_never_a_second_time(stage,
     code, _, error = said(capsys, *words)
     assert (code, "exists already" in error) == (2, True)
     assert Path(f"新/{stage}.yaml").read_text("utf-8") == text
+
+
+def test_init_with_held_out_data_evaluates_before_and_after(capsys):
+    words = ["init", "run", "--stage", "sft", "--model", "m", "--data", "d.jsonl", "--eval-data", "e.jsonl"]
+    assert said(capsys, *words)[0] == 0
+    settings = yaml.safe_load(Path("run/sft.yaml").read_text("utf-8"))
+    assert (settings["eval_data"], settings["eval_on_start"], settings["eval_strategy"]) == ("e.jsonl", True, "epoch")
 
 
 def test_init_leaves_a_place_for_what_it_was_not_told(capsys):

@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> None:
         told["reward_model"] = args.reward_model
     told["output_dir"] = str(args.folder / args.stage)
     if args.eval_data is not None:
-        settings |= {"eval_strategy": "epoch"} if "eval_strategy" not in settings else {}
+        # Once before anything is learnt, so that the end has something to compare with.
+        settings = {"eval_strategy": "epoch"} | settings | {"eval_on_start": True}
     else:
         settings = {name: value for name, value in settings.items() if not name.startswith("eval_")}
     args.folder.mkdir(parents=True, exist_ok=True)

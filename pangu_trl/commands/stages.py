@@ -3,6 +3,7 @@
 import argparse
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,8 @@ def _launch(args: argparse.Namespace, configuration: Path | None, launcher: list
 
     if configuration is None:
         configuration = _default_configuration(args)
+    for name, value in _quiet_environment(configuration).items():
+        os.environ.setdefault(name, value)
     if configuration is not None:
         launcher = ["--config_file", str(configuration), *launcher]
     # Ctrl-C reaches the recipe, which saves before it ends, and is waited for. Not ignored: it would inherit that.
@@ -110,6 +113,20 @@ def _launch(args: argparse.Namespace, configuration: Path | None, launcher: list
     except SignalException as error:
         return 128 + error.sigval
     return 0
+
+
+def _quiet_environment(configuration: Path | None) -> dict[str, str]:
+    """Settings of other libraries without which they write what nobody asked for; whoever sets them otherwise wins."""
+    environment = {}
+    if not sys.stderr.isatty():
+        # In a file every move of a bar is a line.
+        environment |= dict.fromkeys(
+            ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"), "1"
+        )
+    if configuration is not None and read_yaml(configuration).get("use_cpu"):
+        # DeepSpeed, which is imported whether it is used or not, would warn that it has found no GPU.
+        environment["DS_ACCELERATOR"] = "cpu"
+    return environment
 
 
 def _default_configuration(args: argparse.Namespace) -> Path | None:

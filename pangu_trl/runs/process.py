@@ -18,6 +18,7 @@ from datasets.exceptions import DatasetsError
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 
+from .folders import STAGES
 from .hang_guard import close_start, watch_start
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,12 @@ def one_line(error: BaseException) -> str:
 def _program() -> str:
     rank = int(os.environ.get("RANK", "0"))
     return Path(sys.argv[0]).name + (f", rank {rank}" if rank else "")
+
+
+def stage_of_process() -> str:
+    """The stage whose recipe this process runs; empty for any other program."""
+    stage = Path(sys.argv[0]).stem
+    return stage if stage in STAGES else ""
 
 
 def recipe_command() -> str:

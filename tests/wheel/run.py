@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def make_model_and_data(folder: Path) -> None:
-    tokenizer = train_vocabulary(TEXTS, folder / "model", vocab_size=70)
+    tokenizer = train_vocabulary(TEXTS, folder / "model", vocab_size=48)
     config = GPTPanguConfig(
         vocab_size=len(tokenizer), hidden_size=16, num_layers=2, num_heads=2, max_position_embeddings=128
     )
