@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from pangu_trl import __version__, cli
+from pangu_trl.runs import process
 from pangu_trl.runs.folders import STAGES
 from pangu_trl.runs.option_sources import options_of_recipe
 from pangu_trl.runs.shipped import accelerate_config, shipped
@@ -140,6 +141,13 @@ def test_a_stage_ends_with_the_exit_status_of_its_recipe(launched, monkeypatch, 
 
         monkeypatch.setattr(accelerate.commands.launch, "launch_command", fail)
         assert said(capsys, "sft", "--output_dir", "o", "--accelerate", "cpu") == (expected, "", "")
+
+
+def test_a_run_is_told_to_go_on_with_the_command_that_was_typed(monkeypatch):
+    typed = ["/usr/bin/python3", "/usr/bin/pangu-trl", "sft", "--config", "my sft.yaml"]
+    monkeypatch.setattr(process, "_words_of", lambda _: [*typed, "--resume_from_checkpoint", "true"])
+    monkeypatch.setattr(process, "is_launched", lambda: True)
+    assert process.launch_command() == "pangu-trl sft --config 'my sft.yaml'"
 
 
 def test_an_accelerate_configuration_is_a_file_before_it_is_a_name():

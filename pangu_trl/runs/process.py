@@ -111,6 +111,9 @@ def launch_command() -> str:
     words = _words_of(os.getppid()) if is_launched() else []
     if not any(name in word for word in words[:4] for name in LAUNCHERS):
         words = [Path(sys.executable).name, *sys.argv]
+    if len(words) > 1 and Path(words[1]).name == "pangu-trl":
+        # As it was typed, without the interpreter.
+        words = ["pangu-trl", *words[2:]]
     kept = []
     skips = False
     for word in words:
