@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-distributed test-families test-kills test-newest test-python test-slow test-tokenizer test-transformers lint install clean
+.PHONY: demo test test-distributed test-families test-kills test-newest test-python test-slow test-tokenizer test-transformers test-wheel dist lint install clean
 
 demo: install  ## The whole pipeline on Chinese reviews; STEPS=smoke for a quick look.
 	$(BIN)/python recipes/demo/run.py --steps $(STEPS)
@@ -85,6 +85,25 @@ test-python-%:
 	$$pip install --quiet --no-deps pcl-pangu==1.2.6.2; \
 	echo "Python $*:"; .venv-$*/bin/python -m pytest $(QUICK)
 
+# The wheel and the sdist as they would be released; the wheel installed alone, with nothing of this folder in reach.
+BUILD := .venv-build
+WHEEL := .venv-wheel
+
+dist:  ## Builds wheel and sdist into dist/, and has twine check them.
+	$(PYTHON) -m venv $(BUILD)
+	$(BUILD)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt build twine
+	rm -rf dist build
+	$(BUILD)/bin/python -m build --outdir dist .
+	$(BUILD)/bin/twine check --strict dist/*
+
+test-wheel: dist  ## Installs the wheel into a new environment and runs init, sft, reward and ppo in an empty folder.
+	rm -rf $(WHEEL)
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(TORCH)
+	$(WHEEL)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	@set -e; folder=$$(mktemp -d); program=$$PWD/tests/wheel/run.py; python=$$PWD/$(WHEEL)/bin/python; \
+	cd $$folder; HF_HUB_OFFLINE=1 PYTHONPATH= $$python -P $$program $$folder; rm -rf $$folder
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -102,4 +121,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(NEWEST) .venv-3.11 .venv-3.12 .venv-3.13
+	rm -rf $(VENV) $(NEWEST) $(BUILD) $(WHEEL) .venv-3.11 .venv-3.12 .venv-3.13 build dist

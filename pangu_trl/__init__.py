@@ -1,48 +1,15 @@
 """RLHF for causal language models: supervised fine-tuning, a K-wise reward model, PPO; first-class for GPTPangu.
 
-Importing the package registers GPTPangu with the Auto classes of transformers. The trainers, which import TRL, load
-when they are first used.
+Importing the package registers GPTPangu with the Auto classes of transformers, whether they are there already or are
+imported later, and loads nothing itself. The names of `__init__.pyi` are imported when they are first used.
 """
 
-from importlib import import_module
-from typing import Any
+import lazy_loader
 
-from pangu_trl.gptpangu import (
-    GPTPanguConfig,
-    GPTPanguForCausalLM,
-    GPTPanguForSequenceClassification,
-    GPTPanguForTokenClassification,
-    GPTPanguModel,
-    GPTPanguTokenizer,
-    register,
-)
+from pangu_trl.gptpangu.registration import register
 
 __version__ = "0.1.0"
 
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
 register()
-
-_LAZY = {
-    "KWiseRewardConfig": "pangu_trl.reward.config",
-    "KWiseRewardTrainer": "pangu_trl.reward.trainer",
-    "PPOConfig": "pangu_trl.ppo.config",
-    "PPOTrainer": "pangu_trl.ppo.trainer",
-}
-
-__all__ = [
-    "GPTPanguConfig",
-    "GPTPanguForCausalLM",
-    "GPTPanguForSequenceClassification",
-    "GPTPanguForTokenClassification",
-    "GPTPanguModel",
-    "GPTPanguTokenizer",
-    "KWiseRewardConfig",
-    "KWiseRewardTrainer",
-    "PPOConfig",
-    "PPOTrainer",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'pangu_trl' has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)

@@ -1,9 +1,8 @@
 """The `pangu-trl` command from prompts to figures, with a tiny model, and what it says about wrong input."""
 
+import io
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model, PreTrainedTokenizerFast
 
-import pangu_trl
 from pangu_trl.cli import main
 from pangu_trl.data.jsonl import read_jsonl
 from pangu_trl.data.loading import load_records
@@ -76,7 +74,7 @@ def write_lines(path: str, *records: object) -> None:
 
 
 def sample(models_folder: Path, *options: str, prompts: str = "prompts.jsonl", output: str = "sampled.jsonl") -> int:
-    short = ["--max-new-tokens", "5", "--num-answers", "3"]
+    short = ["--max-new-tokens", "5", *([] if "--num-answers" in options else ["--num-answers", "3"])]
     model = str(models_folder / "policy")
     return main(["sample", "--model", model, "--prompts", prompts, "--output", output, *short, *options])
 
@@ -102,18 +100,6 @@ def test_help_names_every_option(command, options, capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert [option for option in options.split() if option not in text] == []
-
-
-def test_the_command_line_itself_imports_nothing_heavy():
-    # A package stand-in, as the real one registers models with transformers when it is imported.
-    program = (
-        "import sys, types; package = types.ModuleType('pangu_trl'); package.__path__ = [sys.argv[1]]; "
-        "sys.modules['pangu_trl'] = package; from pangu_trl.cli import _build_parser; _build_parser().format_help(); "
-        "print(sorted({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)))"
-    )
-    package_folder = str(Path(pangu_trl.__file__).parent)
-    result = subprocess.run([sys.executable, "-c", program, package_folder], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
 
 
 def test_from_prompts_to_a_ranking_that_the_reward_recipe_reads(models_folder, capsys):
@@ -408,3 +394,45 @@ def test_typed_special_tokens_of_prompts_are_split_refused_or_kept(models_folder
     assert sample(models_folder, "--special-tokens-in-text", "keep", output="kept.jsonl") == 0
     # The judge reads the prompt as the sampled model did.
     assert read_jsonl("kept.jsonl")[0]["special_tokens_in_text"] == "keep"
+
+
+def test_an_adapter_is_merged_into_a_plain_folder_that_answers_the_same(models_folder, tmp_path, capsys):
+    base = GPT2LMHeadModel.from_pretrained(models_folder / "policy")
+    config = LoraConfig(
+        r=2, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    adapted = get_peft_model(base, config)
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert main(["merge", "adapter", "--output", "merged"]) == 0
+    assert "merged: language model" in capsys.readouterr().out
+    assert not Path("merged/adapter_config.json").exists()
+    ids = torch.tensor([[3, 4, 5]])
+    merged = GPT2LMHeadModel.from_pretrained("merged")
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, adapted.eval()(ids).logits)
+    assert len(PreTrainedTokenizerFast.from_pretrained("merged")) == len(TOKENS)
+    assert main(["merge", "merged", "--output", "again"]) == 2
+    assert "merged: is no adapter" in capsys.readouterr().err
+    assert main(["merge", "adapter", "--output", "merged"]) == 2
+    assert "merged: exists already" in capsys.readouterr().err
+
+
+def test_two_models_answer_line_by_line_what_sampling_gives(models_folder, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("ab\n\n/new\nab\n/quit\nnever read\n"))
+    model = str(models_folder / "policy")
+    shutil.copytree(model, "second")
+    words = ["--temperature", "0", "--max-new-tokens", "5"]
+    assert main(["chat", model, "second", *words]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    write_lines("prompts.jsonl", {"prompt": [{"role": "user", "content": "ab"}]})
+    assert sample(models_folder, "--temperature", "0", "--num-answers", "1") == 0
+    ((answer,),) = [record["responses"] for record in read_jsonl("sampled.jsonl")]
+    answer = answer[0]["content"]
+    # The same again after /new, as nothing was kept.
+    assert shown == [f"[{model}]", answer, "[second]", answer] * 2
+
+
+def test_a_talk_that_is_too_long_is_told_and_goes_on(models_folder, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("abcdabcdabcdabcdabcdabcd\nab\n"))
+    assert main(["chat", str(models_folder / "policy"), "--max-new-tokens", "5"]) == 0
+    assert "together more than the 24 positions of the model" in capsys.readouterr().err

@@ -26,6 +26,9 @@ ANY = None  # a class or constant: that it exists
 
 # Where it is, its parameters (a leading part of them where the list ends in ...), and why we need it.
 IMPORTED: list[tuple[str, Any, str]] = [
+    ("accelerate.commands.config.config_args.default_config_file", ANY, "what `accelerate config` wrote"),
+    ("accelerate.commands.launch.launch_command", ["args"], "the command line starts a recipe as accelerate does"),
+    ("accelerate.commands.launch.launch_command_parser", ["subparsers"], "and reads the same options"),
     ("accelerate.state.AcceleratorState", ANY, "the type of `accelerator.state`, for annotations"),
     (
         "datasets.features.features.register_feature",

@@ -16,6 +16,13 @@ from pangu_trl import cli
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "data_cards").glob("*.md"))]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+# The room that each name of the library's root comes from.
+PUBLIC_NAMES = {
+    name: room
+    for room, name in re.findall(
+        r"^from \.(\w+)\S* import (\w+)", (ROOT / "pangu_trl" / "__init__.pyi").read_text("utf-8"), flags=re.M
+    )
+}
 # What is not in the library, and no room of it imports.
 OUTSIDE = {"recipes", "benchmarks", "tests"}
 # Which rooms of the library each may import besides itself; cli and recipes may import all.
@@ -89,10 +96,26 @@ def test_paths_and_commands_in_documents_exist(path):
             assert (path.parent / link).exists(), link
     for name in re.findall(r"\b((?:recipes|accelerate_configs|pangu_trl|docs|tests)/[\w./-]*\w)", text):
         assert (ROOT / name).exists(), name
-    known_commands = set(cli._build_parser()._subparsers._group_actions[0].choices)
-    assert set(re.findall(r"pangu-trl ([a-z][a-z-]+)", text)) <= known_commands
+    assert set(re.findall(r"pangu-trl ([a-z][a-z-]+)", text)) <= set(cli.COMMANDS)
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
     assert set(re.findall(r"(?:`|^    )make ([a-z-]+)", text, flags=re.M)) <= targets
+
+
+def test_hosted_ci_and_forms_are_valid_and_call_targets_that_there_are():
+    targets = set(re.findall(r"^([a-z%-]+):", (ROOT / "Makefile").read_text("utf-8"), flags=re.M))
+    steps = []
+    for path in (ROOT / ".github").rglob("*.yaml"):
+        content = yaml.safe_load(path.read_text("utf-8"))
+        steps += [step for job in content.get("jobs", {}).values() for step in job["steps"]]
+        assert "jobs" in content or [part["id"] for part in content["body"]]
+    called = [target for step in steps for target in re.findall(r"make (\S+)", step.get("run", ""))]
+    assert {"test", "test-newest", "test-wheel"} <= set(called)
+    assert {re.sub(r"-\$.*", "-%", target) for target in called} <= targets
+
+
+def test_the_citation_names_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert (citation["version"], citation["license"]) == (pangu_trl.__version__, "Apache-2.0")
 
 
 def modules_imported_by(source: str, package: str) -> Iterator[str]:
@@ -119,7 +142,7 @@ def room_of(module: str) -> str | None:
     if top != "pangu_trl" or not rest:
         return None
     name = rest.partition(".")[0]
-    return room_of(pangu_trl._LAZY[name]) if name in pangu_trl._LAZY else name
+    return PUBLIC_NAMES.get(name, name)
 
 
 @pytest.mark.parametrize(

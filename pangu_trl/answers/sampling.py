@@ -6,15 +6,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor
 from tqdm import tqdm
 from transformers import (
+    AutoModelForCausalLM,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TemperatureLogitsWarper,
+    TextStreamer,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
@@ -23,6 +26,7 @@ from pangu_trl.data.answer_end import sampled_text, stop_tokens
 from pangu_trl.data.collators import pad_sequences
 from pangu_trl.data.conversations import EncodingColumns
 from pangu_trl.data.tokenizing import NOTHING_SAID, encode_prompt
+from pangu_trl.models.loading import load_with_adapter
 from pangu_trl.models.modes import evaluation_mode, position_limit, without_generation_defaults
 from pangu_trl.models.vocabulary import check_vocabulary, num_token_ids, padding_ids
 
@@ -62,6 +66,23 @@ class SampledAnswer:
     finished: bool
 
 
+def load_language_model(
+    model_id: str, adapter: str | None = None
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """Loads a model to sample from, and an adapter over it.
+
+    Raises:
+        ValueError: It cannot be loaded, or is no language model.
+    """
+    model, tokenizer, missing = load_with_adapter(AutoModelForCausalLM, model_id, adapter)
+    if missing:
+        raise ValueError(f"{model_id}: no language model, its files hold no weights for {', '.join(missing)}")
+    if any(name.endswith("ForSequenceClassification") for name in model.config.architectures or []):
+        # Where the output head is the word embedding, its files lack nothing.
+        raise ValueError(f"{model_id}: a reward model, which scores answers and writes none; give a language model")
+    return model, tokenizer
+
+
 def sample_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -75,6 +96,7 @@ def sample_answers(
     columns: Sequence[EncodingColumns] | None = None,
     known: Mapping[tuple[int, int], SampledAnswer] | None = None,
     keep: Callable[[dict[tuple[int, int], SampledAnswer]], None] | None = None,
+    streamer: TextStreamer | None = None,
 ) -> list[list[SampledAnswer]]:
     """Draws `num_answers` independent answers to each prompt.
 
@@ -95,6 +117,7 @@ def sample_answers(
         columns: What each record says beside its prompt: tools and the like; nothing if None.
         known: Answers of an earlier call with the same arguments, by row and number; they are not drawn again.
         keep: Gets the answers of each batch as they come.
+        streamer: Gets the tokens as they come, prompt first; with batches of one answer only.
 
     Returns:
         N lists of K answers, in the order of the prompts. Empty answers are kept.
@@ -129,7 +152,7 @@ def sample_answers(
             streams = [np.random.default_rng([seed, row, answer]) for row, answer in batch]
             uniforms = np.stack([stream.random(config.max_new_tokens, dtype=np.float32) for stream in streams])
             batch_prompts = [encoded_prompts[row] for row, _ in batch]
-            answers = _sample_batch(model, tokenizer, ends, batch_prompts, config, torch.from_numpy(uniforms))
+            answers = _sample_batch(model, tokenizer, ends, batch_prompts, config, torch.from_numpy(uniforms), streamer)
             drawn = dict(zip(batch, answers, strict=True))
             if keep is not None:
                 keep(drawn)
@@ -186,6 +209,7 @@ def _sample_batch(
     prompts: list[list[int]],
     config: SamplingConfig,
     uniforms: Tensor,
+    streamer: TextStreamer | None = None,
 ) -> list[SampledAnswer]:
     """Generates one answer to each of B encoded prompts, drawing its tokens with its row of `uniforms`, (B, C)."""
     pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
@@ -203,6 +227,7 @@ def _sample_batch(
         attention_mask=attention_mask.to(model.device),
         generation_config=generation_config,
         logits_processor=_logits_processors(config, uniforms.to(model.device), width),
+        streamer=streamer,
     )
     return [SampledAnswer(*sampled_text(tokenizer, ids, ends)) for ids in generated[:, width:].tolist()]
 

@@ -3,15 +3,16 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pangu_trl.data.records import answer_text
 
 from .records import Answers, Record, Scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def summarise_answers(answers: Answers, scores: Scores | None = None) -> dict[str, float]:
@@ -76,17 +77,14 @@ def compare_scores(scores: Scores, other_scores: Scores, num_resamples: int = 20
     }
 
 
-def win_share(differences: Tensor) -> Tensor:
+def win_share(differences: "Tensor") -> "Tensor":
     """What each comparison is worth: 1 where the first score is higher by the difference, 0.5 where they are equal."""
-    return torch.heaviside(differences, differences.new_tensor(0.5))
+    return differences.heaviside(differences.new_tensor(0.5))
 
 
 def _win_rate(scores: Sequence[float], other_scores: Sequence[float]) -> float:
     """How often one answer to a prompt outscores another one."""
-    differences = torch.tensor(scores, dtype=torch.float64).unsqueeze(1) - torch.tensor(
-        other_scores, dtype=torch.float64
-    )
-    return win_share(differences).mean().item()
+    return float(np.heaviside(np.subtract.outer(scores, other_scores), 0.5).mean())
 
 
 def _prompt_keys(records: Sequence[Record]) -> list[tuple[str, int]]:

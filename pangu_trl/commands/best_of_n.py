@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 from .options import (
     add_answers_and_batch_size,
+    add_json,
     add_judge_option,
     add_output,
     check_writable,
     judge_journal,
     note,
+    print_json,
     refuse_existing,
 )
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from pangu_trl.answers.records import Answers
 
 SUMMARY = "keep the best of N sampled answers to every prompt, as demonstrations"
+EXAMPLE = "pangu-trl best-of-n answers.jsonl --judge runs/reward --output best.jsonl"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -34,11 +37,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "demonstrations: the best answer to each prompt as 'completion', with its 'score'; of equally good ones the "
         "first",
     )
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     refuse_existing(args)
-    from pangu_trl.answers.judge import load_judge, score_answers
     from pangu_trl.answers.records import Answers
     from pangu_trl.data.jsonl import write_jsonl
 
@@ -46,6 +49,8 @@ def run(args: argparse.Namespace) -> None:
     check_writable(answers.records, answers.places)
     with judge_journal(args, answers) as journal:
         if args.judge is not None:
+            from pangu_trl.answers.judge import load_judge, score_answers
+
             scores = score_answers(load_judge(args.judge, args.batch_size, args.judge_form), answers, journal)
         else:
             scores = answers.scores(args.score_column)
@@ -55,6 +60,9 @@ def run(args: argparse.Namespace) -> None:
             journal.remove()
     all_scores = [score for row in scores for score in row]
     mean_best, mean = sum(record["score"] for record in selected) / len(selected), sum(all_scores) / len(all_scores)
+    if args.json:
+        print_json({"prompts": len(selected), "score/mean_of_best": mean_best, "score/mean_of_all": mean})
+        return
     print(f"{args.output}: {len(selected)} prompts, mean score {mean_best:.4g}; of all answers {mean:.4g}")
 
 

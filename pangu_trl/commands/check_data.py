@@ -1,13 +1,12 @@
 """`pangu-trl check-data`: every fault of a data source in one run, and a picture of its records."""
 
 import argparse
-import json
-import sys
 from typing import Any
 
-from .options import add_special_tokens, note, positive_int
+from .options import add_json, add_special_tokens, note, positive_int, print_json
 
 SUMMARY = "look for faults in records, all in one run, and sum the records up"
+EXAMPLE = "pangu-trl check-data train.jsonl --model runs/sft --max-length 512 --against held-out.jsonl"
 
 KINDS = ("demonstration", "ranking", "prompt", "text")
 
@@ -36,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="do not look for records that are nearly the same, which takes 256 bytes of memory a record",
     )
     add_special_tokens(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object with the faults and the figures")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,8 +65,7 @@ def run(args: argparse.Namespace) -> int:
     picture = check_source(args.source, options, faults.append if args.json else print)
     if args.json:
         figures = {"source": args.source, "kind": picture.kind, "faults": faults, **picture.figures}
-        json.dump(figures, sys.stdout, ensure_ascii=True, indent=2)
-        print()
+        print_json(figures)
     else:
         print(f"{args.source}: {picture.num_faults} faults in records of the kind {picture.kind}")
         for name, value in _lines("", picture.figures):

@@ -6,6 +6,7 @@ from pathlib import Path
 from .options import note, positive_int
 
 SUMMARY = "convert a PanGu-alpha checkpoint to the HF format, or back"
+EXAMPLE = "pangu-trl convert --from megatron --size 2.6b --tokenizer vocabulary Pangu-alpha_2.6B_mgt pangu-2_6b"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 
 from .options import (
     add_answers_and_batch_size,
+    add_json,
     add_judge_option,
     add_output,
     judge_journal,
     note,
+    print_json,
     refuse_existing,
     score_gap,
 )
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from pangu_trl.answers.records import Answers
 
 SUMMARY = "sum up sampled answers, their scores and their judge"
+EXAMPLE = "pangu-trl evaluate ranked.jsonl --judge runs/reward --output figures.json"
 
 _SCORE_COLUMN = "scores"
 
@@ -51,12 +54,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "with (default: only print them; a judging that is stopped begins again)",
         required=False,
     )
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     if args.output is not None:
         refuse_existing(args)
-    from pangu_trl.answers.judge import load_judge, score_answers
     from pangu_trl.answers.records import Answers
     from pangu_trl.data.jsonl import write_jsonl
 
@@ -71,6 +74,8 @@ def run(args: argparse.Namespace) -> None:
     scores = written_scores
     with judge_journal(args, answers, others) as journal:
         if args.judge is not None:
+            from pangu_trl.answers.judge import load_judge, score_answers
+
             judge = load_judge(args.judge, args.batch_size, args.judge_form)
             scores = score_answers(judge, answers, journal)
             other_scores = None if others is None else score_answers(judge, others, journal, "others")
@@ -80,6 +85,9 @@ def run(args: argparse.Namespace) -> None:
             write_jsonl(args.output, [metrics], overwrite=args.overwrite)
         if journal is not None:
             journal.remove()
+    if args.json:
+        print_json(metrics)
+        return
     width = max(map(len, metrics))
     for name, value in metrics.items():
         print(f"{name:{width}}  {'-' if value is None else format(value, '.4g')}")
@@ -94,10 +102,11 @@ def _figures(
     other_scores: list[list[float]] | None,
 ) -> dict[str, float | None]:
     from pangu_trl.answers.summary import summarise_answers
-    from pangu_trl.reward.evaluation import judge_agreement
 
     metrics: dict[str, float | None] = dict(summarise_answers(answers, scores))
     if args.judge is not None and written_scores is not None:
+        from pangu_trl.reward.evaluation import judge_agreement
+
         metrics |= judge_agreement(scores, written_scores, args.min_score_gap)
     if others is not None:
         if scores is None or other_scores is None:

@@ -4,9 +4,20 @@ import argparse
 import os
 from collections.abc import Iterable, Sequence
 
-from .options import add_format, add_output, add_special_tokens, open_journal, positive_int, refuse_existing, score_gap
+from .options import (
+    add_format,
+    add_json,
+    add_output,
+    add_special_tokens,
+    open_journal,
+    positive_int,
+    print_json,
+    refuse_existing,
+    score_gap,
+)
 
 SUMMARY = "measure a saved reward model against rankings: figures, probes, pictures"
+EXAMPLE = "pangu-trl evaluate-reward runs/reward --data held-out.jsonl --output reward-report"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="answers scored together (default: %(default)s)",
     )
     add_output(parser, "FOLDER", "gets metrics.json, report.md and its pictures")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -62,6 +74,9 @@ def run(args: argparse.Namespace) -> None:
         readable = {name: os.fsencode(value).decode("utf-8", "replace") for name, value in source.items()}
         write_report(args.output, evaluation, readable | {"min_score_gap": args.min_score_gap})
         journal.remove()
+    if args.json:
+        print_json(evaluation.metrics | {"probes": evaluation.probes})
+        return
     for name, value in evaluation.metrics.items():
         print(f"{name:42}  {value:.4g}")
     for name, probe in evaluation.probes.items():

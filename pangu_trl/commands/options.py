@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +80,38 @@ def add_output(parser: argparse.ArgumentParser, metavar: str, content: str, requ
     """`--output`, which is described by what it will hold, and `--overwrite`; see `refuse_existing`."""
     parser.add_argument("--output", required=required, type=Path, metavar=metavar, help=content)
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How answers are drawn; see `answers.sampling.SamplingConfig`."""
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=64, help="longest answer, in tokens (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        help="divides the logits; 0 always takes the likeliest token (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="draw from the likeliest tokens that hold this probability together; 1 keeps all (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=0, help="draw from this many likeliest tokens; 0 keeps all (default: %(default)s)"
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object with the figures")
+
+
+def print_json(figures: Mapping[str, Any]) -> None:
+    """Prints figures as one JSON object, in characters that every console has."""
+    json.dump(figures, sys.stdout, indent=2, allow_nan=False)
+    print()
 
 
 def add_special_tokens(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pangu_trl.hub import Publication
 
 SUMMARY = "publish a saved model, adapter, reward model or tokenizer on the Hub"
+EXAMPLE = "pangu-trl publish runs/ppo user/name --private --dry-run"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

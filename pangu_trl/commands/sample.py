@@ -7,6 +7,7 @@ from .options import (
     ANSWER_COLUMNS,
     add_format,
     add_output,
+    add_sampling,
     add_special_tokens,
     check_writable,
     count_answers,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pangu_trl.answers.sampling import SampledAnswer, SamplingConfig
 
 SUMMARY = "sample K answers to every prompt of a file"
+EXAMPLE = "pangu-trl sample --model runs/sft --prompts prompts.jsonl --num-answers 4 --output answers.jsonl"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -65,24 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="answers to each prompt (default: %(default)s)",
     )
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=64, help="longest answer, in tokens (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        default=1.0,
-        help="divides the logits; 0 always takes the likeliest token (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        default=1.0,
-        help="draw from the likeliest tokens that hold this probability together; 1 keeps all (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--top-k", type=int, default=0, help="draw from this many likeliest tokens; 0 keeps all (default: %(default)s)"
-    )
+    add_sampling(parser)
     parser.add_argument(
         "--batch-size", type=positive_int, default=32, help="answers generated together (default: %(default)s)"
     )
@@ -121,18 +106,10 @@ def _sample(
     places: list[str],
     journal: "Journal",
 ) -> list[list["SampledAnswer"]]:
-    from transformers import AutoModelForCausalLM
-
-    from pangu_trl.answers.sampling import SampledAnswer, sample_answers
+    from pangu_trl.answers.sampling import SampledAnswer, load_language_model, sample_answers
     from pangu_trl.data.conversations import EncodingColumns
-    from pangu_trl.models.loading import load_with_adapter
 
-    model, tokenizer, missing = load_with_adapter(AutoModelForCausalLM, args.model, args.adapter)
-    if missing:
-        raise ValueError(f"{args.model}: no language model, its files hold no weights for {', '.join(missing)}")
-    if any(name.endswith("ForSequenceClassification") for name in model.config.architectures or []):
-        # Where the output head is the word embedding, its files lack nothing.
-        raise ValueError(f"{args.model}: a reward model, which scores answers and writes none; give a language model")
+    model, tokenizer = load_language_model(args.model, args.adapter)
     known = {}
     for key, (text, finished) in journal.known.items():
         row, number = map(int, key.split("/"))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pangu_trl.answers.records import Answers
 
 SUMMARY = "have sampled answers scored by a judge"
+EXAMPLE = "pangu-trl score answers.jsonl --judge judge.py:sentiment --output ranked.jsonl"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

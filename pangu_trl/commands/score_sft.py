@@ -5,15 +5,18 @@ import argparse
 from .options import (
     add_batch_size,
     add_format,
+    add_json,
     add_judge_option,
     add_output,
     add_special_tokens,
     check_writable,
     open_journal,
+    print_json,
     refuse_existing,
 )
 
 SUMMARY = "have the demonstrations of an SFT set scored by a judge"
+EXAMPLE = "pangu-trl score-sft train.jsonl --judge runs/reward --output scored.jsonl"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--score-column", default="score", metavar="NAME", help="column for the scores (default: %(default)s)"
     )
     add_output(parser, "FILE.jsonl", "the records with their scores")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -59,4 +63,8 @@ def run(args: argparse.Namespace) -> None:
         records = [record | {args.score_column: score} for record, score in zip(records, scores, strict=True)]
         write_jsonl(args.output, records, overwrite=args.overwrite)
         journal.remove()
-    print(f"{args.output}: {len(records)} demonstrations, mean score {sum(scores) / len(scores):.4g}")
+    mean = sum(scores) / len(scores)
+    if args.json:
+        print_json({"demonstrations": len(records), "score/mean": mean})
+        return
+    print(f"{args.output}: {len(records)} demonstrations, mean score {mean:.4g}")

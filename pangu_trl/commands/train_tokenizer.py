@@ -8,6 +8,7 @@ from typing import Any
 from .options import add_format, positive_int
 
 SUMMARY = "train a vocabulary on text, with the rules and the special ids of the official one"
+EXAMPLE = "pangu-trl train-tokenizer texts.txt --vocab-size 8000 --output my-tokenizer"
 
 # The columns of canonical records that hold text.
 _TEXT_COLUMNS = ("text", "prompt", "completion", "responses", "chosen", "rejected")

@@ -5,21 +5,23 @@ assistant's turn, which may be another one (Gemma's `<end_of_turn>`, Phi's `<|en
 a template writes behind that token belongs to no answer, since generation stops before it.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import jinja2
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Stands in no template.
 _MARK = "a5c0b7"
 
 
 # What `turn_end` found for a tokenizer, and the template and special tokens that it found it with.
-_found: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, int | None]] = WeakKeyDictionary()
+_found: "WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, int | None]]" = WeakKeyDictionary()
 
 
-def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+def turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """The token that the chat template writes behind an assistant's turn; None if it writes no special token there."""
     if not tokenizer.chat_template:
         return None
@@ -29,7 +31,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return _found[tokenizer][1]
 
 
-def _find_turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+def _find_turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     turns = [{"role": "user", "content": "prompt"}, {"role": "assistant", "content": _MARK}]
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False)
@@ -45,13 +47,13 @@ def _find_turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return ids[first]
 
 
-def end_text(tokenizer: PreTrainedTokenizerBase) -> str | None:
+def end_text(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """The end of a turn as the chat template writes it."""
     token = turn_end(tokenizer)
     return tokenizer.eos_token if token is None else tokenizer.convert_ids_to_tokens(token)
 
 
-def answer_end(tokenizer: PreTrainedTokenizerBase, is_chat: bool) -> int:
+def answer_end(tokenizer: "PreTrainedTokenizerBase", is_chat: bool) -> int:
     """The token that ends every answer to a prompt of text, or of messages.
 
     Raises:
@@ -68,7 +70,7 @@ def answer_end(tokenizer: PreTrainedTokenizerBase, is_chat: bool) -> int:
     return token
 
 
-def stop_tokens(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None = None) -> list[int]:
+def stop_tokens(tokenizer: "PreTrainedTokenizerBase", generation_config: "GenerationConfig | None" = None) -> list[int]:
     """Tokens at which generation stops: the ends of texts and of messages, and those of a model's generation config."""
     configured = None if generation_config is None else generation_config.eos_token_id
     configured = [] if configured is None else [configured] if isinstance(configured, int) else list(configured)
@@ -77,7 +79,7 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, generation_config: Generatio
     )
 
 
-def note_stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def note_stop_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
     """Has a language model's generation config name all tokens that end its answers.
 
     TRL's trainers, and whoever generates with the saved model, stop at those.
@@ -89,7 +91,7 @@ def note_stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
             generation_config.eos_token_id = stops[0] if len(stops) == 1 else stops
 
 
-def sampled_text(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: list[int]) -> tuple[str, bool]:
+def sampled_text(tokenizer: "PreTrainedTokenizerBase", ids: list[int], ends: list[int]) -> tuple[str, bool]:
     """The text of a sampled answer up to its first end, and whether it has one.
 
     The end is left out by its id: not every tokenizer counts the end of a turn among its special tokens.
@@ -98,7 +100,7 @@ def sampled_text(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: list[
     return tokenizer.decode(ids[:end], skip_special_tokens=True), end is not None
 
 
-def up_to_end(tokenizer: PreTrainedTokenizerBase, ids: list[int], end: int) -> list[int]:
+def up_to_end(tokenizer: "PreTrainedTokenizerBase", ids: list[int], end: int) -> list[int]:
     """The tokens of an answer without its end, of which it may have several or none.
 
     With an end, nothing but white space and special tokens may stand behind it, as templates write it.

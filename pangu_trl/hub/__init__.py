@@ -1,7 +1,8 @@
-"""Publishing on the Hub: custom code that travels with GPTPangu, model cards, and what a saved folder gives away."""
+"""Publishing on the Hub: custom code that travels with GPTPangu, model cards, and what a saved folder gives away.
 
-from .custom_code import add_custom_code
-from .folder import ModelFolder
-from .publishing import Plan, Publication, plan, prepare, publish
+The names of `__init__.pyi` are imported when they are first used.
+"""
 
-__all__ = ["ModelFolder", "Plan", "Publication", "add_custom_code", "plan", "prepare", "publish"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

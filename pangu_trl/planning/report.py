@@ -1,5 +1,7 @@
 """A plan in words and numbers."""
 
+from typing import Any
+
 from .advice import changes_to_fit, fits
 from .memory import GIB, Plan
 from .states import ALWAYS
@@ -27,6 +29,29 @@ def describe(plan: Plan, device_memory: int) -> str:
         lines.append(f"  {'peak of the host, each process':<42} {host / GIB:9.3f}")
     lines += ["", *_verdict(plan, device_memory), "", *_traffic(plan)]
     return "\n".join(lines)
+
+
+def figures(plan: Plan, device_memory: int) -> dict[str, Any]:
+    """The same as numbers, in bytes."""
+    num_ranks = plan.launch.num_devices
+    return {
+        "stage": plan.settings.stage,
+        "model": plan.settings.model,
+        "devices": num_ranks,
+        "sharding": plan.launch.sharding,
+        "memory": [
+            {"name": item.name, "bytes": item.num_bytes, "on_host": item.on_host, "when": item.phase}
+            for item in plan.items
+        ],
+        "peak_bytes": plan.peak(),
+        "peak_bytes_of_host": plan.peak(on_host=True),
+        "device_bytes": device_memory,
+        "fits": fits(plan, device_memory),
+        "sent_bytes": {
+            f"{transfer.name} ({transfer.collective})": transfer.sent_by_each(num_ranks)
+            for transfer in step_transfers(plan)
+        },
+    }
 
 
 def _number(count: int, name: str) -> str:

@@ -65,12 +65,13 @@ class Settings:
         return self["max_length"]
 
 
-def read_settings(path: str | Path, model: str | None = None) -> Settings:
+def read_settings(path: str | Path, model: str | None = None, stage: str | None = None) -> Settings:
     """Reads a recipe.
 
     Args:
-        path: `<model>/<stage>.yaml` or `<model>/<stage>/<method>.yaml`.
+        path: `<model>/<stage>.yaml` or `<model>/<stage>/<method>.yaml`, or any other name where `stage` is said.
         model: Folder, Hub id or size in place of the recipe's `model_name_or_path`, or of the recipe's folder.
+        stage: sft, reward, ppo, dpo or grpo, in place of what the path says.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -83,9 +84,11 @@ def read_settings(path: str | Path, model: str | None = None) -> Settings:
     given = yaml.safe_load(path.read_text("utf-8")) or {}
     if not isinstance(given, dict):
         raise ValueError(f"{path}: must hold options, one `name: value` a line; got a {type(given).__name__}")
-    stage = next((name for name in (path.stem, path.parent.name) if name in STAGES), None)
+    stage = stage or next((name for name in (path.stem, path.parent.name) if name in STAGES), None)
     if stage is None:
-        raise ValueError(f"{path}: name the file or its folder after its stage, one of {', '.join(STAGES)}")
+        raise ValueError(
+            f"{path}: say its stage with --stage, or name the file or its folder after it: {', '.join(STAGES)}"
+        )
     options = _defaults(stage)
     unknown = sorted(given.keys() - options.keys())
     if unknown:

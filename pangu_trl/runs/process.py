@@ -18,6 +18,7 @@ from datasets.exceptions import DatasetsError
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 
+from .folders import STAGES
 from .hang_guard import close_start, watch_start
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ MENDABLE = (ValueError, OSError, DatasetsError, TemplateError, SafetensorError)
 DEBUG = "PANGU_TRL_DEBUG"
 # All that `accelerate launch` sets for one process, and what torchrun sets for each.
 LAUNCHED = (("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"), ("TORCHELASTIC_RUN_ID",))
-LAUNCHERS = ("accelerate", "torchrun", "torch.distributed", "torch/distributed", "deepspeed")
+LAUNCHERS = ("accelerate", "pangu-trl", "torchrun", "torch.distributed", "torch/distributed", "deepspeed")
 SECONDS_TO_STOP = "PANGU_TRL_SECONDS_TO_STOP"
 
 # Loaded before a fork, in whose child nothing may be imported.
@@ -102,6 +103,12 @@ def _program() -> str:
     return Path(sys.argv[0]).name + (f", rank {rank}" if rank else "")
 
 
+def stage_of_process() -> str:
+    """The stage whose recipe this process runs; empty for any other program."""
+    stage = Path(sys.argv[0]).stem
+    return stage if stage in STAGES else ""
+
+
 def recipe_command() -> str:
     """What started this run, as `run_recipe` found it."""
     return _command or launch_command()
@@ -112,6 +119,9 @@ def launch_command() -> str:
     words = _words_of(os.getppid()) if is_launched() else []
     if not any(name in word for word in words[:4] for name in LAUNCHERS):
         words = [Path(sys.executable).name, *sys.argv]
+    if len(words) > 1 and Path(words[1]).name == "pangu-trl":
+        # As it was typed, without the interpreter.
+        words = ["pangu-trl", *words[2:]]
     kept = []
     skips = False
     for word in words:

@@ -21,6 +21,7 @@ from transformers.utils import is_bitsandbytes_available
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from pangu_trl.data.answer_end import note_stop_tokens
+from pangu_trl.models.load_reports import reports_of_files
 from pangu_trl.models.loading import find_base_model, load_merged
 from pangu_trl.models.lora_targets import check_lora_targets, resolve_lora_targets
 from pangu_trl.models.modes import check_generation_settings
@@ -29,15 +30,17 @@ from pangu_trl.models.weight_files import refuse_broken_weights, refuse_pointers
 from .broken_training import stop_on_broken_training
 from .checkpoints import check_whole, last_whole_checkpoint, saving_to
 from .coarse_weights import check_coarse_weights
+from .ending import tell_end
 from .folders import MERGED_BASE_FOLDER
 from .hang_guard import watch_for_hangs
 from .lock import LOCK_FILE, lock_folder, unlock_folder
 from .options import StrictParser
-from .process import recipe_command
+from .process import recipe_command, stage_of_process
 from .pushing import keep_options_private
 from .ranges import check_numbers
 from .ranks import on_main_process
 from .resuming import resume_exactly
+from .run_log import RunLog, collect_warnings
 from .stopping import end_if_told_to_stop, save_when_told_to_stop
 
 
@@ -60,6 +63,7 @@ def parse_options(*dataclass_types: type, argv: Sequence[str] | None = None) -> 
         ValueError: An option is wrong; the message names it, and the file that it stands in.
         OSError: The file cannot be read.
     """
+    collect_warnings()
     parser = StrictParser(dataclass_types, allow_abbrev=False)
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available():
         parser.set_defaults_with_config(use_cpu=True, bf16=False)
@@ -151,15 +155,16 @@ def load_start(
     set_seed(training_args.seed)
     model_id, revision = model_args.model_name_or_path, model_args.model_revision
     refuse_pointers(model_id)
-    model, tokenizer, missing = load_merged(
-        auto_class,
-        model_id,
-        revision=revision,
-        trust_remote_code=getattr(training_args, "trust_remote_code", False),
-        quantization_config=get_quantization_config(model_args),
-        **loading_options(model_args),
-        **model_kwargs,
-    )
+    with reports_of_files(new_head):
+        model, tokenizer, missing = load_merged(
+            auto_class,
+            model_id,
+            revision=revision,
+            trust_remote_code=getattr(training_args, "trust_remote_code", False),
+            quantization_config=get_quantization_config(model_args),
+            **loading_options(model_args),
+            **model_kwargs,
+        )
     unknown = [name for name in missing if new_head is None or not name.startswith(new_head)]
     if unknown:
         raise ValueError(
@@ -191,6 +196,8 @@ def guard(trainer: Trainer, *arguments: Any) -> None:
 
     It also names ranks that wait for others.
 
+    What the run logs is kept for the page on it.
+
     The trainers of this package look at the dtype of their weights themselves.
 
     Args:
@@ -204,6 +211,7 @@ def guard(trainer: Trainer, *arguments: Any) -> None:
     keep_options_private(trainer)
     save_when_told_to_stop(trainer)
     watch_for_hangs(trainer)
+    trainer.add_callback(RunLog(stage_of_process(), (trainer.args, *arguments)))
 
 
 def train(trainer: Trainer, checkpoint: str | None) -> None:
@@ -217,7 +225,7 @@ def train(trainer: Trainer, checkpoint: str | None) -> None:
 
 
 def finish(trainer: Trainer) -> None:
-    """Saves the model and the log, and lets all ranks end together.
+    """Saves the model and the log, says what came of it, and lets all ranks end together.
 
     A rank that leaves while the others still save can be aborted by its own communication threads.
     """
@@ -227,6 +235,8 @@ def finish(trainer: Trainer) -> None:
         trainer.save_state()
     trainer.accelerator.wait_for_everyone()
     unlock_folder(folder)
+    if trainer.is_world_process_zero():
+        print(tell_end(Path(folder)), flush=True)
     trainer.accelerator.end_training()
 
 

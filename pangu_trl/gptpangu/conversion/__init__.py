@@ -2,20 +2,10 @@
 
 A source (`sources.py`) shows a checkpoint's tensors under the names of our classes without reading them; `convert`
 checks names and shapes; a target (`targets.py`) reads and writes them one file after the other.
+
+The names of `__init__.pyi` are imported when they are first used.
 """
 
-from .configurations import Unsaid
-from .convert import FORMATS, TARGETS, ConversionOptions, convert
-from .sizes import SIZES, named_config
-from .stored import ConversionError
+import lazy_loader
 
-__all__ = [
-    "FORMATS",
-    "SIZES",
-    "TARGETS",
-    "ConversionError",
-    "ConversionOptions",
-    "Unsaid",
-    "convert",
-    "named_config",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,7 @@
+from .configuration_gptpangu import GPTPanguConfig as GPTPanguConfig
+from .modeling_gptpangu import GPTPanguForCausalLM as GPTPanguForCausalLM
+from .modeling_gptpangu import GPTPanguForSequenceClassification as GPTPanguForSequenceClassification
+from .modeling_gptpangu import GPTPanguForTokenClassification as GPTPanguForTokenClassification
+from .modeling_gptpangu import GPTPanguModel as GPTPanguModel
+from .registration import register as register
+from .tokenization_gptpangu import GPTPanguTokenizer as GPTPanguTokenizer
