@@ -98,7 +98,11 @@ class Judge:
 def with_scale(scale, prompts, completions, topic, *, level, **columns): ...
 
 
-@pytest.mark.parametrize("function", [Judge(), Judge().good, functools.partial(with_scale, 2.0), len.__call__], ids=str)
+@pytest.mark.parametrize(
+    "function",
+    [Judge(), Judge().good, functools.partial(with_scale, 2.0), len.__call__],
+    ids=["object", "method", "partial", "built in"],
+)
 def test_functions_in_any_form_are_taken(function):
     check_signature("f", function)
 
