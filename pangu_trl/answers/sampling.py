@@ -19,7 +19,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from pangu_trl.data.answer_end import stop_tokens
+from pangu_trl.data.answer_end import sampled_text, stop_tokens
 from pangu_trl.data.collators import pad_sequences
 from pangu_trl.data.conversations import EncodingColumns
 from pangu_trl.data.tokenizing import NOTHING_SAID, encode_prompt
@@ -204,11 +204,7 @@ def _sample_batch(
         generation_config=generation_config,
         logits_processor=_logits_processors(config, uniforms.to(model.device), width),
     )
-    answers = []
-    for answer_ids in generated[:, width:].tolist():
-        end = next((index for index, token in enumerate(answer_ids) if token in ends), None)
-        answers.append(SampledAnswer(tokenizer.decode(answer_ids[:end], skip_special_tokens=True), end is not None))
-    return answers
+    return [SampledAnswer(*sampled_text(tokenizer, ids, ends)) for ids in generated[:, width:].tolist()]
 
 
 def _logits_processors(config: SamplingConfig, uniforms: Tensor, prompt_width: int) -> LogitsProcessorList:

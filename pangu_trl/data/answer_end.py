@@ -89,6 +89,15 @@ def note_stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
             generation_config.eos_token_id = stops[0] if len(stops) == 1 else stops
 
 
+def sampled_text(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: list[int]) -> tuple[str, bool]:
+    """The text of a sampled answer up to its first end, and whether it has one.
+
+    The end is left out by its id: not every tokenizer counts the end of a turn among its special tokens.
+    """
+    end = next((index for index, token in enumerate(ids) if token in ends), None)
+    return tokenizer.decode(ids[:end], skip_special_tokens=True), end is not None
+
+
 def up_to_end(tokenizer: PreTrainedTokenizerBase, ids: list[int], end: int) -> list[int]:
     """The tokens of an answer without its end, of which it may have several or none.
 

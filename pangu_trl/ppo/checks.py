@@ -99,7 +99,9 @@ def check_passed_models(
         )
     if share_backbone == "all" and ref_model is not None:
         raise ValueError(
-            "PPOTrainer: with share_backbone='all' the reference is the policy as it starts; leave ref_model out."
+            "PPOTrainer: share_backbone='all' keeps one backbone for policy, critic, reward and reference, so that the "
+            "reference is the policy as it starts and ref_model has no place. Leave ref_model out, or set "
+            "share_backbone='value' or 'none', which take one."
         )
     for reward in rewards:
         if value_model is not None and value_model is getattr(reward, "model", None):

@@ -1,12 +1,15 @@
 """One end of an answer: training, PPO, commands and model card read the score of an answer at the same token."""
 
+import runpy
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 from tiny_llama import build_policy, build_reward_model, build_tokenizer
 from transformers import LlamaForSequenceClassification, PreTrainedTokenizerFast
+from trl import GRPOConfig, GRPOTrainer
 
 from pangu_trl import KWiseRewardConfig, KWiseRewardTrainer
 from pangu_trl.answers.sampling import SamplingConfig, sample_answers
@@ -19,6 +22,8 @@ from pangu_trl.models.reward_model import score_responses
 from pangu_trl.ppo.reward_sources import FunctionReward, ModelReward, TextModelReward
 from pangu_trl.ppo.rollout import Rollout
 from pangu_trl.ppo.scoring import score_completions
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,64 @@ def test_functions_get_answers_without_their_end_in_the_form_of_the_prompt(kind)
         score_completions([source], None, tokenizer, rollout, [{"prompt": prompt}], batch_size=1)
     assert seen[1] == (["why ?"], ["good"])
     assert seen[0] == ([prompt], [answer])
+
+
+class Letter(torch.nn.Module):
+    """A head of a policy that says one letter, then the end."""
+
+    def __init__(self, letter: int, end: int, size: int) -> None:
+        super().__init__()
+        self.letter, self.end, self.size = letter, end, size
+        self.last: torch.Tensor | None = None
+
+    def forward(self, states):
+        tokens = torch.where(self.last[:, -states.shape[1] :] == self.letter, self.end, self.letter)
+        return 99.0 * torch.nn.functional.one_hot(tokens, self.size)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [KINDS[name] for name in ("gemma: a line break behind the turn's end, which is not eos", "text, pad is eos")],
+    ids=["messages", "text"],
+)
+def test_the_judge_of_grpo_gets_what_the_reward_of_ppo_gets(kind, tmp_path):
+    tokenizer = build_tokenizer(**kind.tokenizer)
+    prompt, answer = records(kind, "why ?", "g")
+    policy = build_policy(tokenizer)
+    note_stop_tokens(policy, tokenizer)
+    letter, end = (tokenizer.convert_tokens_to_ids(token) for token in ("g", kind.end))
+    policy.lm_head = Letter(letter, end, len(tokenizer))
+    policy.register_forward_pre_hook(
+        lambda module, args, kwargs: setattr(policy.lm_head, "last", kwargs["input_ids"]), with_kwargs=True
+    )
+    seen = []
+
+    def judge(prompts, completions, **columns):
+        seen.append((prompts, completions, columns))
+        raise InterruptedError
+
+    recipe = runpy.run_path(str(RECIPES / "grpo.py"), run_name="not main")
+    reward = recipe["reward_function"](judge, ["prompt", "topic"], tokenizer, stop_tokens(tokenizer))
+    options = dict(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_steps=1)
+    options |= dict(per_device_train_batch_size=2, num_generations=2, max_completion_length=4, save_strategy="no")
+    trainer = GRPOTrainer(
+        policy,
+        reward,
+        args=GRPOConfig(**options),
+        train_dataset=Dataset.from_list([{"prompt": prompt, "topic": "sky"}] * 2),
+        processing_class=tokenizer,
+    )
+    with pytest.raises(InterruptedError):
+        trainer.train()
+    assert seen == [([prompt] * 2, answer * 2, {"topic": ["sky"] * 2})]
+
+
+def test_columns_that_grpo_would_not_hand_to_the_judge_are_refused():
+    check = runpy.run_path(str(RECIPES / "grpo.py"), run_name="not main")["check_columns_of_rewards"]
+    check(["prompt", "topic"])
+    for name in ("completions", "completion", "trainer_state"):
+        with pytest.raises(ValueError, match=f"column '{name}'.*rename"):
+            check(["prompt", name])
 
 
 def test_sampling_stops_at_the_end_of_the_turn_and_at_those_of_the_generation_config():

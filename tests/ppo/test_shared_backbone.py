@@ -96,7 +96,7 @@ def test_a_reward_adapter_of_another_base_is_refused(make_trainer, policy, rewar
         make_trainer("one backbone")
 
 
-def test_adapters_that_cannot_be_shared_are_refused(make_trainer, reward_adapter, reward_model, tmp_path):
+def test_adapters_that_cannot_be_shared_are_refused(make_trainer, policy, reward_adapter, reward_model, tmp_path):
     with pytest.raises(ValueError, match="needs a policy with LoRA"):
         make_trainer("one backbone", models=dict(peft_config=None))
     with pytest.raises(ValueError, match="needs a reward model that is a LoRA adapter"):
@@ -107,6 +107,9 @@ def test_adapters_that_cannot_be_shared_are_refused(make_trainer, reward_adapter
         make_trainer("lora", models=dict(reward_model=str(reward_adapter)))
     with pytest.raises(ValueError, match="makes the critic from the policy's backbone; leave value_model out"):
         make_trainer("one backbone", models=dict(value_model=reward_model))
+    message = "keeps one backbone for policy, critic, reward and reference.*Leave ref_model out, or set share_backbone="
+    with pytest.raises(ValueError, match=message):
+        make_trainer("one backbone", models=dict(ref_model=copy.deepcopy(policy)))
     config = json.loads((reward_adapter / "adapter_config.json").read_text())
     (reward_adapter / "adapter_config.json").write_text(json.dumps(config | {"bias": "lora_only"}))
     with pytest.raises(ValueError, match="must be LoRA with bias='none'.*bias='lora_only'"):
