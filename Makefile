@@ -23,7 +23,7 @@ test-tokenizer: install  ## The tokenizer against jieba itself on all reviews an
 test-slow: install  ## The tests that `make test` leaves out because they take minutes.
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m slow
 
-test-families: install  ## Fifty architectures in PPO and reward training; writes the table of docs/models.md.
+test-families: install  ## Sixty architectures in PPO and reward training; writes the table of docs/models.md.
 	$(BIN)/python -m pytest tests/families -m ''
 
 # The common tests that transformers runs on its own models, taken from the source distribution of the version we pin.

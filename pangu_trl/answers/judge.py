@@ -3,6 +3,7 @@
 A judge is anything that turns (prompts, completions) into scores: a Python function or a reward model.
 """
 
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -84,8 +85,10 @@ class Judge:
         starts = range(len(scores), len(completions), batch_size)
         for start in tqdm(starts, desc="judging", disable=self.batch_size is None):
             batch = slice(start, start + batch_size)
-            batch_columns = {name: values[batch] for name, values in columns.items()}
-            returned = self.score(prompts[batch], completions[batch], **batch_columns)
+            arguments = (prompts[batch], completions[batch], {name: values[batch] for name, values in columns.items()})
+            # A judge may change what it gets, which others get too, and which is written to files.
+            its_prompts, its_completions, its_columns = copy.deepcopy(arguments)
+            returned = self.score(its_prompts, its_completions, **its_columns)
             new_scores = python_scores(f"judge {self.name}", returned, completions[batch], start)
             if keep_scores is not None:
                 keep_scores(start, new_scores)

@@ -39,6 +39,38 @@ def check_signature(name: str, function: Callable[..., Any]) -> None:
         )
 
 
+def check_needed_columns(name: str, function: Callable[..., Any], names: Iterable[str]) -> None:
+    """Refuses a function that needs a column which the records do not have.
+
+    Args:
+        name: The function, for errors.
+        function: Takes `(prompts, completions, **columns)`.
+        names: Columns that it will get.
+
+    Raises:
+        ValueError: It would fail at its first call; the message names the columns.
+    """
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return
+    by_position = [parameter for parameter in parameters if parameter.kind <= parameter.POSITIONAL_OR_KEYWORD]
+    needed = {
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and parameter not in by_position[: len(OWN_ARGUMENTS)]
+    }
+    missing = sorted(needed - set(names))
+    if missing:
+        found = ", ".join(sorted(names)) or "none"
+        raise ValueError(
+            f"{name} needs the columns {', '.join(missing)}; the records have {found}. Add them to the data, or give "
+            "the arguments a default"
+        )
+
+
 def check_columns(names: Iterable[str]) -> None:
     """Refuses columns whose names a function's own arguments have.
 

@@ -85,8 +85,8 @@ def answer_text(answer: str | list[Message]) -> str:
 
 
 def messages_text(value: str | list[Message]) -> str:
-    """A text, or the contents of messages, a line each."""
-    return value if isinstance(value, str) else "\n".join(message["content"] for message in value)
+    """A text, or the contents of messages, a line each; one that only calls a tool has none."""
+    return value if isinstance(value, str) else "\n".join(message.get("content") or "" for message in value)
 
 
 def answer_as(prompt: str | list[Message], text: str) -> str | list[Message]:

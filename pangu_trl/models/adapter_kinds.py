@@ -17,6 +17,9 @@ REPEATABLE_SPLITS = ("pissa", "olora")
 # They move the base weights by random numbers or data that no adapter's folder holds.
 UNREPEATABLE_SPLITS = ("pissa_niter", "corda", "loftq", "lora_ga")
 
+# They need more of a model than its forward pass, or hand more than tensors from layer to layer.
+NOT_BY_LAYER = ("XLORA", "POLY", "SHADOW")
+
 INSTEAD = "Use LoRA, or another method that changes layers (IA3, LN tuning)."
 
 
@@ -28,8 +31,13 @@ def check_padding_is_unseen(name: str, config: PeftConfig) -> None:
         config: Of the adapter.
 
     Raises:
-        ValueError: It is one of prompt, prefix and P-tuning and their kin.
+        ValueError: It is one of prompt, prefix and P-tuning and their kin, or mixes the tokens of a batch.
     """
+    if config.peft_type == PeftType.LILY:
+        raise ValueError(
+            f"{name} has an adapter of type LILY, which weighs its experts by the mean over all tokens of a batch: "
+            f"padding, other texts and later tokens change what the model gives. {INSTEAD}"
+        )
     if config.is_prompt_learning:
         raise ValueError(
             f"{name} has an adapter of type {config.peft_type.value}. PEFT puts its virtual tokens in front of the "
@@ -55,7 +63,7 @@ def check_adapter_method(name: str, config: PeftConfig) -> None:
             f"{name} has an adapter of type {method}, whose schedule of ranks must be called after every step, which "
             "is not done here, and which no checkpoint could restore. Use LoRA."
         )
-    if config.is_adaption_prompt or config.peft_type in (PeftType.XLORA, PeftType.POLY):
+    if config.is_adaption_prompt or method in NOT_BY_LAYER:
         raise ValueError(
             f"{name} has an adapter of type {method}, which needs more than a forward pass to run. {INSTEAD}"
         )
@@ -68,6 +76,27 @@ def check_adapter_method(name: str, config: PeftConfig) -> None:
         )
 
 
+def check_adapter_of_ppo(name: str, config: PeftConfig) -> None:
+    """Refuses what is right for a model that reads whole texts, and wrong for one that samples and is scored again.
+
+    Args:
+        name: What to call the adapter's model in the message.
+        config: Of the adapter.
+
+    Raises:
+        ValueError: The message names the method, why it is refused and what to take instead.
+    """
+    reason = None
+    if config.peft_type == PeftType.PVERA or getattr(config, "monteclora_config", None) is not None:
+        reason = "whose weights are drawn by chance while it learns, so that ratios of probabilities would be noise"
+    elif getattr(config, "alora_invocation_tokens", None):
+        reason = "which is on only behind its alora_invocation_tokens, and PPO's passes do not tell it where those are"
+    elif getattr(config, "layer_replication", None):
+        reason = "whose layer_replication makes another model, and its copied layers share one place in the cache"
+    if reason is not None:
+        raise ValueError(f"{name} has an adapter of type {config.peft_type.value}, {reason}. Use LoRA without.")
+
+
 def check_new_adapter(name: str, model: PeftModel) -> None:
     """Refuses a new adapter with which a model is not the one that it was put on.
 
@@ -78,11 +107,11 @@ def check_new_adapter(name: str, model: PeftModel) -> None:
     cannot_be_told = config.peft_type != PeftType.LORA and is_sharded(model)
     if _start_of(config) in REPEATABLE_SPLITS or cannot_be_told or starts_as_base(model):
         return
-    option = _start_option(config)
+    option, start = _start_option(config), _start_of(config)
     raise ValueError(
-        f"{name}: a new adapter of type {config.peft_type.value} with {option}={_start_of(config)!r} does not start as "
-        "the model that it is put on, but changes it at random before anything is learnt. "
-        f"Set {option} to true, or use LoRA."
+        f"{name}: a new adapter of type {config.peft_type.value} with {option}={start!r} does not start as the model "
+        "that it is put on, but changes it at random before anything is learnt. "
+        + ("Use LoRA." if start in (True, None) else f"Set {option} to true, or use LoRA.")
     )
 
 
@@ -137,6 +166,15 @@ def learns_base_weights(model: PeftModel) -> list[str]:
         base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer.original_module
         inside -= {id(parameter) for parameter in base.parameters()}
     return [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in inside]
+
+
+def moves_base_weights(model: PeftModel) -> str | None:
+    """How the active adapter of a PEFT model changes the base weights, which other adapters stand on; None if not."""
+    outside = learns_base_weights(model)
+    if outside:
+        return f"leaves weights of the base model trainable ({len(outside)}, the first is {outside[0]})"
+    start = _start_of(model.peft_config[active_adapter(model)])
+    return f"moves the base weights where it starts ({start})" if start in REPEATABLE_SPLITS else None
 
 
 def starts_as_base(model: PeftModel) -> bool:

@@ -58,6 +58,13 @@ def check_lora_targets(config: LoraConfig, model: PreTrainedModel) -> list[str]:
                 f"which takes all of them ({ALL_LINEAR})."
             )
     targeted = config.target_parameters or []
+    weights = [name for name, _ in model.named_parameters()]
+    unmatched = sorted(target for target in targeted if not any(name.endswith(target) for name in weights))
+    if unmatched:
+        raise ValueError(
+            f"lora_target_parameters: {', '.join(unmatched)} match no weight of {type(model).__name__}. Give ends of "
+            f"names such as {weights[-1]}, or leave lora_target_parameters out."
+        )
     in_one_tensor = {
         re.sub(r"\.\d+\.", ".*.", name)
         for name, parameter in model.named_parameters()

@@ -74,18 +74,27 @@ def check_generation_settings(model: nn.Module) -> None:
         ) from error
 
 
+# Noise of routers in training mode. Not `router_jitter_noise`: PhiMoE chooses its experts by that in every mode.
+ROUTER_NOISE = ("jitter_noise", "input_jitter_noise", "moe_jitter_eps")
+
+
 def disable_dropout(model: nn.Module) -> None:
     """Sets every dropout to 0: with dropout the ratio of new to old probabilities is noise from the first step on.
 
-    Modules of dropout and, for the models that call dropout as a function, attributes that hold its probability
-    (`dropout`, `attention_dropout`, `resid_pdrop`, `layerdrop`, ...).
+    Modules of dropout, also those that PEFT has of its own, and, for the models that call dropout as a function,
+    attributes that hold its probability (`dropout`, `attention_dropout`, `resid_pdrop`, `layerdrop`, ...). So with the
+    noise that routers of experts multiply their inputs by.
     """
     for module in model.modules():
-        if isinstance(module, _DropoutNd):
-            module.p = 0.0
+        is_dropout = isinstance(module, _DropoutNd) or "dropout" in type(module).__name__.lower()
         for name, value in vars(module).items():
-            if "drop" in name and isinstance(value, float) and value > 0:
+            if not ("drop" in name or name in ROUTER_NOISE or (is_dropout and name == "p")):
+                continue
+            if isinstance(value, float) and value > 0:
                 setattr(module, name, 0.0)
+            elif isinstance(value, dict):
+                # Of each adapter, as LoHa has it.
+                value |= {key: 0.0 for key, chance in value.items() if isinstance(chance, float)}
 
 
 def position_limit(model: PreTrainedModel | PeftModel | PreTrainedConfig) -> int | None:
@@ -93,6 +102,9 @@ def position_limit(model: PreTrainedModel | PeftModel | PreTrainedConfig) -> int
     is_config = isinstance(model, PreTrainedConfig)
     config = model if is_config else model.config
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and limit < 1:
+        # As XLNet says that it has none.
+        return None
     return limit if limit is None or is_config else limit - first_position(model)
 
 

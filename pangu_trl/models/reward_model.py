@@ -21,7 +21,9 @@ from pangu_trl.data.tokenizing import NOTHING_SAID, encode_completion, encode_pr
 
 from .loading import find_base_model, load_with_adapter
 from .modes import evaluation_mode, position_limit
+from .score_head import innermost
 from .sequence_scores import sequence_scores
+from .sharding import is_sharded
 
 
 class ScoringError(ValueError):
@@ -187,6 +189,62 @@ def _check_reward_model(model: PreTrainedModel) -> None:
         raise ValueError(
             "the reward model's config.json has no 'pad_token_id', so the last token of an answer cannot be told "
             "from padding; set it to the pad token id the model was trained with"
+        )
+    check_score_of_text("the reward model", model, model.config.get_text_config().pad_token_id)
+
+
+def check_score_of_text(name: str, model: PreTrainedModel | PeftModel, pad_token_id: int) -> None:
+    """Refuses models whose score of a text cannot be read, or hangs on how much it is padded.
+
+    Of models with a head called `score` the score is read by the mask; of others it is what they return, which is tried
+    on three tokens. Weights that are sharded are not tried.
+
+    Args:
+        name: What to call the model in the message.
+        model: Sequence classification model.
+        pad_token_id: What pads its texts.
+
+    Raises:
+        ValueError: The message says what to take instead.
+    """
+    kind = type(innermost(model)).__name__
+    if model.config.is_encoder_decoder:
+        raise ValueError(
+            f"{name} is a {kind}, an encoder with a decoder, which reads its score at the end of sequence and fails at "
+            "texts that have none, as answers that were cut off. Take a decoder or an encoder."
+        )
+    if innermost(model).get_output_embeddings() is not None:
+        raise ValueError(
+            f"{name} is a {kind}, a language model, which gives no score. Load it with "
+            "AutoModelForSequenceClassification and num_labels=1."
+        )
+    if hasattr(innermost(model), "score") or is_sharded(model):
+        return
+    text = [token for token in range(5) if token != pad_token_id][:3]
+    alone, padded = (
+        pad_sequences([text, *others], pad_token_id, side="right") for others in ([], [[text[0]] * (len(text) + 2)])
+    )
+    if model.device.type == "cpu" and "flash" in str(model.config._attn_implementation):
+        # It has not been moved yet to where it can run.
+        return
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            scores = [
+                sequence_scores(model, *(tensor.to(model.device) for tensor in batch))[0].float()
+                for batch in (alone, padded)
+            ]
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(f"{name} is a {kind}, which cannot score a text of three tokens: {error}.") from error
+    if scores[0].numel() != 1:
+        raise ValueError(
+            f"{name} is a {kind}, which gives {scores[0].numel()} numbers for a text in the place of one score. Load a "
+            "model with num_labels=1."
+        )
+    rtol, atol = (0.1, 0.1) if model.dtype.itemsize == 2 else (1e-2, 1e-3)
+    if not torch.allclose(*scores, rtol=rtol, atol=atol):
+        raise ValueError(
+            f"{name} is a {kind}, which gives a text the score {scores[0].item():.4f} alone and {scores[1].item():.4f} "
+            "with padding behind it, so that scores would depend on the other texts of a batch. Take another model."
         )
 
 

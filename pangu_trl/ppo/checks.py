@@ -1,20 +1,24 @@
-"""What PPOTrainer refuses before anything is sampled: models, tokenizer and options that cannot work together."""
+"""What PPOTrainer refuses before anything is sampled: models, tokenizer and options that cannot work together.
+
+Of data it is `data_checks`.
+"""
 
 from typing import Any
 
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, TrainingArguments
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from pangu_trl.answers.python_scores import check_columns
-from pangu_trl.models.adapter_kinds import check_adapter_method, check_adapter_state
+from pangu_trl.models.adapter_kinds import check_adapter_method, check_adapter_of_ppo, check_adapter_state
 from pangu_trl.models.modes import check_generation_settings, position_limit
-from pangu_trl.models.score_head import innermost
+from pangu_trl.models.reward_model import check_score_of_text
+from pangu_trl.models.score_head import first_position, innermost
 from pangu_trl.models.vocabulary import check_vocabulary
 
+from .actor_critic.policy_reading import wrong_reading
 from .actor_critic.policy_value import PolicyAndValue
 from .config import PPOConfig
-from .reward_sources import AdapterReward, FunctionReward, ModelReward, RewardSource, TextModelReward
+from .reward_sources import AdapterReward, ModelReward, RewardSource, TextModelReward
 
 
 def check_constructor(model: Any, args: PPOConfig, train_dataset: Any, tokenizer: Any, data_collator: Any) -> None:
@@ -52,22 +56,6 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def check_data_columns(rewards: list[RewardSource], judge: Any, *prompt_sets: Any) -> None:
-    """Refuses prompts with a column that Python rewards or the judge could not be given.
-
-    Raises:
-        ValueError: The message names the column.
-    """
-    if judge is None and not any(isinstance(reward, FunctionReward) for reward in rewards):
-        return
-    for prompts in prompt_sets:
-        for part in prompts.values() if isinstance(prompts, dict) else [prompts]:
-            try:
-                check_columns(() if part is None else part.column_names)
-            except ValueError as error:
-                raise ValueError(f"PPOTrainer: {error}.") from error
-
-
 def check_passed_models(
     policy: nn.Module,
     value_model: Any,
@@ -90,6 +78,14 @@ def check_passed_models(
         ValueError: One model in two roles, or adapters that would not be learnt or saved.
     """
     share_backbone = args.share_backbone
+    passed = [("model", policy), ("value_model", value_model), ("ref_model", ref_model)]
+    passed += [("reward_model", reward.model) for reward in rewards if isinstance(reward, ModelReward)]
+    for name, model in passed:
+        if model is not None and not isinstance(model, PreTrainedModel | PeftModel):
+            raise ValueError(
+                f"PPOTrainer: {name} must be a model of transformers or PEFT; got {type(model).__name__}. Load it with "
+                "from_pretrained; other code that scores answers can be a function, as reward_model."
+            )
     if peft_config is not None and isinstance(policy, PeftModel):
         raise ValueError("PPOTrainer: model is a PeftModel already; pass it without peft_config, or merge its adapter.")
     if share_backbone != "none" and value_model is not None:
@@ -137,10 +133,12 @@ def _check_adapters(
     learning = (("model", policy), (critic, value_model if copied is None else copied))
     if peft_config is not None:
         check_adapter_method("PPOTrainer: peft_config", peft_config)
+        check_adapter_of_ppo("PPOTrainer: peft_config", peft_config)
     for name, model in learning:
         if isinstance(model, PeftModel):
             check_adapter_state(f"PPOTrainer: {name}", model)
             check_adapter_method(f"PPOTrainer: {name}", model.active_peft_config)
+            check_adapter_of_ppo(f"PPOTrainer: {name}", model.active_peft_config)
         if getattr(model, "_hf_peft_config_loaded", False) and not isinstance(model, PeftModel):
             raise ValueError(
                 f"PPOTrainer: {name} has an adapter that from_pretrained added to it (the folder is an adapter's). "
@@ -185,9 +183,11 @@ def check_models(
     for name, model in readers:
         if model is not None:
             _check_reads_as_policy(name, model, tokenizer, args)
+    _check_policy_reads(models.policy, tokenizer)
     for reward in rewards:
         if isinstance(reward, TextModelReward):
             check_vocabulary(reward.model, reward.tokenizer, "PPOTrainer: reward_model")
+            _check_reward_tokenizer(reward.tokenizer)
     for name, model in (("model", models.policy), ("value_model", value_model)):
         if model is not None and not any(tensor.requires_grad for tensor in model.parameters()):
             raise ValueError(
@@ -209,6 +209,20 @@ def check_models(
             )
 
 
+def _check_reward_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a reward model's own tokenizer that lacks what every answer needs."""
+    if tokenizer.eos_token_id is None:
+        likely = tokenizer.sep_token or "</s>"
+        raise ValueError(
+            "PPOTrainer: reward_processing_class must have an eos_token, which ends every answer; it has none. Set it "
+            f"to the token that answers ended with where the reward model was trained, e.g. eos_token = {likely!r}."
+        )
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            "PPOTrainer: reward_processing_class must have a pad_token; it has none. Set it, e.g. to its eos_token."
+        )
+
+
 def scoring_models(
     models: PolicyAndValue, rewards: list[RewardSource], tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[str, Any, PreTrainedTokenizerBase]]:
@@ -219,6 +233,27 @@ def scoring_models(
         if isinstance(reward, ModelReward):
             scoring.append(("reward_model", reward.model, getattr(reward, "tokenizer", tokenizer)))
     return scoring
+
+
+def _check_policy_reads(policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a policy whose log-probabilities hang on what they must not, or that samples at other positions."""
+    name = type(innermost(policy)).__name__
+    if first_position(policy):
+        raise ValueError(
+            f"PPOTrainer: model is a {name}, which counts positions from {first_position(policy)}, and `generate` of "
+            "transformers from 0, so that answers would come from another distribution than the one that is learnt. "
+            "Take another model as the policy."
+        )
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    plain = (token for token in range(tokenizer.vocab_size) if token not in special)
+    text = [token for token, _ in zip(plain, range(5), strict=False)]
+    seen = wrong_reading(policy, text, tokenizer.pad_token_id) if len(text) == 5 else None
+    if seen is not None:
+        raise ValueError(
+            f"PPOTrainer: model is a {name}, whose log-probabilities of a text hang on "
+            f"{seen}. A policy must read what stands before a token, and of that only the text. Take a causal language "
+            "model that heeds attention_mask (of an encoder, is_decoder may make one)."
+        )
 
 
 def _check_reads_as_policy(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: PPOConfig) -> None:
@@ -250,6 +285,7 @@ def _check_scores(name: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> 
             f"PPOTrainer: {name}.config.pad_token_id is {config.pad_token_id}, the tokenizer pads with "
             f"{tokenizer.pad_token_id} ({tokenizer.pad_token!r}). Set one to the other."
         )
+    check_score_of_text(f"PPOTrainer: {name}", model, tokenizer.pad_token_id)
 
 
 def check_launch(args: PPOConfig, num_prompts: int, is_deepspeed_enabled: bool) -> None:

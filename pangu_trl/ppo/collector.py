@@ -17,6 +17,7 @@ from pangu_trl.runs.hang_guard import phase
 from .advantages import add_at_last_token, gae, shape_rewards, whiten
 from .config import PPOConfig
 from .control import KLController, RunningStd
+from .first_pass import largest_gap
 from .generation.generate import generate_rollout, generation_mode
 from .generation.sampled_logprobs import SampledLogprobs
 from .generation.vllm_server import VLLMServer
@@ -30,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 # Mean difference in nats per token that float32 and bfloat16 leave far below; a wrong mask or position exceeds it.
 LARGEST_SAMPLING_GAP = 0.1
-# The same between policy and reference before the first step: 0, but for what rounding does to the norms of DoRA.
-LARGEST_START_GAP, LARGEST_START_GAP_OF_16_BITS = 1e-3, 0.05
 
 
 class RolloutCollector:
@@ -201,9 +200,7 @@ class RolloutCollector:
         mask = rollout.completion_mask
         gap = self._sum_over_ranks(((rollout.logprobs - rollout.ref_logprobs).abs() * mask).sum())
         gap = (gap / self._sum_over_ranks(mask.sum())).item()
-        has_16_bits = self.args.bf16 or self.args.fp16 or dtype.itemsize == 2
-        limit = LARGEST_START_GAP_OF_16_BITS if has_16_bits else LARGEST_START_GAP
-        if gap > limit:
+        if gap > largest_gap(self.args, dtype):
             raise ValueError(
                 f"PPOTrainer: before the first step the log-probabilities of policy and reference differ by {gap:.4f} "
                 "nats a token on average, and should not: without ref_model the reference is the policy as it was "

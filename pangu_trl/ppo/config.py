@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from pangu_trl.data.records import is_finite_number
 from pangu_trl.runs.judge_form import FORM_HELP, FORMS
 from pangu_trl.runs.ranges import check_numbers
 
@@ -276,6 +277,9 @@ def _check_ranges(config: PPOConfig) -> None:
     for name in ("num_rollout_batches", "num_ppo_epochs", "kl_horizon"):
         check(getattr(config, name) >= 1, name, "1 or more")
     check(config.ema_decay is None or 0 < config.ema_decay < 1, "ema_decay", "between 0 and 1")
+    weights = config.reward_weights
+    is_numbers = isinstance(weights, list) and weights and all(map(is_finite_number, weights))
+    check(weights is None or is_numbers, "reward_weights", "a list of numbers, one for each reward")
     check(config.kl_estimator in ("k1", "k2", "k3"), "kl_estimator", "one of k1, k2, k3")
     check(config.share_backbone in ("none", "value", "all"), "share_backbone", "one of none, value, all")
     check(config.judge_form in FORMS, "judge_form", f"one of {', '.join(FORMS)}")

@@ -19,6 +19,17 @@ from .reward_sources import FunctionReward, RewardFunction
 from .rollout import Rollout
 from .scoring import score_completions
 
+# What an evaluation is measured by; `metric_for_best_model` is one of them.
+FIGURES = (
+    "reward/mean",
+    "kl/mean",
+    "completion/length",
+    "completion/eos_rate",
+    "completion/distinct_1",
+    "completion/distinct_2",
+    "win_rate",
+)
+
 
 @dataclass
 class EvaluatedAnswers:

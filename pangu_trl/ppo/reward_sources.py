@@ -18,6 +18,7 @@ from pangu_trl.data.collators import pad_sequences
 from pangu_trl.data.conversations import EncodingColumns
 from pangu_trl.data.records import answer_as
 from pangu_trl.data.tokenizing import encode_prompt
+from pangu_trl.models.modes import position_limit
 from pangu_trl.models.reward_model import ScoringError, encode_response
 from pangu_trl.models.score_head import innermost
 from pangu_trl.models.sequence_scores import sequence_scores
@@ -95,12 +96,31 @@ class TextModelReward(ModelReward):
             for example, text, ended in zip(examples, texts, rollout.ended.tolist(), strict=True)
         ]
         pad_token_id = innermost(self.model).config.get_text_config().pad_token_id
+        limit = position_limit(innermost(self.model))
+        for example, sequence in zip(examples, sequences, strict=True):
+            if limit is not None and len(sequence) > limit:
+                raise ValueError(
+                    f"PPOTrainer: in its own tokens prompt and answer have {len(sequence)}, and the reward model takes "
+                    f"{limit}; the prompt is {example['prompt']!r}. Nothing is cut, and no update was made with the "
+                    "answers of this step. Leave long prompts out, or lower max_completion_length."
+                )
         scores = []
         for start in range(0, len(sequences), batch_size):
             batch = pad_sequences(sequences[start : start + batch_size], pad_token_id, side="right")
             with torch.no_grad():
                 scores.append(sequence_scores(self.model, *(tensor.to(rollout.input_ids.device) for tensor in batch)))
         return torch.cat(scores).float()
+
+    def check_reads(self, example: dict[str, Any]) -> None:
+        """Encodes a prompt with an answer of one letter.
+
+        Raises:
+            ValueError: It cannot be encoded, as messages without a chat template.
+        """
+        try:
+            self._encoded(example, "a", ended=True)
+        except ValueError as error:
+            raise ValueError(f"PPOTrainer: reward_processing_class cannot encode the first prompt: {error}") from error
 
     def _encoded(self, example: dict[str, Any], text: str, ended: bool) -> list[int]:
         prompt, columns = example["prompt"], EncodingColumns.of(example)

@@ -47,7 +47,13 @@ def prepare_prompts(dataset: PromptSets, tokenizer: PreTrainedTokenizerBase, max
         )
 
     def take_ids(row: dict[str, Any], index: int) -> dict[str, Any]:
-        ids = _without_padding(row["input_ids"], row.get("attention_mask"), tokenizer.pad_token_id)
+        ids, mask = row["input_ids"], row.get("attention_mask")
+        if mask is None and ids and tokenizer.pad_token_id == tokenizer.eos_token_id in (ids[0], ids[-1]):
+            raise ValueError(
+                f"row {index}: the prompt begins or ends with {tokenizer.eos_token!r}, which pads and ends texts, and "
+                "without attention_mask nobody can tell which. Add that column, or take the padding off."
+            )
+        ids = _without_padding(ids, mask, tokenizer.pad_token_id)
         if not 1 <= len(ids) <= max_prompt_length:
             raise ValueError(
                 f"row {index}: a prompt must have at least one and at most max_prompt_length = {max_prompt_length} "

@@ -19,6 +19,7 @@ from pangu_trl.runs.broken_training import stop_on_broken_training
 from pangu_trl.runs.checkpoints import checkpoint_dir
 from pangu_trl.runs.coarse_weights import check_coarse_weights
 from pangu_trl.runs.folders import EMA_FOLDER
+from pangu_trl.runs.passed_optimizers import check_passed_optimizers
 from pangu_trl.runs.resuming import resume_exactly
 from pangu_trl.runs.stopping import save_when_told_to_stop
 
@@ -29,7 +30,6 @@ from .callbacks import AverageAfterStep
 from .checkpoint import load_policy_and_value, save_learnt, save_policy_and_value
 from .checks import (
     check_constructor,
-    check_data_columns,
     check_launch,
     check_models,
     check_passed_models,
@@ -38,7 +38,9 @@ from .checks import (
 )
 from .collector import RolloutCollector
 from .config import PPOConfig
+from .data_checks import check_best_metric, check_data_columns, check_datasets
 from .evaluation import Evaluation, first_prompts
+from .first_pass import check_first_pass, largest_gap
 from .generation.vllm_server import VLLMServer
 from .losses import policy_loss, value_loss
 from .metrics import RunningMeans, update_figures
@@ -50,7 +52,7 @@ from .resolve import (
     resolve_padding,
     resolve_vocabulary,
 )
-from .reward_sources import ModelReward, Reward, RewardFunction, reward_sources
+from .reward_sources import ModelReward, Reward, RewardFunction, TextModelReward, reward_sources
 from .rollout import Rollout
 from .run_state import RunState, rollout_options, state_of, take_up
 from .sampler import RolloutSampler
@@ -114,6 +116,8 @@ class PPOTrainer(Trainer):
     ) -> None:
         # 1. What the user passed: refused, or completed.
         check_constructor(model, args, train_dataset, processing_class, data_collator)
+        check_datasets(train_dataset, eval_dataset)
+        check_best_metric(args, eval_dataset)
         check_unused(args, kwargs)
         check_tokenizer(processing_class)
         resolve_pad_token(processing_class)
@@ -144,6 +148,7 @@ class PPOTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        check_passed_optimizers(self)
         resolve_padding(args, models, ref_model, rewards, tiles=not self.is_fsdp_enabled)
         if ptx_dataset is not None:
             check_texts(args)
@@ -153,6 +158,8 @@ class PPOTrainer(Trainer):
         # 3. What does not learn.
         self.ref_model = None if ref_model is None else prepare_frozen(ref_model, self.accelerator)
         for reward in rewards:
+            if isinstance(reward, TextModelReward):
+                reward.check_reads(self.train_dataset[0])
             if isinstance(reward, ModelReward):
                 reward.prepare(self.accelerator)
         # 4. What collects rollouts, and what learns from them.
@@ -273,6 +280,9 @@ class PPOTrainer(Trainer):
         args, mask = self.args, inputs.completion_mask
         texts = None if self.texts is None else self.texts.batch(self.passes.micro_step, self.accelerator.device)
         outputs = model(inputs.input_ids, inputs.attention_mask, mask, args.temperature, text_batch=texts)
+        if self.passes.micro_step == 0:
+            limit = largest_gap(args, self.accelerator.unwrap_model(model).policy.dtype)
+            check_first_pass(outputs, inputs, self.accelerator, limit)
         num_ranks = self.accelerator.num_processes
         num_tokens = self.passes.num_tokens() / num_ranks
         policy = policy_loss(outputs["logprobs"], inputs.logprobs, inputs.advantages, mask, args.cliprange, num_tokens)

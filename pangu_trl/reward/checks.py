@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pangu_trl.models.reward_model import check_score_of_text
 from pangu_trl.models.vocabulary import check_vocabulary
 
 from .config import KWiseRewardConfig
@@ -44,6 +45,7 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args
             its adapter and head.
     """
     check_vocabulary(model, tokenizer, "KWiseRewardTrainer")
+    check_score_of_text("KWiseRewardTrainer: the model", model, tokenizer.pad_token_id)
     is_quantised = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
     dtype = model.get_input_embeddings().weight.dtype
     if is_quantised and dtype != torch.bfloat16 and not (args.bf16 or args.fp16):

@@ -76,6 +76,11 @@ class KWiseRewardConfig(RewardConfig):
             raise ValueError(
                 "KWiseRewardConfig: eval_do_concat_batches must be true: figures are those of the whole evaluation set."
             )
+        if self.label_smoothing_factor:
+            raise ValueError(
+                "KWiseRewardConfig: label_smoothing_factor has no effect on losses of rankings; leave it out. Got "
+                f"{self.label_smoothing_factor!r}."
+            )
         if not self.min_score_gap >= 0:
             raise ValueError(f"KWiseRewardConfig: min_score_gap must be 0 or more; got {self.min_score_gap}.")
         for name, choices in (("loss_type", LOSS_TYPES), ("train_sampling_strategy", SAMPLING_STRATEGIES)):

@@ -27,6 +27,7 @@ from pangu_trl.models.score_head import token_scores
 from pangu_trl.models.sequence_scores import sequence_scores
 from pangu_trl.runs.broken_training import stop_on_broken_training
 from pangu_trl.runs.coarse_weights import check_coarse_weights
+from pangu_trl.runs.passed_optimizers import check_passed_optimizers
 
 from .card import RewardCard, read_reward_card
 from .checks import check_model, check_rankings
@@ -102,6 +103,7 @@ class KWiseRewardTrainer(RewardTrainer):
         check_model(self._reward_model(), self.processing_class, args)
         if args.prefix_sharing:
             enable_prefix_sharing(self._reward_model(), args.max_length)
+        check_passed_optimizers(self)
         check_coarse_weights(self)
         stop_on_broken_training(self)
         self._max_answers = max(map(len, self.train_dataset["scores"]))
@@ -114,7 +116,7 @@ class KWiseRewardTrainer(RewardTrainer):
     ) -> Dataset:
         # TRL's only hook for another record format.
         if not isinstance(dataset, Dataset):
-            raise TypeError(
+            raise ValueError(
                 f"KWiseRewardTrainer: the {dataset_name} dataset must be a datasets.Dataset, whose over-long rankings "
                 f"can be counted; got {type(dataset).__name__}. Load it without streaming."
             )

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import fields
-from typing import Any
+from dataclasses import MISSING, Field, fields
+from numbers import Integral, Real
+from typing import Any, get_args, get_type_hints
 
 AT_LEAST_ONE = (
     "gradient_accumulation_steps",
@@ -23,6 +24,7 @@ NOT_NEGATIVE = (
     "critic_learning_rate",
     "critic_warmup_steps",
     "critic_weight_decay",
+    "data_seed",
     "delta",
     "entropy_coef",
     "epsilon",
@@ -38,6 +40,7 @@ NOT_NEGATIVE = (
     "ref_model_sync_steps",
     "repetition_penalty",
     "rpo_alpha",
+    "seed",
     "short_completion_penalty",
     "sft_alpha",
     "top_k",
@@ -51,7 +54,9 @@ POSITIVE = (
     "adaptive_kl_target",
     "cliprange",
     "cliprange_value",
+    "eval_steps",
     "reward_clip",
+    "save_steps",
     "target_kl",
     "temperature",
 )
@@ -73,12 +78,15 @@ UP_TO_ONE = (
 def check_numbers(config: Any) -> None:
     """Refuses options of a configuration that are no numbers, infinite, or outside of their range.
 
+    Also whole numbers that are not whole, and switches that are words: any word counts as true.
+
     Args:
         config: An instance of any dataclass of options; a field that is None is left at its default.
 
     Raises:
         ValueError: Naming the first such option, its range and its value.
     """
+    _check_types(config)
     names = {field.name: field.default for field in fields(config)}
     _check(config, names, AT_LEAST_ONE, "1 or more", lambda value: value >= 1)
     _check(config, names, NOT_NEGATIVE, "0 or more", lambda value: value >= 0)
@@ -96,6 +104,31 @@ def check_numbers(config: Any) -> None:
         for number in value if isinstance(value, list | tuple) else [value]:
             if isinstance(number, float) and not math.isfinite(number) and number != default:
                 raise _out_of_range(config, name, "a finite number")
+
+
+def _check_types(config: Any) -> None:
+    """Of the options that are nothing but numbers or switches."""
+    hints = get_type_hints(type(config))
+    for field in fields(config):
+        types = set(get_args(hints[field.name]) or [hints[field.name]])
+        may_be_none = type(None) in types
+        types.discard(type(None))
+        value = getattr(config, field.name)
+        if not types or types - {bool, int, float} or value == _default(field) or (value is None and may_be_none):
+            continue
+        if types == {bool}:
+            fits, what = isinstance(value, bool), "true or false"
+        else:
+            fits = isinstance(value, Real if float in types else Integral) and isinstance(value, bool) <= (
+                bool in types
+            )
+            what = "a number" if float in types else "a whole number"
+        if not fits:
+            raise _out_of_range(config, field.name, what)
+
+
+def _default(field: Field) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def _check(config: Any, names: Iterable[str], checked: Iterable[str], what: str, fits: Any) -> None:

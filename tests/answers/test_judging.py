@@ -236,3 +236,14 @@ def test_bootstrap_interval_of_two_prompts_spans_both_and_of_equal_differences_i
     assert (compared["against/interval_low"], compared["against/interval_high"]) == (0.0, 1.0)
     compared = compare_scores([[2.0], [3.0]], [[0.0], [1.0]])
     assert (compared["against/interval_low"], compared["against/interval_high"]) == (2.0, 2.0)
+
+
+def test_a_judge_of_texts_reads_messages_that_only_call_a_tool_as_empty_lines():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}
+    prompt = [{"role": "user", "content": "2 + 2"}, call, {"role": "tool", "content": "4"}]
+    seen = []
+    judge = Judge(
+        "j", lambda prompts, completions, **columns: seen.append((prompts, completions)) or [1.0], form="text"
+    )
+    assert judge([prompt], [[{"role": "assistant", "content": "four"}]]) == [1.0]
+    assert seen == [(["2 + 2\n\n4"], ["four"])]

@@ -80,6 +80,13 @@ def launch(config: Path, recipe: str, options: dict[str, Any], takes_notes: bool
     assert code == 0, errors.read_text(errors="replace")[-6000:]
 
 
+def launch_script(config: Path, script: Path, *words: object, errors: Path) -> None:
+    """Runs a script of the tests to its end, which must be a good one; what it says goes to the file `errors`."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    [code] = wait(start([*command, "--main_process_port", "0", str(script), *map(str, words)], errors))
+    assert code == 0, errors.read_text(errors="replace")[-6000:]
+
+
 def run_here(recipe: str, options: dict[str, Any], takes_notes: bool = True) -> None:
     """Runs a recipe in this process: one process needs no launcher, and the stack is imported already."""
     script = str(ROOT / "recipes" / f"{recipe}.py")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from launching import config_for_cpu, launch, logged
 from rank import PROBE, PROBE_COMPLETION
 from safetensors.torch import load_file
@@ -158,6 +159,30 @@ def test_zero3_in_bfloat16_learns_what_float32_learns(workspace, stage_options, 
     # Eight bits of mantissa: the losses agree to two or three digits.
     assert two == pytest.approx(one, rel=1e-2)
     assert two != pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["zero2", "zero3"])
+def test_the_average_of_weights_in_bfloat16_is_that_of_their_float32_masters(backend, workspace, stage_options):
+    """Steps that bfloat16 would round away: weights of 0.02 have neighbours 1e-4 apart, and a step moves them 1e-6."""
+    folder = workspace / f"ema-{backend}"
+    options = dict(bf16=True, ema_decay=0.5, optim="adamw_torch", learning_rate=1e-6, max_steps=3, save_steps=1)
+    launch(config_for_cpu(backend, workspace, mixed_precision="bf16"), "ppo", stage_options("ppo", folder, **options))
+    # What DeepSpeed starts from, and what its own script finds in its own files after every step.
+    base = load_file(workspace / "base" / "model.safetensors")
+    average = {name: tensor.bfloat16().double() for name, tensor in base.items()}
+    for step in (1, 2, 3):
+        masters = get_fp32_state_dict_from_zero_checkpoint(folder / f"checkpoint-{step}")
+        masters = {name.removeprefix("policy."): tensor for name, tensor in masters.items()}
+        average = {name: 0.5 * tensor + 0.5 * masters[name].double() for name, tensor in average.items()}
+    parts = [load_file(path) for path in sorted((folder / "checkpoint-3").glob("ema-*.safetensors"))]
+    assert len(parts) == (2 if backend == "zero3" else 1)
+    moved = 0
+    for name, expected in average.items():
+        found = torch.cat([part[name].flatten() for part in parts])[: expected.numel()].double()
+        torch.testing.assert_close(found, expected.flatten(), atol=1e-9, rtol=1e-6, msg=name)
+        moved += (found != base[name].bfloat16().flatten()).sum().item()
+    assert moved > 0.5 * sum(tensor.numel() for tensor in average.values())
 
 
 @pytest.mark.slow

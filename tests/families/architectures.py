@@ -20,15 +20,24 @@ class Architecture:
         config: Makes its configuration for V tokens, an end of sequence and a pad token.
         trait: Positions, attention, experts, head.
         is_encoder: Reads an answer as a whole; can only be a reward model.
+        refusal: What PPO says of it as a policy, before it learns anything.
     """
 
     name: str
     config: Callable[[int, int, int], Any]
     trait: str
     is_encoder: bool = False
+    refusal: str | None = None
 
 
-def _of(name: str, trait: str, without: tuple[str, ...] = (), encoder: bool = False, **options: Any) -> Architecture:
+def _of(
+    name: str,
+    trait: str,
+    without: tuple[str, ...] = (),
+    encoder: bool = False,
+    refusal: str | None = None,
+    **options: Any,
+) -> Architecture:
     """A configuration class that takes the names of Llama's, and more."""
 
     def make(vocab_size: int, eos_token_id: int, pad_token_id: int) -> Any:
@@ -49,7 +58,7 @@ def _of(name: str, trait: str, without: tuple[str, ...] = (), encoder: bool = Fa
 
     label = name.removesuffix("Text") + (" (text)" if name.endswith("Text") else "")
     label += " (ALiBi)" if options.get("alibi") else ""
-    return Architecture(label, make, trait, encoder)
+    return Architecture(label, make, trait, encoder, refusal)
 
 
 def _gemma3(vocab_size: int, eos_token_id: int, pad_token_id: int) -> Any:
@@ -123,7 +132,8 @@ ARCHITECTURES = [
     Architecture("Llava", _llava, "composite: a vision tower beside a Llama"),
     _of("Phi", "rotary in part"),
     _of("Phi3", "fused projections, sliding window", sliding_window=WINDOW),
-    _of("Phimoe", "experts, router logits", num_local_experts=4, output_router_logits=True),
+    _of("Phimoe", "experts drawn by chance while it learns", refusal="policy gives other log-probabilities while it",
+        num_local_experts=4, output_router_logits=True),
     _of("StableLm", "rotary in part"),
     _of("Starcoder2", "sliding window, tied head", sliding_window=WINDOW),
     _of("Olmo", "norms without weights"),
@@ -146,6 +156,24 @@ ARCHITECTURES = [
         mamba_dt_rank=4),
     _of("Mamba", "no positions: state space", ("intermediate_size", "num_attention_heads", "num_key_value_heads",
         "max_position_embeddings"), state_size=8),
+    _of("Mamba2", "no positions: state space", ("intermediate_size", "num_attention_heads", "num_key_value_heads",
+        "max_position_embeddings"), state_size=8, num_heads=4, head_dim=16, n_groups=1, chunk_size=8),
+    _of("FalconMamba", "no positions: state space", ("intermediate_size", "num_attention_heads", "num_key_value_heads",
+        "max_position_embeddings"), state_size=8),
+    _of("RecurrentGemma", "linear recurrences, local attention", head_dim=16, lru_width=32,
+        attention_window_size=WINDOW, block_types=["recurrent", "attention"]),
+    _of("Bamba", "state space and attention", attn_layer_indices=[1], mamba_n_heads=4, mamba_d_head=16,
+        mamba_d_state=8, mamba_n_groups=1, mamba_chunk_size=8),
+    _of("Dbrx", "experts with noise, clipped queries",
+        ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size",
+        "max_position_embeddings"), d_model=32, n_heads=2, n_layers=2,
+        max_seq_len=160, attn_config=dict(kv_n_heads=1, clip_qkv=8.0, rope_theta=10000.0),
+        ffn_config=dict(ffn_hidden_size=32, moe_num_experts=2, moe_top_k=1, moe_jitter_eps=0.1, hidden_size=32)),
+    _of("Rwkv", "no positions: recurrent state", refusal="RwkvForCausalLM, whose log-probabilities .* hang on padding",
+        without=("num_attention_heads", "num_key_value_heads",
+        "max_position_embeddings"), attention_hidden_size=32, context_length=160),
+    _of("Exaone4", "sliding window, no positions in full layers", **_WINDOWED),
+    _of("GraniteMoe", "experts, multipliers", num_local_experts=2, num_experts_per_tok=1),
     _of("Bert", "encoder, learned positions", ("num_key_value_heads",), encoder=True),
     _of("Roberta", "encoder, positions behind the pad id", ("num_key_value_heads",), encoder=True),
     _of("DistilBert", "encoder, learned positions", _GPT + ("num_hidden_layers", "num_attention_heads", "hidden_size"),

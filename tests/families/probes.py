@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
@@ -110,6 +111,10 @@ def run_rollout(architecture: Architecture, tokenizer: Any, prompts: Dataset, fo
     if judge is None or not hasattr(judge, "score"):
         models |= dict(reward_model=lambda prompts, completions, **_: [float(len(text)) for text in completions])
         options |= dict(share_backbone="value")
+    if architecture.refusal is not None:
+        with pytest.raises(ValueError, match=architecture.refusal) as refusal:
+            PPOTrainer(**models, **ppo_arguments(tokenizer, prompts, folder / "run", **options)).train()
+        return f"refused: {str(refusal.value).removeprefix('PPOTrainer: ')}"
     trainer = PPOTrainer(**models, **ppo_arguments(tokenizer, prompts, folder / "run", **options))
     trainer.train()
     rollout = trainer.passes.rollout
@@ -183,17 +188,14 @@ def run_lora(architecture: Architecture, tokenizer: Any) -> str:
     adapted(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().square().sum().backward()
     idle = [n for n, p in adapted.named_parameters() if "lora_B" in n and p.requires_grad and p.grad is None]
     assert not idle, f"no gradient: {idle}"
-    reached = {
-        part
-        for part in ("attention", "MLP")
-        if any(_is_in(part, n) for n, _ in adapted.named_parameters() if "lora_A" in n)
-    }
+    places = [name for name, _ in adapted.named_parameters() if "lora_A" in name]
+    reached = [part for part in ("attention", "MLP") if any(_is_in(part, name) for name in places)]
     return ", ".join(reached) + (f"; not {', '.join(missed)}" if missed else "")
 
 
 def _is_in(part: str, name: str) -> bool:
     words = dict(
-        attention=("attn", "attention", "mamba", "mixer.in_proj", "mixer.out_proj", ".conv."),
+        attention=("attn", "attention", "mamba", "mixer.in_proj", "mixer.out_proj", ".conv.", "temporal_block"),
         MLP=("mlp", "ffn", "feed_forward", "fc1", "fc2", "dense", "lin1", "lin2", "mixer", "shared_expert"),
     )
     name = name.lower()

@@ -16,8 +16,10 @@ def write_table(page: Path, architectures: list[Architecture], rows: dict[str, d
         "| architecture | what is particular | PPO rollout | prefix sharing | LoRA by default |",
         "|---|---|---|---|---|",
     ]
-    for architecture in architectures:
-        row = rows[architecture.name]
-        cells = (architecture.name, architecture.trait, row["ppo"], row["kwise"], row["lora"])
-        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+    lines += [table_line(architecture, rows[architecture.name]) for architecture in architectures]
     page.write_text(f"{before}{START}\n{chr(10).join(lines)}\n{END}{after}", "utf-8")
+
+
+def table_line(architecture: Architecture, row: dict[str, str]) -> str:
+    cells = (architecture.name, architecture.trait, row["ppo"], row["kwise"], row["lora"])
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"

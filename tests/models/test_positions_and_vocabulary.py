@@ -188,3 +188,8 @@ def test_embeddings_padded_to_other_sizes_train_on_the_tokens_that_all_know(tmp_
         logprobs = alone(input_ids=ids[None]).logits[0, :-1, : len(tokenizer)].log_softmax(dim=-1)
     expected = logprobs.gather(1, ids[1:, None]).squeeze(1)[-num_tokens:]
     torch.testing.assert_close(rollout.logprobs[0, :num_tokens], expected)
+
+
+def test_a_model_that_says_it_has_no_limit_has_none():
+    assert position_limit(families.xlnet.XLNetConfig()) is None
+    assert position_limit(families.bert.BertConfig(max_position_embeddings=7)) == 7

@@ -141,4 +141,6 @@ def test_targets_that_match_nothing_are_named_with_what_there_is():
         ValueError, match=r"lora_target_modules: c_fc, c_proj match no layer of LlamaForCausalLM.*gate_proj"
     ):
         check_lora_targets(LoraConfig(target_modules=["q_proj", "c_proj", "c_fc"]), model)
+    with pytest.raises(ValueError, match="lora_target_parameters: experts.up match no weight of LlamaForCausalLM"):
+        check_lora_targets(LoraConfig(target_modules=["q_proj"], target_parameters=["experts.up"]), model)
     check_lora_targets(LoraConfig(target_modules=["q_proj", "mlp.up_proj"]), copy.deepcopy(model))

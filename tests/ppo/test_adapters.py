@@ -13,18 +13,24 @@ from peft import (
     AdaLoraConfig,
     AdaptionPromptConfig,
     FourierFTConfig,
+    HiraConfig,
     HRAConfig,
     IA3Config,
+    LilyConfig,
     LNTuningConfig,
     LoHaConfig,
     LoKrConfig,
     LoraConfig,
+    MontecloraConfig,
     OFTConfig,
     PeftConfig,
     PeftModel,
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
+    PveraConfig,
+    ShadowConfig,
+    VBLoRAConfig,
     VeraConfig,
     get_peft_model,
 )
@@ -68,6 +74,7 @@ METHODS = {
     "LoRA, PiSSA start": Method(lora(init_lora_weights="pissa"), "copy", merges=True),
     "LoRA, OLoRA start": Method(lora(init_lora_weights="olora"), "copy", merges=True),
     "LoRA, modules_to_save": Method(lora(modules_to_save=["ln_f"]), "off", merges=True),
+    "LoRA, trainable tokens": Method(lora(trainable_token_indices=list(range(10, 200))), "off", merges=True),
     "LoRA on embeddings": Method(lora(target_modules=["wpe", "c_fc"]), "off", merges=True),
     "rsLoRA": Method(lora(use_rslora=True), "off", merges=True),
     "DoRA": Method(lora(use_dora=True), "off"),
@@ -78,6 +85,7 @@ METHODS = {
     "OFT": Method(OFTConfig(task_type="CAUSAL_LM", r=0, oft_block_size=4), "off"),
     "HRA": Method(HRAConfig(task_type="CAUSAL_LM", r=4), "off"),
     "VeRA": Method(VeraConfig(task_type="CAUSAL_LM", r=4), "off"),
+    "HiRA": Method(HiraConfig(task_type="CAUSAL_LM", r=4), "off"),
 }
 
 REFUSED = {
@@ -91,6 +99,16 @@ REFUSED = {
     "LLaMA-Adapter": (
         AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=4, adapter_layers=1),
         "more than a forward pass",
+    ),
+    "Lily": (LilyConfig(task_type="CAUSAL_LM", r=4), "mean over all tokens of a batch"),
+    "PVeRA": (PveraConfig(task_type="CAUSAL_LM", r=4), "drawn by chance while it learns"),
+    "MonteCLoRA": (lora(monteclora_config=MontecloraConfig()), "drawn by chance while it learns"),
+    "aLoRA": (lora(alora_invocation_tokens=[20]), "on only behind its alora_invocation_tokens"),
+    "LoRA with copied layers": (lora(layer_replication=[(0, 2)]), "share one place in the cache"),
+    "Shadow": (ShadowConfig(task_type="CAUSAL_LM", r=4), "more than a forward pass"),
+    "VB-LoRA, random start": (
+        VBLoRAConfig(task_type="CAUSAL_LM", num_vectors=8, vector_length=8),
+        "at random before anything is learnt. Use LoRA",
     ),
     "LoRA, PiSSA start by iteration": (lora(init_lora_weights="pissa_niter_4"), "cannot repeat"),
     "LoRA, CorDA start": (lora(init_lora_weights="corda", corda_config={}), "cannot repeat"),
@@ -137,7 +155,17 @@ def kl_logged(trainer) -> list[float]:
 
 
 # They differ from their neighbours in PEFT's code alone.
-SLOW = {"LoRA, Gaussian start", "LoRA, orthogonal start", "LoRA on embeddings", "LoHa", "LoKr", "OFT", "HRA", "VeRA"}
+SLOW = {
+    "LoRA, Gaussian start",
+    "LoRA, orthogonal start",
+    "LoRA on embeddings",
+    "LoHa",
+    "LoKr",
+    "OFT",
+    "HRA",
+    "VeRA",
+    "HiRA",
+}
 
 
 @pytest.mark.parametrize(

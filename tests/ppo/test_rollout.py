@@ -4,8 +4,17 @@ import copy
 
 import pytest
 import torch
+from peft import LoHaConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import GenerationConfig, OPTConfig, OPTForCausalLM
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from pangu_trl.models.modes import disable_dropout
 from pangu_trl.models.score_head import innermost
@@ -128,25 +137,47 @@ def greedy(policy, prompt: list[int], count: int) -> list[int]:
     return ids[len(prompt) :]
 
 
-def test_dropout_that_models_call_as_a_function_is_switched_off():
+SIZES = dict(vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+CHANCE = {
+    "dropout as a function": lambda: OPTForCausalLM(
+        OPTConfig(ffn_dim=64, word_embed_proj_dim=32, dropout=0.3, attention_dropout=0.3, layerdrop=0.3, **SIZES)
+    ),
+    "noise of routers": lambda: MixtralForCausalLM(
+        MixtralConfig(num_local_experts=2, num_key_value_heads=2, router_jitter_noise=0.3, **SIZES)
+    ),
+    "a dropout of another kind": lambda: with_another_dropout(LlamaForCausalLM(LlamaConfig(**SIZES))),
+    "LoHa's, by adapter": lambda: get_peft_model(
+        LlamaForCausalLM(LlamaConfig(**SIZES)),
+        LoHaConfig(r=4, rank_dropout=0.5, module_dropout=0.5, target_modules=["q_proj"], init_weights=False),
+    ),
+}
+
+
+class BlockDropout(torch.nn.Module):
+    """As PEFT's BOFT has one: no dropout of torch, and its chance is called p."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, states):
+        return states * (torch.rand_like(states) >= self.p) if self.training else states
+
+
+def with_another_dropout(model):
+    model.model.norm = torch.nn.Sequential(model.model.norm, BlockDropout(0.5))
+    return model
+
+
+@pytest.mark.parametrize("make", CHANCE.values(), ids=CHANCE)
+def test_chance_in_training_mode_is_switched_off(make):
     torch.manual_seed(0)
-    config = OPTConfig(
-        vocab_size=100,
-        hidden_size=32,
-        ffn_dim=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        word_embed_proj_dim=32,
-        dropout=0.3,
-        attention_dropout=0.3,
-        layerdrop=0.3,
-    )
-    model = OPTForCausalLM(config).train()
+    model = make().train()
     ids = torch.arange(10, 20).unsqueeze(0)
-    assert not torch.equal(model(ids).logits, model(ids).logits)
+    assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
     disable_dropout(model)
-    assert torch.equal(model(ids).logits, model(ids).logits)
-    assert torch.equal(model(ids).logits, model.eval()(ids).logits)
+    assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert torch.equal(model(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -196,12 +227,12 @@ def test_a_policy_that_samples_otherwise_than_it_scores_is_warned_of(make_traine
     assert "log-probabilities of sampled tokens differ" not in caplog.text
     gaps = [entry["policy/sampling_gap"] for entry in trainer.state.log_history if "policy/sampling_gap" in entry]
     assert gaps[0] < 1e-5
+    shifted = make_trainer(max_steps=1, padding_free=False)
     # Positions that start at the first column, as models count by themselves, are not those of `generate`.
     monkeypatch.setattr(
         "pangu_trl.ppo.actor_critic.token_logprobs.position_arguments",
         lambda model, mask: {"position_ids": torch.arange(mask.shape[1]).expand(mask.shape)},
     )
-    shifted = make_trainer(max_steps=1, padding_free=False)
     for model in (shifted.model.policy, shifted.ref_model):
         # Embeddings of a size that makes positions matter, as those of a trained model do.
         torch.nn.init.normal_(model.transformer.wte.weight, std=0.5)

@@ -7,7 +7,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast
 
-from pangu_trl.ppo.reward_sources import TextModelReward, reward_sources
+from pangu_trl.ppo.reward_sources import FunctionReward, TextModelReward, reward_sources
+from pangu_trl.ppo.rollout import Rollout
 
 
 @pytest.fixture
@@ -86,8 +87,6 @@ def test_a_reward_model_with_another_tokenizer_scores_the_texts_anew(
 
 
 def test_an_answer_without_text_is_scored_by_its_end(byte_reward_model, byte_tokenizer, tokenizer):
-    from pangu_trl.ppo.rollout import Rollout
-
     eos = tokenizer.eos_token_id
     rollout = Rollout(
         input_ids=torch.tensor([[20, 21, eos]]),
@@ -140,3 +139,49 @@ def test_a_model_that_computes_no_numbers_is_named_with_prompt_and_answer(
     with pytest.raises(ValueError, match=rf"The {who}.* in 4 of 4 answers; the first is to prompt '.*' and answer '"):
         trainer.train()
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.policy.state_dict().items())
+
+
+def test_a_reward_that_changes_what_it_gets_changes_nothing_for_others(tokenizer):
+    prompt = [{"role": "user", "content": "why ?"}]
+    example = {"prompt": prompt, "meta": {"level": 1}}
+    rollout = Rollout.from_answers([[20]], [[21, 22]], [tokenizer.eos_token_id], 0, torch.device("cpu"))
+    seen = []
+
+    def spoils(prompts, completions, meta, **columns):
+        seen.append(copy.deepcopy((prompts, completions, meta)))
+        prompts[0][0]["content"] = completions[0][0]["content"] = "spoilt"
+        meta[0]["level"] = 2
+        return [1.0]
+
+    for _ in range(2):
+        FunctionReward("spoils", 1.0, spoils, tokenizer).score(None, rollout, [example], batch_size=1)
+    assert seen[0] == seen[1] and seen[0][0] == [[{"role": "user", "content": "why ?"}]]
+    assert example == {"prompt": [{"role": "user", "content": "why ?"}], "meta": {"level": 1}}
+
+
+def test_a_reward_model_that_could_not_read_the_answers_is_refused_before_any_is_sampled(
+    make_trainer, byte_reward_model, byte_tokenizer, prompts
+):
+    def make(tokenizer, **models):
+        models |= dict(reward_model=byte_reward_model, reward_processing_class=tokenizer)
+        return make_trainer("value head", models=models)
+
+    without_end, without_pad = copy.deepcopy(byte_tokenizer), copy.deepcopy(byte_tokenizer)
+    without_end.eos_token, without_end.sep_token = None, "<end>"
+    with pytest.raises(ValueError, match="reward_processing_class must have an eos_token.* eos_token = '<end>'"):
+        make(without_end)
+    without_pad.pad_token = None
+    with pytest.raises(ValueError, match="reward_processing_class must have a pad_token"):
+        make(without_pad)
+    chats = prompts.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
+    with pytest.raises(ValueError, match="(?s)reward_processing_class cannot encode the first prompt: .*chat template"):
+        make(byte_tokenizer, train_dataset=chats, eval_dataset=None)
+
+
+def test_an_answer_that_is_too_long_for_a_reward_model_with_other_tokens_is_named(
+    make_trainer, byte_reward_model, byte_tokenizer
+):
+    byte_reward_model.config.n_positions = 8
+    models = dict(reward_model=byte_reward_model, reward_processing_class=byte_tokenizer)
+    with pytest.raises(ValueError, match=r"in its own tokens prompt and answer have \d+, and the reward model takes 8"):
+        make_trainer("value head", models=models).train()

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, get_peft_model
 
 from pangu_trl.models.adapter_selection import (
     VALUE_ADAPTER,
@@ -107,6 +107,14 @@ def test_adapters_that_cannot_be_shared_are_refused(make_trainer, policy, reward
         make_trainer("lora", models=dict(reward_model=str(reward_adapter)))
     with pytest.raises(ValueError, match="makes the critic from the policy's backbone; leave value_model out"):
         make_trainer("one backbone", models=dict(value_model=reward_model))
+    for options, message in (
+        (dict(bias="all"), r"stay as they are.*leaves weights of the base model trainable \(\d+, the first is"),
+        (dict(init_lora_weights="pissa"), r"stay as they are.*moves the base weights where it starts \(pissa\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_trainer("one backbone", models=dict(peft_config=LoraConfig(task_type="CAUSAL_LM", **options)))
+    with pytest.raises(ValueError, match="must be LoRA too; got IA3"):
+        make_trainer("one backbone", models=dict(peft_config=IA3Config(task_type="CAUSAL_LM")))
     message = "keeps one backbone for policy, critic, reward and reference.*Leave ref_model out, or set share_backbone="
     with pytest.raises(ValueError, match=message):
         make_trainer("one backbone", models=dict(ref_model=copy.deepcopy(policy)))

@@ -22,6 +22,19 @@ def test_prompts_may_be_token_ids_with_or_without_padding(tokenizer):
         prepare_prompts(Dataset.from_list([{"text": "a"}]), tokenizer, 4)
 
 
+def test_an_end_of_sequence_that_also_pads_needs_a_mask(tokenizer):
+    tokenizer.pad_token = tokenizer.eos_token
+    end = tokenizer.eos_token_id
+    for ids in ([20, 21, end], [end, 20, 21]):
+        with pytest.raises(ValueError, match="row 0: the prompt begins or ends with '<eot>'.*Add that column"):
+            prepare_prompts(Dataset.from_list([{"input_ids": ids}]), tokenizer, 8)
+    rows = [
+        {"input_ids": [end, 20, end], "attention_mask": [0, 1, 1]},
+        {"input_ids": [20, 21], "attention_mask": [1, 1]},
+    ]
+    assert prepare_prompts(Dataset.from_list(rows), tokenizer, 8)["prompt_input_ids"] == [[20, end], [20, 21]]
+
+
 def test_token_ids_train_as_the_texts_that_they_encode(make_trainer, prompts, tokenizer):
     ids = Dataset.from_list([{"input_ids": tokenizer(row["prompt"])["input_ids"]} for row in prompts])
     weights = []

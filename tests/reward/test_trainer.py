@@ -155,7 +155,7 @@ def test_the_score_is_that_of_the_end_of_sequence_whatever_pads(
 
 
 def test_a_stream_is_refused(make_trainer, rankings):
-    with pytest.raises(TypeError, match="train dataset must be a datasets.Dataset.* got IterableDataset"):
+    with pytest.raises(ValueError, match="train dataset must be a datasets.Dataset.* got IterableDataset"):
         make_trainer(rankings.to_iterable_dataset())
 
 

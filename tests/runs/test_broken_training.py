@@ -45,18 +45,30 @@ BAD = {
     "adaptive_kl_target": [0.0, math.nan],
     "cliprange": [0.0, math.nan],
     "gamma": [1.1, -0.1, math.nan],
-    "lam": [1.1, math.nan],
+    "lam": [1.1, math.nan, "0.9", None],
     "temperature": [0.0, math.nan, math.inf],
     "top_p": [1.5, math.nan],
     "top_k": [-5],
     "reward_weights": [[1.0, math.nan]],
+    "seed": [-1],
+    "save_steps": [0],
+    # What is no number, no whole number or no switch.
+    "max_completion_length": [1.5, "16", True, None],
+    "num_ppo_epochs": [1.5],
+    "critic_warmup_steps": [True],
+    "ema_decay": ["0.9"],
+    "whiten_rewards": ["no", None],
+    "bf16_full_eval": ["false"],
 }
+# Options that may be unset in some stages.
+MAY_BE_NONE = {("dpo", "max_completion_length"), ("grpo", "max_completion_length")}
 CASES = [
     (stage, name, value)
     for stage, config in CONFIGS.items()
     for name, values in BAD.items()
     if name in {field.name for field in dataclasses.fields(config)}
     for value in values
+    if value is not None or (stage, name) not in MAY_BE_NONE
 ]
 
 
@@ -64,6 +76,12 @@ CASES = [
 def test_a_number_out_of_range_is_refused_by_name(stage, name, value, tmp_path):
     with pytest.raises(ValueError, match=name):
         check_numbers(CONFIGS[stage](output_dir=str(tmp_path), use_cpu=True, bf16=False, **{name: value}))
+
+
+@pytest.mark.parametrize("weights", [["a"], [], "1"])
+def test_weights_of_rewards_are_numbers(weights, tmp_path):
+    with pytest.raises(ValueError, match="reward_weights must be a list of numbers, one for each reward"):
+        PPOConfig(output_dir=str(tmp_path), use_cpu=True, reward_weights=weights)
 
 
 @pytest.mark.parametrize("stage", CONFIGS)

@@ -3,18 +3,19 @@
 import copy
 
 from accelerate.utils import set_seed
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from pangu_trl.models.adapter_kinds import check_new_adapter
+from pangu_trl.models.adapter_kinds import check_new_adapter, moves_base_weights
+from pangu_trl.models.adapter_selection import active_adapter
 from pangu_trl.models.sharding import runs_zero3
 
 from ..config import PPOConfig
 from ..reward_sources import AdapterReward, ModelReward, RewardSource
 from .policy_value import PolicyAndValue
 from .reference import make_reference
-from .shared_backbone import add_reward_and_value_adapters, read_reward_adapter
+from .shared_backbone import add_reward_and_value_adapters, head_dtype, read_reward_adapter
 
 
 def build_models(
@@ -45,7 +46,7 @@ def build_models(
     if args.share_backbone == "all":
         return _one_backbone(policy, rewards, zero3), ref_model
     if args.share_backbone == "value":
-        return PolicyAndValue(policy, value_head=_value_head(policy)), ref_model
+        return PolicyAndValue(policy, value_head=_value_head(policy, zero3)), ref_model
     return PolicyAndValue(policy, value_model or _copied_critic(rewards, zero3)), ref_model
 
 
@@ -60,11 +61,11 @@ def _copied_critic(rewards: list[RewardSource], zero3: bool) -> PreTrainedModel:
     return copy.deepcopy(reward_model).requires_grad_(True)
 
 
-def _value_head(policy: PreTrainedModel | PeftModel) -> nn.Linear:
+def _value_head(policy: PreTrainedModel | PeftModel, zero3: bool) -> nn.Linear:
     """Starts at zero: no value is known of a backbone that was not trained to judge."""
     head = nn.Linear(policy.config.get_text_config().hidden_size, 1, bias=False)
     nn.init.zeros_(head.weight)
-    return head.to(device=policy.device, dtype=policy.dtype)
+    return head.to(device=policy.device, dtype=head_dtype(policy, zero3))
 
 
 def _one_backbone(policy: PeftModel, rewards: list[RewardSource], zero3: bool) -> PolicyAndValue:
@@ -72,6 +73,19 @@ def _one_backbone(policy: PeftModel, rewards: list[RewardSource], zero3: bool) -
         raise ValueError(
             "PPOTrainer: share_backbone='all' needs a policy with LoRA, since policy, critic and reward model are "
             "adapters of one base model. Pass peft_config."
+        )
+    method = policy.peft_config[active_adapter(policy)].peft_type
+    if method != PeftType.LORA:
+        raise ValueError(
+            "PPOTrainer: share_backbone='all' puts the reward adapter beside the policy's, which must be LoRA too; "
+            f"got {method.value}. Use LoRA, or share_backbone='none' or 'value'."
+        )
+    moved = moves_base_weights(policy)
+    if moved is not None:
+        raise ValueError(
+            "PPOTrainer: share_backbone='all' needs base weights that stay as they are, since the reward adapter "
+            f"stands on them; the policy's adapter {moved}. Set bias='none' and init_lora_weights=True, or "
+            "share_backbone='none' or 'value'."
         )
     source = next((reward for reward in rewards if isinstance(reward, AdapterReward)), None)
     if source is None:

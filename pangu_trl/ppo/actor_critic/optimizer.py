@@ -45,8 +45,13 @@ def delay_policy(scheduler: Any, num_steps: int) -> None:
     """Sets the learning rate of the policy's groups to 0 for the first steps; the schedule itself goes on.
 
     Raises:
-        ValueError: The schedule is not a function of the step.
+        ValueError: The schedule is not a function of the step, or the optimiser does not tell policy from critic.
     """
+    if any("is_critic" not in group for group in scheduler.optimizer.param_groups):
+        raise ValueError(
+            "PPOTrainer: critic_warmup_steps needs the trainer's own optimiser, whose groups tell policy from critic. "
+            "Leave `optimizers` or critic_warmup_steps out."
+        )
     if not isinstance(scheduler, LambdaLR):
         raise ValueError(
             "PPOTrainer: critic_warmup_steps needs a schedule that depends on the step alone (constant, linear, "

@@ -131,7 +131,7 @@ class PolicyAndValue(nn.Module):
             input_ids, attention_mask = padded_on_the_right(input_ids, attention_mask)
             with selected_adapter(self.policy, REWARD_ADAPTER):
                 hidden_states = _hidden_states(self.policy, input_ids, attention_mask, own_positions=True)
-            scores = self.reward_head(at_last_token(hidden_states, attention_mask))
+            scores = _read(self.reward_head, at_last_token(hidden_states, attention_mask))
             return {"scores": scores.squeeze(-1).float()}
         with selected_adapter(self.policy, None) if part == "reference" else nullcontext():
             logprobs, entropy, states = logprobs_and_states(
@@ -153,7 +153,7 @@ class PolicyAndValue(nn.Module):
             with selected_adapter(self.policy, VALUE_ADAPTER):
                 hidden_states = _hidden_states(self.policy, input_ids, attention_mask)
             policy_states = hidden_states[:, -completion_mask.shape[1] - 1 : -1][completion_mask]
-        return in_columns(self.value_head(policy_states).squeeze(-1).float(), completion_mask)
+        return in_columns(_read(self.value_head, policy_states).squeeze(-1).float(), completion_mask)
 
     def _text_loss(self, input_ids: Tensor, attention_mask: Tensor, label_mask: Tensor) -> Tensor:
         """Summed negative log-likelihood of the labelled tokens; the first token of a text has no prediction."""
@@ -181,3 +181,8 @@ def _hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, 
         use_cache=False,
         **({} if own_positions else position_arguments(backbone(model), attention_mask)),
     ).last_hidden_state
+
+
+def _read(head: nn.Linear, states: Tensor) -> Tensor:
+    """What a head gives for states, which may be of another dtype than a head that learns."""
+    return head(states.to(head.weight.dtype))

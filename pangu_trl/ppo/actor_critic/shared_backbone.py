@@ -104,9 +104,17 @@ def add_reward_and_value_adapters(
     for head in heads:
         with torch.no_grad():
             head.weight.copy_(adapter.head)
-        head.to(device=policy.device, dtype=policy.dtype)
+        head.to(device=policy.device, dtype=head_dtype(policy, zero3))
     heads[1].requires_grad_(False)
     return heads[0], heads[1]
+
+
+def head_dtype(policy: PreTrainedModel | PeftModel, zero3: bool) -> torch.dtype:
+    """The dtype of a head on a policy: its own, but float32 beside an adapter, which PEFT keeps in float32 too.
+
+    In 16 bits most steps would be rounded away. ZeRO-3 wants one dtype for all trainable weights.
+    """
+    return torch.float32 if isinstance(policy, PeftModel) and not zero3 else policy.dtype
 
 
 def _names_same_base(config: PeftConfig, policy: PeftModel) -> bool:
