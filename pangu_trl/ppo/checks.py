@@ -15,6 +15,7 @@ from pangu_trl.models.reward_model import check_score_of_text
 from pangu_trl.models.score_head import first_position, innermost
 from pangu_trl.models.vocabulary import check_vocabulary
 
+from .actor_critic.policy_reading import wrong_reading
 from .actor_critic.policy_value import PolicyAndValue
 from .actor_critic.token_logprobs import wrong_reading
 from .config import PPOConfig

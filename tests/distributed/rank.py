@@ -85,7 +85,7 @@ def probe(model: nn.Module) -> dict[str, list]:
     was_training = model.training
     model.eval()
     if hasattr(getattr(model, "module", model), "policy"):
-        outputs = model(PROBE, torch.ones_like(PROBE), PROBE_COMPLETION)
+        outputs = model(PROBE, torch.ones_like(PROBE), torch.ones(len(PROBE), PROBE_COMPLETION, dtype=torch.bool))
         found = {"logprobs": outputs["logprobs"], "values": outputs["values"]}
     else:
         found = {"logits": model(input_ids=PROBE, attention_mask=torch.ones_like(PROBE)).logits}
