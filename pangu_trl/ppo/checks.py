@@ -17,7 +17,6 @@ from pangu_trl.models.vocabulary import check_vocabulary
 
 from .actor_critic.policy_reading import wrong_reading
 from .actor_critic.policy_value import PolicyAndValue
-from .actor_critic.token_logprobs import wrong_reading
 from .config import PPOConfig
 from .reward_sources import AdapterReward, ModelReward, RewardSource, TextModelReward
 

@@ -154,7 +154,6 @@ class PPOTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
-        check_passed_optimizers(self)
         resolve_padding(args, models, ref_model, rewards, tiles=not self.is_fsdp_enabled)
         check_passed_optimizers(self)
         if ptx_dataset is not None:

@@ -7,8 +7,6 @@ import torch
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
 )
@@ -90,10 +88,14 @@ def eager_llama() -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**SMALL, attn_implementation="eager"))
 
 
-class OwnPositions(GPT2LMHeadModel):
-    """Takes positions, and counts its own."""
+class DropsTheLayout(LlamaForCausalLM):
+    """Takes arguments for its attention, and hands none on."""
 
-    def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, packed_layout=None, **kwargs):
+        kwargs["position_ids"] = position_ids
+        if packed_layout is not None:
+            # transformers would see packed sequences by positions that restart.
+            attention_mask = kwargs["position_ids"] = None
         return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
 
@@ -102,9 +104,9 @@ class OwnPositions(GPT2LMHeadModel):
     [
         (bloom, "BloomForCausalLM takes no position_ids"),
         (eager_llama, "LlamaForCausalLM has eager"),
-        (lambda: OwnPositions(GPT2Config(vocab_size=300, n_embd=16, n_layer=2, n_head=2)), "its figures differ by"),
+        (lambda: DropsTheLayout(LlamaConfig(**SMALL)), "its figures differ by"),
     ],
-    ids=["no positions", "eager", "own positions"],
+    ids=["no positions", "eager", "layout dropped"],
 )
 def test_a_model_that_cannot_is_left_with_padding_or_refused(make_trainer, make, reason, caplog):
     torch.manual_seed(0)
