@@ -69,6 +69,22 @@ def add_at_last_token(rewards: Tensor, amounts: Tensor, mask: Tensor) -> Tensor:
     return rewards.scatter_add(1, last, amounts.to(rewards.dtype).unsqueeze(1))
 
 
+def overlong_penalties(lengths: Tensor, max_completion_length: int, buffer_length: int) -> Tensor:
+    """Share of the penalty for length that each answer gets: soft overlong punishment (DAPO, arXiv:2503.14476, eq. 13).
+
+    0 up to `max_completion_length - buffer_length` tokens, from there on rising in a line to 1.
+
+    Args:
+        lengths: Tokens of each answer, (B,).
+        max_completion_length: Most tokens of an answer.
+        buffer_length: Tokens over which the penalty rises; 1 or more.
+
+    Returns:
+        Shares, (B,).
+    """
+    return ((lengths - (max_completion_length - buffer_length)) / buffer_length).clamp(0, 1)
+
+
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16, arXiv:1506.02438).
 

@@ -14,13 +14,14 @@ from pangu_trl.models.modes import evaluation_mode
 from pangu_trl.models.score_head import innermost
 from pangu_trl.runs.hang_guard import phase
 
-from .advantages import add_at_last_token, gae, shape_rewards, whiten
+from .advantages import add_at_last_token, gae, overlong_penalties, shape_rewards, whiten
 from .config import PPOConfig
 from .control import KLController, RunningStd
 from .generation.generate import generate_rollout, generation_mode
-from .generation.sampled_logprobs import SampledLogprobs
+from .generation.sampled_logprobs import AllSampledLogprobs, SampledLogprobs
 from .generation.vllm_server import VLLMServer
-from .metrics import RunningMeans, kl_per_answer, rollout_figures
+from .losses import importance_weights
+from .metrics import RunningMeans, importance_figures, kl_per_answer, rollout_figures
 from .reward_sources import RewardSource
 from .rollout import Rollout
 from .sampler import batches_by_length
@@ -75,7 +76,7 @@ class RolloutCollector:
             step: Optimiser steps so far, for what is printed.
         """
         examples = [example for example in examples for _ in range(self.args.num_generations)]
-        watch = SampledLogprobs(self.args.temperature, max_rows=self.args.per_device_train_batch_size)
+        watch = self._watch(len(examples))
         self._tell_generation_mode(model)
 
         # 1. Sample an answer to every prompt.
@@ -84,8 +85,10 @@ class RolloutCollector:
         # 2. Score the answers; of their tokens, log-probabilities of policy and reference, and values.
         with self.figures.timed("scoring"):
             self.score(model, rollout, examples)
-        # 3. Stop, or warn, before anything is learnt from numbers that are off.
+        # 3. Stop, or warn, before anything is learnt from numbers that are off; correct what can be.
         self._check_sampling(watch, rollout)
+        if self.args.vllm_importance_sampling_correction:
+            self._correct_sampling(watch, rollout)
         self._check_finite(rollout, examples)
         if self.reference_is_start and step == 0:
             self._check_start(rollout, innermost(model).policy.dtype)
@@ -157,12 +160,18 @@ class RolloutCollector:
         if args.min_completion_length:
             too_short = mask.sum(dim=1) < args.min_completion_length
             rewards = add_at_last_token(rewards, -args.short_completion_penalty * too_short, mask)
+        if args.overlong_buffer_length:
+            shares = overlong_penalties(mask.sum(dim=1), args.max_completion_length, args.overlong_buffer_length)
+            rewards = add_at_last_token(rewards, -args.overlong_penalty * shares, mask)
         self.figures.record({"reward/shaped": rewards.sum(dim=1).mean()})
         if args.whiten_rewards:
             rewards = whiten(rewards, mask, self._sum_over_ranks, shift_mean=False)
         rollout.advantages, rollout.returns = gae(rewards, rollout.values, mask, args.gamma, args.lam)
+        if args.mask_truncated_completions:
+            rollout.kept_mask = mask & rollout.ended.unsqueeze(1)
+            self.figures.record({"completion/masked": (~rollout.ended).float().mean()})
         if args.whiten_advantages:
-            rollout.advantages = whiten(rollout.advantages, mask, self._sum_over_ranks)
+            rollout.advantages = whiten(rollout.advantages, rollout.learnt_mask, self._sum_over_ranks)
 
     def _scaled(self, scores: Tensor) -> Tensor:
         """Scores (N,) on the scale that `reward_scaling` asks for."""
@@ -179,6 +188,26 @@ class RolloutCollector:
 
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor, reduction="sum")
+
+    def _watch(self, num_answers: int) -> SampledLogprobs:
+        """What notes log-probabilities as they are sampled: all of them only where they are needed."""
+        if self.args.vllm_importance_sampling_correction:
+            return AllSampledLogprobs(self.args.temperature, num_answers)
+        return SampledLogprobs(self.args.temperature, max_rows=self.args.per_device_train_batch_size)
+
+    def _correct_sampling(self, watch: SampledLogprobs, rollout: Rollout) -> None:
+        """Fills in the weights of the policy's losses, by what the engine that sampled says of its own answers."""
+        args, mask = self.args, rollout.completion_mask
+        sampled = watch.logprobs[:, : mask.shape[1]]
+        rollout.importance_weights, ratios = importance_weights(
+            rollout.logprobs,
+            sampled,
+            mask,
+            args.vllm_importance_sampling_mode,
+            args.vllm_importance_sampling_clip_max,
+            args.vllm_importance_sampling_clip_min,
+        )
+        self.figures.record(importance_figures(ratios, rollout.importance_weights, sampled, mask))
 
     def _check_sampling(self, watch: SampledLogprobs, rollout: Rollout) -> None:
         """Warns where the policy sampled from another distribution than the one whose probabilities are learnt."""

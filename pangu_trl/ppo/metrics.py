@@ -74,13 +74,31 @@ def rollout_figures(rollout: Rollout) -> dict[str, Tensor]:
     }
 
 
-def update_figures(logprobs: Tensor, batch: Rollout, cliprange: float) -> dict[str, Tensor]:
+def update_figures(
+    logprobs: Tensor, batch: Rollout, cliprange: float, cliprange_high: float | None = None, delta: float | None = None
+) -> dict[str, Tensor]:
     """How far the policy, with `logprobs` (B, C) now, has moved from the one that sampled the mini-batch; scalars."""
-    log_ratio = (logprobs.detach() - batch.logprobs)[batch.completion_mask]
+    mask = batch.completion_mask
+    log_ratio = (logprobs.detach() - batch.logprobs)[mask]
     change = log_ratio.exp() - 1
-    return {
-        "policy/clip_fraction": (change.abs() > cliprange).float().mean(),
+    high = cliprange if cliprange_high is None else cliprange_high
+    figures = {
+        "policy/clip_fraction": ((change < -cliprange) | (change > high)).float().mean(),
         "policy/approx_kl": (change - log_ratio).mean(),
+    }
+    if delta is not None:
+        figures["policy/dual_clip_fraction"] = ((change > delta - 1) & (batch.advantages[mask] < 0)).float().mean()
+    return figures
+
+
+def importance_figures(ratios: Tensor, weights: Tensor, sampling_logprobs: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Ratios (N, C) of learnt to sampling probabilities before their bounds, and what those change; scalars."""
+    return {
+        "importance/mean": ratios[mask].mean(),
+        "importance/min": ratios[mask].min(),
+        "importance/max": ratios[mask].max(),
+        "importance/bounded": (weights != ratios)[mask].float().mean(),
+        "importance/unknown": sampling_logprobs[mask].isnan().float().mean(),
     }
 
 

@@ -13,7 +13,7 @@ from pangu_trl.data.collators import pad_sequences
 class Rollout:
     """N answers on this rank; prompts are padded on the left to P, answers on the right to C, T = P + C.
 
-    The fields after `ended` are None until the answers have been scored.
+    The fields after `ended` are None until the answers have been scored, and some where a run has no use for them.
     """
 
     input_ids: Tensor  # (N, T) prompt and answer
@@ -28,6 +28,8 @@ class Rollout:
     scores: Tensor | None = None  # (N,) their weighted sum, before scaling, clipping and penalties
     advantages: Tensor | None = None  # (N, C)
     returns: Tensor | None = None  # (N, C) targets of the critic
+    importance_weights: Tensor | None = None  # (N, C) of the policy's losses; None where all are 1
+    kept_mask: Tensor | None = None  # (N, C) tokens that are learnt from; None where all answer tokens are
 
     @classmethod
     def from_answers(
@@ -78,6 +80,11 @@ class Rollout:
         """Moves per-token values (B, .) of selected rows back to where a rollout has them, (B, C)."""
         offsets = tensor.shape[1] - self.completion_mask[rows].sum(dim=1)
         return _moved(tensor, offsets, self.completion_width)
+
+    @property
+    def learnt_mask(self) -> Tensor:
+        """True for the answer tokens that are learnt from, (N, C)."""
+        return self.completion_mask if self.kept_mask is None else self.kept_mask
 
     @property
     def lengths(self) -> Tensor:

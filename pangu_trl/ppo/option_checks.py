@@ -1,0 +1,101 @@
+"""What options of PPOConfig cannot be, alone and together: refused by name before anything is loaded."""
+
+from dataclasses import fields
+from typing import Any
+
+from pangu_trl.runs.ranges import check_numbers
+
+# Options that say how another one works, that one, and its value that has no use for them.
+NEEDS = {
+    "vllm_importance_sampling_mode": ("vllm_importance_sampling_correction", False),
+    "vllm_importance_sampling_clip_max": ("vllm_importance_sampling_correction", False),
+    "vllm_importance_sampling_clip_min": ("vllm_importance_sampling_correction", False),
+    "overlong_penalty": ("overlong_buffer_length", 0),
+}
+
+# Options of words; each says in its own field which there are.
+CHOICES = (
+    "share_backbone",
+    "kl_estimator",
+    "judge_form",
+    "reward_scaling",
+    "loss_aggregation",
+    "vllm_importance_sampling_mode",
+)
+
+
+def check_options(config: Any) -> None:
+    """Refuses a PPOConfig that cannot work, or that sets an option which would have no effect.
+
+    Raises:
+        ValueError: Naming the options, what they must be and what they are.
+    """
+    _check_ranges(config)
+    _check_effects(config)
+    _check_rollouts(config)
+    _check_policy_loss(config)
+
+
+def _check_ranges(config: Any) -> None:
+    check_numbers(config)
+    for name in ("num_rollout_batches", "num_ppo_epochs", "kl_horizon"):
+        check(config, getattr(config, name) >= 1, name, "1 or more")
+    check(config, config.ema_decay is None or 0 < config.ema_decay < 1, "ema_decay", "between 0 and 1")
+    for option in fields(config):
+        if option.name in CHOICES:
+            choices = option.metadata["choices"]
+            check(config, getattr(config, option.name) in choices, option.name, f"one of {', '.join(choices)}")
+
+
+def _check_effects(config: Any) -> None:
+    defaults = {option.name: option.default for option in fields(config)}
+    for name, (switch, off) in NEEDS.items():
+        if getattr(config, name) != defaults[name] and getattr(config, switch) == off:
+            raise ValueError(
+                f"PPOConfig: {name} has no effect without {switch}; set that, or leave {name} out. Got "
+                f"{getattr(config, name)!r}."
+            )
+
+
+def _check_rollouts(config: Any) -> None:
+    if config.num_rollout_batches % config.gradient_accumulation_steps != 0:
+        raise ValueError(
+            "PPOConfig: num_rollout_batches must be a multiple of gradient_accumulation_steps, so that every pass "
+            f"over a rollout is a whole number of optimiser steps; got num_rollout_batches="
+            f"{config.num_rollout_batches}, gradient_accumulation_steps={config.gradient_accumulation_steps}."
+        )
+    if config.rollout_batch_size % config.num_generations != 0:
+        raise ValueError(
+            "PPOConfig: per_device_train_batch_size * num_rollout_batches, the answers of a rollout on a device, "
+            f"must be a multiple of num_generations; got {config.rollout_batch_size} and {config.num_generations}."
+        )
+
+
+def _check_policy_loss(config: Any) -> None:
+    high = config.cliprange if config.cliprange_high is None else config.cliprange_high
+    check(
+        config,
+        config.delta is None or config.delta > 1 + high,
+        "delta",
+        f"above 1 + cliprange_high = {1 + high:g}, up to where the plain clip holds",
+    )
+    check(
+        config,
+        config.overlong_buffer_length <= config.max_completion_length,
+        "overlong_buffer_length",
+        f"at most max_completion_length = {config.max_completion_length}",
+    )
+    lowest, highest = config.vllm_importance_sampling_clip_min, config.vllm_importance_sampling_clip_max
+    # A ratio of 1 needs no correction, and is to pass unchanged.
+    check(config, lowest is None or lowest <= 1, "vllm_importance_sampling_clip_min", "1 or less")
+    check(config, highest is None or highest >= 1, "vllm_importance_sampling_clip_max", "1 or more")
+
+
+def check(config: Any, fits: bool, name: str, what: str) -> None:
+    """Refuses an option that does not fit.
+
+    Raises:
+        ValueError: Naming option, what it must be, and its value.
+    """
+    if not fits:
+        raise ValueError(f"PPOConfig: {name} must be {what}; got {getattr(config, name)!r}.")
