@@ -37,6 +37,15 @@ class PPOConfig(TrainingArguments):
         default=0, metadata={"help": "Optimiser steps at the start in which only the critic learns."}
     )
 
+    critic_warmup_lam: float | None = field(
+        default=None,
+        metadata={
+            "help": "Lambda of the critic's targets in these steps, without the clip of the value loss: critic "
+            "pretraining on the start policy's rollouts (VC-PPO, arXiv:2503.01491, where it is 1, the whole return). "
+            "Default: as afterwards."
+        },
+    )
+
     # Models.
     share_backbone: str = field(
         default="none",
@@ -144,6 +153,17 @@ class PPOConfig(TrainingArguments):
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "Weight of each reward where there are several. Default: 1 for all."}
     )
+    reward_combination: str = field(
+        default="sum",
+        metadata={
+            "help": "Of several rewards: their weighted sum; or, of an ensemble, the minimum, or mean_minus_std, the "
+            "mean minus reward_std_coef standard deviations (arXiv:2310.02743).",
+            "choices": ["sum", "minimum", "mean_minus_std"],
+        },
+    )
+    reward_std_coef: float = field(
+        default=1.0, metadata={"help": "Standard deviations of an ensemble to subtract from its mean."}
+    )
     judge_form: str = field(
         default="record",
         metadata={"help": f"For Python rewards and judges: {FORM_HELP}.", "choices": list(FORMS)},
@@ -188,10 +208,48 @@ class PPOConfig(TrainingArguments):
     )
 
     # Advantages and losses.
+    advantage_estimator: str = field(
+        default="gae",
+        metadata={
+            "help": "gae: generalised advantage estimation with a critic (PPO). The others have no critic, none is "
+            "built or saved. grpo: an answer's return minus the mean of its group, the num_generations answers to a "
+            "prompt. rloo: minus the mean of the others of its group. reinforce_plus_plus: the return from each token "
+            "on, normalised over all answers. The KL penalty is part of the reward in all.",
+            "choices": ["gae", "grpo", "rloo", "reinforce_plus_plus"],
+        },
+    )
+    scale_rewards: str = field(
+        default="group",
+        metadata={
+            "help": "With grpo: divide by the standard deviation of the group, of the batch (all ranks), or by none.",
+            "choices": ["group", "batch", "none"],
+        },
+    )
+    dynamic_sampling_rounds: int = field(
+        default=0,
+        metadata={
+            "help": "With grpo and rloo: most times that a group whose scores are all equal is drawn anew. 0: never."
+        },
+    )
     gamma: float = field(default=1.0, metadata={"help": "Discount."})
     lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
-    whiten_advantages: bool = field(
-        default=True, metadata={"help": "Normalise the advantages of a rollout, over all ranks, to mean 0 and std 1."}
+    critic_lam: float | None = field(
+        default=None,
+        metadata={"help": "Lambda of the critic's targets alone (1 in VC-PPO, arXiv:2503.01491). Default: lam."},
+    )
+    adaptive_lam_alpha: float | None = field(
+        default=None,
+        metadata={
+            "help": "Gives the policy's advantages a lambda of 1 - 1 / (this * tokens of the answer) instead of lam "
+            "(VAPO, arXiv:2504.05118, 0.05 there). Default: lam for all."
+        },
+    )
+    whiten_advantages: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Normalise the advantages of a rollout, over all ranks, to mean 0 and std 1. Default: true with "
+            "gae and reinforce_plus_plus."
+        },
     )
     cliprange: float = field(default=0.2, metadata={"help": "Clip range of the policy loss."})
     cliprange_high: float | None = field(
@@ -256,6 +314,8 @@ class PPOConfig(TrainingArguments):
         if self.ddp_find_unused_parameters is None:
             # Every trainable tensor of policy and critic takes part in every loss.
             self.ddp_find_unused_parameters = False
+        if self.whiten_advantages is None:
+            self.whiten_advantages = self.advantage_estimator in ("gae", "reinforce_plus_plus")
         super().__post_init__()
         check_options(self)
 
@@ -297,6 +357,16 @@ class PPOConfig(TrainingArguments):
         config = cls(**translated)
         apply_episodes(config, total_episodes)
         return config
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether the advantages need a critic."""
+        return self.advantage_estimator == "gae"
+
+    def value_clip(self, step: int) -> float | None:
+        """Clip range of the value loss at an optimiser step; none while the critic is pretrained."""
+        is_pretraining = self.critic_warmup_lam is not None and step < self.critic_warmup_steps
+        return None if is_pretraining else self.cliprange_value
 
     @property
     def rollout_batch_size(self) -> int:

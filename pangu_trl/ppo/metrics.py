@@ -3,7 +3,7 @@
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -70,8 +70,23 @@ def rollout_figures(rollout: Rollout) -> dict[str, Tensor]:
     return {name: per_answer.mean() for name, per_answer in answer_figures(rollout).items()} | {
         "reward/std": rollout.scores.std(correction=0),
         "policy/entropy": rollout.entropy[mask].mean(),
-        "value/mean": rollout.values[mask].mean(),
+        **({} if rollout.values is None else {"value/mean": rollout.values[mask].mean()}),
     }
+
+
+def explained_variance(
+    values: Tensor, returns: Tensor, mask: Tensor, sum_over_ranks: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Share of the variance of the returns that the values explain, over the masked tokens of all ranks, a scalar.
+
+    1 - Var(returns - values) / Var(returns): 1 for values that are the returns, 0 for values that say nothing, negative
+    for worse. Left out where the returns are constant, or none is masked, on all ranks alike.
+    """
+    kept = torch.stack([returns[mask], (returns - values)[mask]]).float()
+    count = sum_over_ranks(mask.sum().float())
+    means = sum_over_ranks(kept.sum(dim=1)) / count
+    squares = sum_over_ranks((kept - means.unsqueeze(1)).square().sum(dim=1))
+    return {"value/explained_variance": 1 - squares[1] / squares[0]} if squares[0] > 0 else {}
 
 
 def update_figures(

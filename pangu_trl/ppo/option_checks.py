@@ -11,14 +11,30 @@ NEEDS = {
     "vllm_importance_sampling_clip_max": ("vllm_importance_sampling_correction", False),
     "vllm_importance_sampling_clip_min": ("vllm_importance_sampling_correction", False),
     "overlong_penalty": ("overlong_buffer_length", 0),
+    "critic_warmup_lam": ("critic_warmup_steps", 0),
 }
 
+# What only a critic looks at.
+OF_THE_CRITIC = (
+    "critic_learning_rate",
+    "critic_weight_decay",
+    "critic_warmup_steps",
+    "critic_warmup_lam",
+    "lam",
+    "critic_lam",
+    "adaptive_lam_alpha",
+    "cliprange_value",
+    "vf_coef",
+)
 # Options of words; each says in its own field which there are.
 CHOICES = (
+    "advantage_estimator",
+    "scale_rewards",
     "share_backbone",
     "kl_estimator",
     "judge_form",
     "reward_scaling",
+    "reward_combination",
     "loss_aggregation",
     "vllm_importance_sampling_mode",
 )
@@ -34,6 +50,7 @@ def check_options(config: Any) -> None:
     _check_effects(config)
     _check_rollouts(config)
     _check_policy_loss(config)
+    _check_estimator(config)
 
 
 def _check_ranges(config: Any) -> None:
@@ -55,6 +72,17 @@ def _check_effects(config: Any) -> None:
                 f"PPOConfig: {name} has no effect without {switch}; set that, or leave {name} out. Got "
                 f"{getattr(config, name)!r}."
             )
+
+    if config.reward_std_coef != 1.0 and config.reward_combination != "mean_minus_std":
+        raise ValueError(
+            f"PPOConfig: reward_std_coef has no effect with reward_combination={config.reward_combination!r}; leave it "
+            f"out. Got {config.reward_std_coef!r}."
+        )
+    if config.reward_weights is not None and config.reward_combination != "sum":
+        raise ValueError(
+            f"PPOConfig: reward_weights have no effect with reward_combination={config.reward_combination!r}, whose "
+            f"rewards count alike; leave them out. Got {config.reward_weights!r}."
+        )
 
 
 def _check_rollouts(config: Any) -> None:
@@ -89,6 +117,31 @@ def _check_policy_loss(config: Any) -> None:
     # A ratio of 1 needs no correction, and is to pass unchanged.
     check(config, lowest is None or lowest <= 1, "vllm_importance_sampling_clip_min", "1 or less")
     check(config, highest is None or highest >= 1, "vllm_importance_sampling_clip_max", "1 or more")
+
+
+def _check_estimator(config: Any) -> None:
+    """Refuses options that the estimator does not look at, and groups of one."""
+    estimator, defaults = config.advantage_estimator, {option.name: option.default for option in fields(config)}
+    unused = () if config.has_critic else OF_THE_CRITIC
+    has_groups = estimator in ("grpo", "rloo")
+    if has_groups:
+        unused += ("gamma", "whiten_rewards")
+    if not has_groups:
+        unused += ("dynamic_sampling_rounds",)
+    if estimator != "grpo":
+        unused += ("scale_rewards",)
+    for name in unused:
+        if getattr(config, name) != defaults[name]:
+            raise ValueError(
+                f"PPOConfig: {name} has no effect with advantage_estimator={estimator!r}; leave it out. Got "
+                f"{getattr(config, name)!r}."
+            )
+    if not config.has_critic and config.share_backbone == "value":
+        raise ValueError(
+            f"PPOConfig: share_backbone='value' makes a critic, and advantage_estimator={estimator!r} has none; set "
+            "share_backbone='none'."
+        )
+    check(config, not has_groups or config.num_generations >= 2, "num_generations", f"2 or more with {estimator!r}")
 
 
 def check(config: Any, fits: bool, name: str, what: str) -> None:

@@ -288,8 +288,11 @@ class PPOTrainer(Trainer):
             inputs.importance_weights,
             args.loss_aggregation,
         )
-        value = value_loss(outputs["values"], inputs.values, inputs.returns, mask, args.cliprange_value, num_tokens)
-        shares = {"policy/loss": policy.detach(), "value/loss": value.detach()}
+        shares, value = {"policy/loss": policy.detach()}, 0.0
+        if args.has_critic:
+            clip = args.value_clip(self.state.global_step)
+            value = value_loss(outputs["values"], inputs.values, inputs.returns, mask, clip, num_tokens)
+            shares["value/loss"] = value.detach()
         if texts is not None:
             ptx = outputs["text_loss"] / (self.texts.num_labels(self.passes.micro_steps_of_update) / num_ranks)
             shares["policy/ptx_loss"] = ptx.detach()

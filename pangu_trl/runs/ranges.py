@@ -24,6 +24,7 @@ NOT_NEGATIVE = (
     "critic_warmup_steps",
     "critic_weight_decay",
     "delta",
+    "dynamic_sampling_rounds",
     "entropy_coef",
     "epsilon",
     "epsilon_high",
@@ -39,9 +40,11 @@ NOT_NEGATIVE = (
     "ptx_coef",
     "ref_model_sync_steps",
     "repetition_penalty",
+    "reward_std_coef",
     "rpo_alpha",
     "short_completion_penalty",
     "sft_alpha",
+    "sum_to_zero_coefficient",
     "top_k",
     "vf_coef",
     "vllm_importance_sampling_clip_min",
@@ -50,6 +53,7 @@ NOT_NEGATIVE = (
     "weight_decay",
 )
 POSITIVE = (
+    "adaptive_lam_alpha",
     "adam_epsilon",
     "adaptive_kl_target",
     "cliprange",
@@ -62,6 +66,8 @@ POSITIVE = (
 UP_TO_ONE = (
     "adam_beta1",
     "adam_beta2",
+    "critic_lam",
+    "critic_warmup_lam",
     "gamma",
     "label_smoothing",
     "label_smoothing_factor",

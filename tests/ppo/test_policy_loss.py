@@ -211,7 +211,6 @@ def test_truncated_answers_are_not_learnt_from_and_have_no_part_in_means(make_tr
     answers = [[30, 31], [32, 33, 9], [35, 9], [37]]
     rollout = Rollout.from_answers([[20], [21, 22, 23], [24, 25], [26]], answers, [9], pad_token_id=6, device="cpu")
     monkeypatch.setattr(trainer.collector, "answer", lambda model, examples, watch: rollout)
-    monkeypatch.setattr(trainer.collector, "_check_sampling", lambda *_: None)
     trainer.train()
     assert rollout.learnt_mask.sum(dim=1).tolist() == [0, 3, 2, 0]
     assert rollout.advantages[rollout.learnt_mask].mean().item() == pytest.approx(0.0, abs=1e-6)
