@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from pangu_trl.commands import (
+    average,
     best_of_n,
     check_data,
     convert,
@@ -29,6 +30,7 @@ COMMANDS = {
     "best-of-n": best_of_n,
     "score-sft": score_sft,
     "evaluate-reward": evaluate_reward,
+    "average": average,
     "publish": publish,
     "plan": plan,
 }

@@ -20,7 +20,7 @@ from pangu_trl.answers.summary import win_share
 from pangu_trl.data.collators import PackedRankingCollator, RankingCollator
 from pangu_trl.data.loading import origin_of
 from pangu_trl.data.records import validate_record
-from pangu_trl.data.tokenized_datasets import tokenize_rankings
+from pangu_trl.data.tokenized_datasets import RANKING_ANNOTATIONS, tokenize_rankings
 from pangu_trl.models.adapter_kinds import check_adapter_method
 from pangu_trl.models.loading import name_base_for_good
 from pangu_trl.models.score_head import token_scores
@@ -33,7 +33,16 @@ from .checks import check_model, check_rankings
 from .config import KWiseRewardConfig
 from .evaluation import ranking_metrics
 from .implicit_prompts import with_prompt
-from .losses import centring_loss, has_pair, ordered_pairs, pairwise_loss, plackett_luce_loss, tokenwise_loss
+from .losses import (
+    centring_loss,
+    has_pair,
+    ordered_pairs,
+    pairwise_loss,
+    plackett_luce_loss,
+    preference_shares,
+    sum_to_zero_penalty,
+    tokenwise_loss,
+)
 from .prefix_sharing import enable_prefix_sharing, score_packed_answers
 from .sampler import LengthBucketSampler
 from .tokenized_pairs import rankings_from_ids
@@ -118,11 +127,12 @@ class KWiseRewardTrainer(RewardTrainer):
                 f"KWiseRewardTrainer: the {dataset_name} dataset must be a datasets.Dataset, whose over-long rankings "
                 f"can be counted; got {type(dataset).__name__}. Load it without streaming."
             )
-        if "margin" in dataset.column_names and args.loss_type != "pairwise":
-            raise ValueError(
-                f"KWiseRewardTrainer: the {dataset_name} set has a column 'margin', which only loss_type 'pairwise' "
-                f"knows; got {args.loss_type!r}. Remove the column, or take that loss."
-            )
+        for column in ("margin", "annotator_scores"):
+            if column in dataset.column_names and args.loss_type != "pairwise":
+                raise ValueError(
+                    f"KWiseRewardTrainer: the {dataset_name} set has a column {column!r}, which only loss_type "
+                    f"'pairwise' knows; got {args.loss_type!r}. Remove the column, or take that loss."
+                )
         if "response_input_ids" in dataset.column_names:
             return dataset
         max_length = sys.maxsize if args.max_length is None else args.max_length
@@ -166,7 +176,7 @@ class KWiseRewardTrainer(RewardTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = ["prompt_input_ids", "response_input_ids", "scores", "margin"]
+            self._signature_columns = ["prompt_input_ids", "response_input_ids", "scores", *RANKING_ANNOTATIONS]
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         if self.args.train_sampling_strategy != "group_by_length":
@@ -191,14 +201,18 @@ class KWiseRewardTrainer(RewardTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
-        """Fetches the batches of one optimiser step and counts their prompts with an ordered pair, over all ranks."""
+        """Fetches the batches of one optimiser step and counts their prompts with an ordered pair, over all ranks.
+
+        Where the data has weights, it adds up those of these prompts.
+        """
         batch_samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = sum(has_pair(batch["scores"], batch["answer_mask"]).sum() for batch in batch_samples)
+        count = sum(_weight_of(batch) for batch in batch_samples)
         return batch_samples, self.accelerator.reduce(torch.as_tensor(count, device=device), reduction="sum")
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         # Under DeepSpeed transformers casts float inputs to the model's dtype; in bfloat16 close scores would tie.
-        exact = {name: inputs[name].to(self.args.device) for name in ("scores", "margin") if name in inputs}
+        names = [name for name in ("scores", *RANKING_ANNOTATIONS) if name in inputs]
+        exact = {name: inputs[name].to(self.args.device) for name in names}
         return super()._prepare_inputs(inputs) | exact
 
     def _reward_model(self) -> PreTrainedModel:
@@ -237,10 +251,23 @@ class KWiseRewardTrainer(RewardTrainer):
             if args.loss_type == "plackett_luce":
                 losses = plackett_luce_loss(rewards, labels, answer_mask)
             else:
-                losses = pairwise_loss(rewards, labels, answer_mask, args.margin_coefficient, inputs.get("margin"))
+                annotated = inputs.get("annotator_scores")
+                losses = pairwise_loss(
+                    rewards,
+                    labels,
+                    answer_mask,
+                    args.margin_coefficient,
+                    inputs.get("margin"),
+                    args.label_smoothing,
+                    None if annotated is None else preference_shares(annotated),
+                )
         if args.center_rewards_coefficient is not None:
             losses = losses + args.center_rewards_coefficient * centring_loss(rewards, labels, answer_mask)
-        return rewards, losses
+        if args.sum_to_zero_coefficient is not None:
+            penalty = args.sum_to_zero_coefficient * sum_to_zero_penalty(rewards, answer_mask)
+            # A share for each prompt that counts, so that batches of an optimiser step count by their prompts.
+            losses = losses + penalty * has_pair(labels, answer_mask)
+        return rewards, losses * inputs["weight"] if "weight" in inputs else losses
 
     def compute_loss(
         self,
@@ -252,12 +279,12 @@ class KWiseRewardTrainer(RewardTrainer):
         """Sum of the prompts' losses over the number of prompts with a pair in the global batch."""
         rewards, losses = self._ranking_losses(model, inputs)
         if num_items_in_batch is None:
-            num_items_in_batch = has_pair(inputs["scores"], inputs["answer_mask"]).sum()
+            num_items_in_batch = _weight_of(inputs)
             num_ranks = 1
         else:
             # Gradients are averaged over the ranks, the objective is a sum over them.
             num_ranks = self.accelerator.num_processes
-        loss = losses.sum() * num_ranks / max(int(num_items_in_batch), 1)
+        loss = losses.sum() * num_ranks / (float(num_items_in_batch) or 1)
         self._record_batch(rewards.detach(), inputs)
         return (loss, rewards) if return_outputs else loss
 
@@ -344,6 +371,12 @@ class KWiseRewardTrainer(RewardTrainer):
             **(self._score_statistics if self.weights_are_evaluated else {}),
         )
         card.save(output_dir or self.args.output_dir)
+
+
+def _weight_of(batch: dict[str, Tensor]) -> Tensor:
+    """The prompts of a batch that have an ordered pair, counted by their weights where the data has such a column."""
+    counts = has_pair(batch["scores"], batch["answer_mask"])
+    return (batch["weight"] * counts).sum() if "weight" in batch else counts.sum()
 
 
 def _canonical_ranking(record: dict[str, Any], row: int, source: str) -> dict[str, Any]:
