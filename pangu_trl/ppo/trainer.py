@@ -273,7 +273,9 @@ class PPOTrainer(Trainer):
         """
         args, mask = self.args, inputs.learnt_mask
         texts = None if self.texts is None else self.texts.batch(self.passes.micro_step, self.accelerator.device)
-        outputs = model(inputs.input_ids, inputs.attention_mask, mask, args.temperature, text_batch=texts)
+        outputs = model(
+            inputs.input_ids, inputs.attention_mask, inputs.completion_mask, args.temperature, text_batch=texts
+        )
         num_ranks = self.accelerator.num_processes
         num_tokens = self.passes.num_tokens() / num_ranks
         policy = policy_loss(

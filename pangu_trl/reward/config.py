@@ -57,6 +57,13 @@ class KWiseRewardConfig(RewardConfig):
             "Unset: none."
         },
     )
+    lm_coefficient: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the language-model loss on the best answer of each prompt, for models whose output head "
+            "is their word embedding (GRM, arXiv:2406.10216). Unset: none."
+        },
+    )
     prefix_sharing: bool = field(
         default=False,
         metadata={
@@ -109,6 +116,11 @@ class KWiseRewardConfig(RewardConfig):
             raise ValueError(
                 f"KWiseRewardConfig: label_smoothing needs loss_type 'pairwise', which has probabilities of pairs; got "
                 f"{self.loss_type!r}. Remove one of the two."
+            )
+        if self.prefix_sharing and self.lm_coefficient is not None:
+            raise ValueError(
+                "KWiseRewardConfig: lm_coefficient reads an answer from a row of its own, which prefix_sharing does "
+                "not make. Remove one of the two."
             )
         if self.prefix_sharing and self.loss_type == "tokenwise":
             raise ValueError(

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from pangu_trl.models.adapter_kinds import check_adapter_method
 from pangu_trl.models.loading import name_base_for_good
 from pangu_trl.models.score_head import token_scores
 from pangu_trl.models.sequence_scores import sequence_scores
+from pangu_trl.models.sharding import runs_zero3
 from pangu_trl.runs.broken_training import stop_on_broken_training
 from pangu_trl.runs.coarse_weights import check_coarse_weights
 
@@ -33,6 +35,7 @@ from .checks import check_model, check_rankings
 from .config import KWiseRewardConfig
 from .evaluation import ranking_metrics
 from .implicit_prompts import with_prompt
+from .language_model import best_answer_losses, check_language_model, head_states
 from .losses import (
     centring_loss,
     has_pair,
@@ -109,6 +112,8 @@ class KWiseRewardTrainer(RewardTrainer):
         if not has_own_collator:
             data_collator.pad_token_id = self.processing_class.pad_token_id
         check_model(self._reward_model(), self.processing_class, args)
+        if args.lm_coefficient is not None:
+            check_language_model(self._reward_model(), runs_zero3(self.args) or self.is_fsdp_enabled)
         if args.prefix_sharing:
             enable_prefix_sharing(self._reward_model(), args.max_length)
         check_coarse_weights(self)
@@ -277,7 +282,10 @@ class KWiseRewardTrainer(RewardTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Sum of the prompts' losses over the number of prompts with a pair in the global batch."""
-        rewards, losses = self._ranking_losses(model, inputs)
+        with head_states(self._reward_model()) if self.args.lm_coefficient is not None else nullcontext() as states:
+            rewards, losses = self._ranking_losses(model, inputs)
+        if states:
+            losses = losses + self._language_model_losses(states[0], inputs)
         if num_items_in_batch is None:
             num_items_in_batch = _weight_of(inputs)
             num_ranks = 1
@@ -287,6 +295,13 @@ class KWiseRewardTrainer(RewardTrainer):
         loss = losses.sum() * num_ranks / (float(num_items_in_batch) or 1)
         self._record_batch(rewards.detach(), inputs)
         return (loss, rewards) if return_outputs else loss
+
+    def _language_model_losses(self, states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """Weighted language-model losses (B,) of the best answers, by the pass that scored them."""
+        losses = best_answer_losses(states, self._reward_model().get_input_embeddings(), inputs)
+        num_ranked = has_pair(inputs["scores"], inputs["answer_mask"]).sum().clamp(min=1)
+        self._metrics["train"]["lm_loss"].append((losses.detach().sum() / num_ranked).item())
+        return self.args.lm_coefficient * losses * inputs.get("weight", 1.0)
 
     def _record_batch(self, rewards: Tensor, inputs: dict[str, Tensor]) -> None:
         """Keeps TRL's training figures (RewardTrainer.log averages them over the steps since the last log)."""

@@ -66,7 +66,8 @@ class JudgeArguments:
     reward_model: str = field(
         default="",
         metadata={
-            "help": "Trained reward model, a folder or a Hub id; or path/to/file.py:function, or module:function."
+            "help": "Trained reward model, a folder or a Hub id; path/to/file.py:function, or module:function; or a "
+            "reward service, http://HOST:PORT/PATH."
         },
     )
 

@@ -30,6 +30,7 @@ NOT_NEGATIVE = (
     "epsilon_high",
     "kl_coef",
     "learning_rate",
+    "lm_coefficient",
     "lora_alpha",
     "max_grad_norm",
     "min_completion_length",

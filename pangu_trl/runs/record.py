@@ -38,7 +38,7 @@ LENGTH_OPTIONS = frozenset({"max_steps", "num_train_epochs"})
 FIXED_OPTIONS = frozenset(
     """
     world_size per_device_train_batch_size gradient_accumulation_steps seed data_seed
-    num_rollout_batches num_generations num_ppo_epochs
+    num_rollout_batches num_generations num_ppo_epochs advantage_estimator
     """.split()
 )
 # Compared by content where they are files here, so that a folder may move.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from pangu_trl import GPTPanguForSequenceClassification, KWiseRewardConfig
+from pangu_trl import GPTPanguForCausalLM, GPTPanguForSequenceClassification, KWiseRewardConfig
 from pangu_trl.cli import main
 from pangu_trl.reward.card import RewardCard, read_reward_card
 from pangu_trl.reward.evaluation import ranking_metrics, without_length
@@ -159,6 +159,34 @@ def test_annotations_that_cannot_be_obeyed_are_refused(make_trainer, rankings, c
 def test_options_of_the_objective_out_of_range_are_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         KWiseRewardConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+def test_the_language_model_loss_is_that_of_the_language_model_on_the_best_answers(make_trainer, tiny_config, rankings):
+    plain, trainer = make_trainer(max_steps=1), make_trainer(folder="lm", max_steps=1, lm_coefficient=0.5)
+    batch = plain.data_collator(list(plain.train_dataset))
+    with torch.no_grad():
+        losses = [each.compute_loss(each.model, dict(batch)).item() for each in (plain, trainer)]
+    policy = GPTPanguForCausalLM(tiny_config).eval()
+    policy.transformer.load_state_dict(trainer.model.transformer.state_dict())
+    expected = []
+    for row in trainer.train_dataset:
+        if min(row["scores"]) < max(row["scores"]):
+            best = row["response_input_ids"][row["scores"].index(max(row["scores"]))]
+            ids = torch.tensor([row["prompt_input_ids"] + best])
+            labels = torch.where(torch.arange(ids.shape[1]) < len(row["prompt_input_ids"]), -100, ids)
+            with torch.no_grad():
+                expected.append(policy(ids, labels=labels).loss.item())
+    assert losses[1] - losses[0] == pytest.approx(0.5 * sum(expected) / len(expected), rel=1e-4)
+    trainer.train()
+    assert "lm_loss" in trainer.state.log_history[0]
+
+
+def test_a_model_without_a_tied_head_keeps_none_to_predict_with(make_trainer, reward_model):
+    reward_model.config.tie_word_embeddings = False
+    with pytest.raises(ValueError, match="lm_coefficient needs a model whose output head is its word embedding"):
+        make_trainer(lm_coefficient=0.1)
+    with pytest.raises(ValueError, match="lm_coefficient reads an answer from a row of its own"):
+        make_trainer(lm_coefficient=0.1, prefix_sharing=True)
 
 
 # The average of weights.
