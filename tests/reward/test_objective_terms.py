@@ -40,6 +40,19 @@ def test_shares_of_votes_by_hand():
     assert loss.item() == pytest.approx(-(2.5 * log_sigmoid(0.5) + 0.5 * log_sigmoid(-0.5)) / 3)
 
 
+def test_smoothing_holds_for_shares_too():
+    # A share of 3/4 with a tenth of the annotations the wrong way round: 3/4 * 9/10 + 1/4 * 1/10 = 0.7.
+    shares = torch.tensor([[[0.5, 0.75], [0.25, 0.5]]])
+    loss = pairwise_loss(
+        torch.tensor([[1.0, 0.0]]),
+        torch.tensor([[1.0, 0.0]]),
+        torch.ones(1, 2).bool(),
+        label_smoothing=0.1,
+        shares=shares,
+    )
+    assert loss.item() == pytest.approx(-(0.7 * log_sigmoid(1) + 0.3 * log_sigmoid(-1)))
+
+
 def test_soft_targets_are_met_where_the_model_gives_their_probability_and_padding_gives_no_gradient():
     shares = preference_shares(torch.tensor([[[1.0, 0.0, math.nan]] * 3 + [[0.0, 1.0, math.nan]]]))
     scores = torch.tensor([[math.log(3.0), 0.0, 7.0]], requires_grad=True)
