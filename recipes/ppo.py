@@ -2,11 +2,15 @@
 
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/ppo.py --config recipes/demo/ppo.yaml
 
-The critic starts as a second copy of the reward model; the reference is the policy before the first step.
+The critic, if `advantage_estimator` needs one, starts as a second copy of the reward model; the reference is the policy
+before the first step.
 
 `model_name_or_path`, `reward_model` and `value_model` may be folders of adapters: each is merged into its base model
 first. With `use_peft` a new adapter is learnt on the merged policy, which is kept as `output_dir/base`: the new adapter
 belongs to that.
+
+A reward may also be a Python function, `path/to/file.py:function`, or a service, `http://HOST:PORT/PATH`
+(recipes/reward_server.py is one); several are a list.
 
 With `share_backbone: all` (and `use_peft`) only the policy's base model is loaded: `reward_model` is the folder of a
 reward adapter that was trained on it, and is not merged.
@@ -18,6 +22,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from trl import ModelConfig
 
 from pangu_trl import PPOConfig, PPOTrainer
+from pangu_trl.answers.judge import load_reward_function, names_function
+from pangu_trl.answers.reward_service import RewardService, is_url
 from pangu_trl.data.arguments import DataArguments
 from pangu_trl.models.loading import load_merged
 from pangu_trl.models.reward_model import load_reward_model
@@ -44,16 +50,18 @@ def main() -> None:
     ptx_dataset = None
     if reward_args.ptx_data:
         ptx_dataset = data_args.load_training(reward_args.ptx_data, reward_args.ptx_kind, "train", seed=seed)
-    reward_model, value_model = load_judges(reward_args, training_args.share_backbone, loading_options(model_args))
+    rewards, value_model = load_rewards(reward_args, training_args, loading_options(model_args))
     start = load_start(AutoModelForCausalLM, model_args, training_args)
-    trust_reward_model(reward_args.reward_model, reward_model, start.tokenizer)
+    for name, reward in rewards.items():
+        if isinstance(reward, PreTrainedModel | str):
+            trust_reward_model(name, reward, start.tokenizer)
     reference = None
     if start.peft_config is None:
         reference = load_start(AutoModelForCausalLM, model_args, training_args).model
     trainer = PPOTrainer(
         model=start.model,
         args=training_args,
-        reward_model=reward_model,
+        reward_model=list(rewards.values()),
         value_model=value_model,
         ref_model=reference,
         train_dataset=train_dataset,
@@ -67,19 +75,33 @@ def main() -> None:
     finish(trainer)
 
 
-def load_judges(
-    reward_args: PPOModelArguments, share_backbone: str, loading: dict[str, Any]
-) -> tuple[PreTrainedModel | str, PreTrainedModel | None]:
-    """Loads the reward model and the model that the critic starts from, as far as the layout needs them."""
-    if share_backbone != "none" and reward_args.value_model is not None:
-        raise ValueError(f"value_model has no effect with share_backbone={share_backbone}; leave it out.")
-    if share_backbone == "all":
-        return reward_args.reward_model, None
-    reward_model, _ = load_reward_model(reward_args.reward_model, load_merged, **loading)
-    if share_backbone == "value":
-        return reward_model, None
-    value_model, _ = load_reward_model(reward_args.value_model or reward_args.reward_model, load_merged, **loading)
-    return reward_model, value_model
+def load_rewards(
+    reward_args: PPOModelArguments, training_args: PPOConfig, loading: dict[str, Any]
+) -> tuple[dict[str, Any], PreTrainedModel | None]:
+    """Loads the rewards, by name, and the model that the critic starts from, if layout and estimator need one."""
+    share_backbone, estimator = training_args.share_backbone, training_args.advantage_estimator
+    if reward_args.value_model is not None and (share_backbone != "none" or not training_args.has_critic):
+        why = f"share_backbone={share_backbone}" if training_args.has_critic else f"advantage_estimator={estimator}"
+        raise ValueError(f"value_model has no effect with {why}; leave it out.")
+    models = [name for name in reward_args.rewards if not is_url(name) and not names_function(name)]
+    # An adapter of the policy's own backbone is read by the trainer.
+    on_backbone = models[:1] if share_backbone == "all" else []
+    rewards: dict[str, Any] = {}
+    for name in reward_args.rewards:
+        if name in on_backbone:
+            rewards[name] = name
+        elif name in models:
+            rewards[name], _ = load_reward_model(name, load_merged, **loading)
+        elif is_url(name):
+            service = RewardService(name, reward_args.reward_service_timeout, reward_args.reward_service_retries)
+            rewards[name] = service
+        else:
+            rewards[name] = load_reward_function(name)
+    start = reward_args.value_model or next(iter(models), None)
+    if share_backbone != "none" or not training_args.has_critic or start is None:
+        return rewards, None
+    value_model, _ = load_reward_model(start, load_merged, **loading)
+    return rewards, value_model
 
 
 def trust_reward_model(name: str, reward_model: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -4,6 +4,7 @@ A judge is anything that turns (prompts, completions) into scores: a Python func
 """
 
 import copy
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -26,6 +27,8 @@ from pangu_trl.models.reward_model import ScoringError, encode_checked, load_rew
 from .journal import Journal
 from .python_scores import check_signature, python_scores
 from .records import Answers, Record, Scores, first_occurrences, per_answer_columns
+from .reward_service import RewardService, is_url
+from .rewards import refuse_kind
 
 # Batches of a reward model that are sorted by length together, and kept together as they come.
 SORTED_BATCHES = 16
@@ -97,7 +100,8 @@ class Judge:
 
 
 def load_judge(spec: str, batch_size: int, form: str = "record", **model_kwargs: Any) -> Judge:
-    """Loads a judge from `path/to/file.py:function`, `package.module:function`, or a reward model's folder or hub id.
+    """Loads a judge from `path/to/file.py:function`, `package.module:function`, the address of a reward service, or a
+    reward model's folder or hub id.
 
     Args:
         spec: Where the judge is.
@@ -109,20 +113,37 @@ def load_judge(spec: str, batch_size: int, form: str = "record", **model_kwargs:
         ValueError: If there is no such function, its file cannot be run, it does not take `(prompts, completions,
             **columns)`, or the model is no trained reward model.
     """
-    if ":" in spec and not Path(spec).is_dir():
-        module_spec, _, function_name = spec.rpartition(":")
-        function = _load_function(module_spec, function_name)
-
-        def judge(prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> Sequence[float]:
-            with _users_code(spec):
-                return function(prompts, completions, **columns)
-
-        return Judge(spec, judge, batch_size, form=form)
+    if names_function(spec) or is_url(spec):
+        function = RewardService(spec) if is_url(spec) else load_reward_function(spec)
+        refuse_kind(f"judge {spec}", function)
+        return Judge(spec, function, batch_size, form=form)
     if spec.endswith(".py"):
         raise ValueError(f"judge {spec}: name the function that judges, as in {spec}:FUNCTION")
     if form != "record":
         raise ValueError(f"judge {spec}: is a model, which reads records; leave the judge's form {form!r} out")
     return judge_of_model(spec, *load_reward_model(spec, **model_kwargs), batch_size)
+
+
+def names_function(spec: str) -> bool:
+    """Whether a reward or judge is named as `path/to/file.py:function` or `package.module:function`."""
+    return ":" in spec and not is_url(spec) and not Path(spec).is_dir()
+
+
+def load_reward_function(spec: str) -> Callable[..., Any]:
+    """Loads the function that `path/to/file.py:function` or `package.module:function` names, with its kind of reward.
+
+    Raises:
+        ValueError: As `load_judge`; and from the function itself, whatever goes wrong in it, with the line of its file.
+    """
+    module_spec, _, function_name = spec.rpartition(":")
+    function = _load_function(module_spec, function_name)
+
+    @functools.wraps(function)
+    def reward(*answers: Any, **columns: Any) -> Any:
+        with _users_code(spec):
+            return function(*answers, **columns)
+
+    return reward
 
 
 def judge_of_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Judge:

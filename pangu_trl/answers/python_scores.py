@@ -124,6 +124,41 @@ def python_scores(name: str, returned: Any, completions: list[Any], start: int =
     return scores
 
 
+def check_steps(name: str, steps: Any, texts: list[str]) -> None:
+    """Refuses what a stepwise reward returned, unless it is `[(end, score), ...]` in order for each of N answers.
+
+    Args:
+        name: The function, for errors.
+        steps: What it returned.
+        texts: The N answers.
+
+    Raises:
+        ScoringError: Naming function and answer.
+    """
+    if not isinstance(steps, list | tuple) or len(steps) != len(texts):
+        found = f"{len(steps)} entries" if isinstance(steps, list | tuple) else type(steps).__name__
+        raise ScoringError(
+            f"{name} must return a list of {len(texts)} lists of steps for {len(texts)} answers; got {found}", 0
+        )
+    for index, (of_answer, text) in enumerate(zip(steps, texts, strict=True)):
+        last = 0
+        for step in of_answer:
+            is_pair = isinstance(step, list | tuple) and len(step) == 2
+            if not is_pair or not isinstance(step[0], int) or not is_finite_number(step[1]):
+                raise ScoringError(
+                    f"{name}: a step of answer {index} must be (end, score), a number of characters and a finite "
+                    f"number; got {_quoted(step)}",
+                    index,
+                )
+            if not last < step[0] <= len(text):
+                raise ScoringError(
+                    f"{name}: the steps of answer {index} must end one after the other, at 1 to {len(text)} "
+                    f"characters; got {step[0]} after {last}",
+                    index,
+                )
+            last = step[0]
+
+
 def _awaited(returned: Any) -> Any:
     async def wait() -> Any:
         return await returned

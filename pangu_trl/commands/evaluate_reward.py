@@ -1,6 +1,7 @@
 """`pangu-trl evaluate-reward`: a saved reward model against annotated rankings, with probes and pictures."""
 
 import argparse
+import json
 import os
 from collections.abc import Iterable, Sequence
 
@@ -28,6 +29,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="rankings: a .jsonl file, a .md data card, a folder or a hub dataset",
     )
     parser.add_argument("--split", default="train", help="split of the data (default: %(default)s)")
+    parser.add_argument(
+        "--benchmark",
+        choices=("rewardbench2",),
+        help="--data is a .jsonl file of this benchmark's records, which get its own figures",
+    )
     add_format(parser)
     add_special_tokens(parser)
     parser.add_argument(
@@ -50,12 +56,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     refuse_existing(args, is_folder=True)
+    if args.benchmark is not None:
+        _run_rewardbench2(args)
+        return
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ValueError("evaluate-reward draws pictures with matplotlib: pip install matplotlib") from error
     from pangu_trl.data.loading import load_records, place_of
     from pangu_trl.models.reward_model import ScoringError, load_reward_model
+    from pangu_trl.reward.probes import probe_verdicts
     from pangu_trl.reward.report import evaluate_rankings, write_report
 
     dataset = load_records(args.data, "ranking", args.split, args.format, args.special_tokens_in_text)
@@ -78,9 +88,56 @@ def run(args: argparse.Namespace) -> None:
         print_json(evaluation.metrics | {"probes": evaluation.probes})
         return
     for name, value in evaluation.metrics.items():
-        print(f"{name:42}  {value:.4g}")
+        interval = evaluation.intervals.get(name)
+        ends = "" if interval is None else "  ({:.4g} to {:.4g})".format(*interval)
+        print(f"{name:42}  {value:.4g}{ends}")
     for name, probe in evaluation.probes.items():
         print(f"{f'best answer beats {name}':42}  {probe['best_answer_wins']:.4g}  ({probe['prompts']} prompts)")
+
+    for verdict in probe_verdicts(evaluation.probes):
+        print(verdict)
+
+
+def _run_rewardbench2(args: argparse.Namespace) -> None:
+    if args.format is not None or args.split != "train" or args.min_score_gap:
+        raise ValueError("--benchmark reads a file in its published form; leave --format, --split, --min-score-gap out")
+    from pangu_trl.answers.judge import journal_arguments, judge_of_model
+    from pangu_trl.data.jsonl import read_numbered_jsonl
+    from pangu_trl.models.reward_model import ScoringError, load_reward_model
+    from pangu_trl.reward.rewardbench import check_record, rewardbench2_metrics
+
+    records, places = [], []
+    for line, record in read_numbered_jsonl(args.data):
+        check_record(record, f"{args.data}:{line}")
+        records.append(record)
+        places.append(f"{args.data}:{line}")
+    answers = [(row, text) for row, record in enumerate(records) for text in record["chosen"] + record["rejected"]]
+    with open_journal(args, ("model", "batch_size", "benchmark"), records) as journal:
+        model, tokenizer = load_reward_model(args.model)
+        judge = judge_of_model("the reward model", model, tokenizer, args.batch_size)
+        # Published as texts; a model of conversations is to read turns.
+        has_turns = bool(tokenizer.chat_template)
+        prompts = [_as_turn(records[row]["prompt"], "user", has_turns) for row, _ in answers]
+        responses = [_as_turn(text, "assistant", has_turns) for _, text in answers]
+        try:
+            found = judge(prompts, responses, **journal_arguments(journal, "scores"))
+        except ScoringError as error:
+            raise ValueError(f"{places[answers[error.index][0]]}: {error}") from error
+        scores: list[list[float]] = [[] for _ in records]
+        for (row, _), score in zip(answers, found, strict=True):
+            scores[row].append(score)
+        metrics = rewardbench2_metrics(records, scores)
+        args.output.mkdir(parents=True, exist_ok=True)
+        content = {"model": args.model, "data": args.data, "benchmark": args.benchmark, "metrics": metrics}
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        (args.output / "metrics.json").write_text(text + "\n", encoding="utf-8")
+        journal.remove()
+    for name, value in metrics.items():
+        print(f"{name:42}  {value:.4g}")
+
+
+def _as_turn(text: str, role: str, has_turns: bool) -> str | list[dict[str, str]]:
+    return [{"role": role, "content": text}] if has_turns else text
 
 
 def _refuse_without_pair(scores: Iterable[Sequence[float]], args: argparse.Namespace) -> None:

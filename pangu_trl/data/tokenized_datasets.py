@@ -45,6 +45,10 @@ CODE_DIGEST = hashlib.sha256(
     )
 ).hexdigest()
 
+# Of a ranking, beside its scores: by how much the better answer has to win, how much the ranking counts, and what each
+# annotator said.
+RANKING_ANNOTATIONS = ("margin", "weight", "annotator_scores")
+
 
 def tokenize_demonstrations(
     dataset: Records,
@@ -96,8 +100,8 @@ def tokenize_rankings(
         marks_turns: Whether to tell what the assistant says in the responses from what others say there.
 
     Returns:
-        `prompt_input_ids`, `response_input_ids` (a list for each response) and `scores`; `margin` where the data has
-        margins; `response_masks` with `marks_turns`.
+        `prompt_input_ids`, `response_input_ids` (a list for each response) and `scores`; those of
+        `RANKING_ANNOTATIONS` that the data has; `response_masks` with `marks_turns`.
 
     Raises:
         ValueError: As `tokenize_demonstrations`.
@@ -215,16 +219,35 @@ def _encode_ranking_with_turns(
         "response_masks": [mask for _, mask in responses],
         "scores": row["scores"],
         LENGTH_COLUMN: len(prompt_ids) + max(len(ids) for ids, _ in responses),
-    } | _margin(row)
+    } | _annotations(row)
 
 
-def _margin(row: Mapping[str, Any]) -> dict[str, float]:
-    """The margin by which the better answer of a ranking has to win, where the data has such a column."""
-    if "margin" not in row:
-        return {}
-    if not is_finite_number(row["margin"]):
-        raise ValueError(f"'margin' must be a finite number in every record, or in none; got {row['margin']!r}")
-    return {"margin": float(row["margin"])}
+def _annotations(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a ranking may say beside its scores; see `RANKING_ANNOTATIONS`."""
+    found: dict[str, Any] = {}
+    if "margin" in row:
+        if not is_finite_number(row["margin"]):
+            raise ValueError(f"'margin' must be a finite number in every record, or in none; got {row['margin']!r}")
+        found["margin"] = float(row["margin"])
+    if "weight" in row:
+        if not is_finite_number(row["weight"]) or row["weight"] < 0:
+            raise ValueError(f"'weight' must be 0 or more in every record, or be in none; got {row['weight']!r}")
+        found["weight"] = float(row["weight"])
+    if "annotator_scores" in row:
+        found["annotator_scores"] = _annotator_scores(row["annotator_scores"], len(row["responses"]))
+    return found
+
+
+def _annotator_scores(value: Any, num_responses: int) -> list[list[float]]:
+    annotators = value if isinstance(value, list | tuple) and value else [None]
+    for scores in annotators:
+        is_list = isinstance(scores, list | tuple) and len(scores) == num_responses
+        if not is_list or not all(map(is_finite_number, scores)):
+            raise ValueError(
+                "'annotator_scores' must hold, for each annotator, one finite number for each of the "
+                f"{num_responses} responses, in every record or in none; got {value!r}"
+            )
+    return [[float(score) for score in scores] for scores in annotators]
 
 
 def _encode_prompt_row(

@@ -32,7 +32,7 @@ GIB = 2**30
 # Before any weight: what CUDA, NCCL and cuBLAS take on a device, and what Python with its libraries takes in a process.
 DEVICE_LIBRARIES = 1 * GIB
 PROCESS_LIBRARIES = int(0.75 * GIB)
-OPTIONS_OF_MODELS = {"use_peft", "share_backbone"}
+OPTIONS_OF_MODELS = {"use_peft", "share_backbone", "advantage_estimator"}
 LORA_OPTIONS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save", "use_rslora")
 
 
@@ -80,6 +80,8 @@ class Plan:
         if settings.stage != "ppo":
             return {"policy" if settings.stage != "sft" else "model": policy}
         layout = settings["share_backbone"]
+        if layout == "none" and not self._has_critic:
+            return {"policy": policy}
         if layout == "none":
             return {"policy": policy, "critic": count(self.config, is_scoring=True)}
         if layout == "all":
@@ -87,10 +89,10 @@ class Plan:
             adapter = policy.num_trainable
             policy = replace(
                 policy,
-                num_parameters=policy.num_parameters + 2 * adapter,
-                num_trainable=policy.num_trainable + adapter,
+                num_parameters=policy.num_parameters + (1 + self._has_critic) * adapter,
+                num_trainable=policy.num_trainable + self._has_critic * adapter,
             )
-        return {"policy and critic": policy}
+        return {"policy and critic" if self._has_critic else "policy": policy}
 
     @cached_property
     def frozen(self) -> dict[str, ModelShape]:
@@ -126,6 +128,10 @@ class Plan:
     @property
     def _policy(self) -> ModelShape:
         return next(iter(self.trained.values()))
+
+    @property
+    def _has_critic(self) -> bool:
+        return self.settings.get("advantage_estimator") == "gae"
 
     @property
     def _lora(self) -> dict | None:
@@ -191,7 +197,7 @@ class Plan:
     def _learning(self) -> Iterator[Item]:
         settings, tokens = self.settings, self.tokens_per_batch
         # Policy and critic of one backbone each make a pass of their own, except where the critic is only a head.
-        passes = 2 if settings.get("share_backbone") == "all" else 1
+        passes = 2 if settings.get("share_backbone") == "all" and self._has_critic else 1
         has_dropout = settings.has_lora_dropout
         for name, shape in self.trained.items():
             size = activation_bytes(shape, self.precision, tokens, settings.checkpoints_activations, has_dropout)

@@ -69,7 +69,39 @@ def add_at_last_token(rewards: Tensor, amounts: Tensor, mask: Tensor) -> Tensor:
     return rewards.scatter_add(1, last, amounts.to(rewards.dtype).unsqueeze(1))
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+def overlong_penalties(lengths: Tensor, max_completion_length: int, buffer_length: int) -> Tensor:
+    """Share of the penalty for length that each answer gets: soft overlong punishment (DAPO, arXiv:2503.14476, eq. 13).
+
+    0 up to `max_completion_length - buffer_length` tokens, from there on rising in a line to 1.
+
+    Args:
+        lengths: Tokens of each answer, (B,).
+        max_completion_length: Most tokens of an answer.
+        buffer_length: Tokens over which the penalty rises; 1 or more.
+
+    Returns:
+        Shares, (B,).
+    """
+    return ((lengths - (max_completion_length - buffer_length)) / buffer_length).clamp(0, 1)
+
+
+def length_adaptive_lambda(lengths: Tensor, alpha: float) -> Tensor:
+    """Lambda of each answer, 1 - 1 / (alpha * length), but 0 at least (VAPO, arXiv:2504.05118, eq. 8).
+
+    The longer an answer is, the further its end reaches back: with a fixed lambda below 1 the score of a long answer
+    would be gone before its first token.
+
+    Args:
+        lengths: Tokens of each answer, (B,).
+        alpha: Larger means closer to 1; 0.05 in the paper.
+
+    Returns:
+        Lambdas, (B,).
+    """
+    return (1 - 1 / (alpha * lengths)).clamp(min=0)
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float | Tensor) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16, arXiv:1506.02438).
 
     The episode ends with the last answer token: the value after it is 0, whatever the critic says there.
@@ -79,7 +111,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
         values: Value of the state in which each answer token was chosen, (B, C).
         mask: True for answer tokens, (B, C).
         gamma: Discount.
-        lam: Trade-off between bias (0) and variance (1).
+        lam: Trade-off between bias (0) and variance (1), or that of each answer, (B,).
 
     Returns:
         Advantages and returns (= advantages + values), each (B, C), 0 after the last answer token.
@@ -94,6 +126,53 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
         advantages[:, step] = next_advantage
         next_value = values[:, step]
     return advantages, advantages + values
+
+
+def returns_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """Discounted sum of the rewards from each token on, (B, C): what REINFORCE multiplies a token's gradient by."""
+    return gae(rewards, torch.zeros_like(rewards), mask, gamma, lam=1.0)[0]
+
+
+def group_mean_advantages(
+    returns: Tensor,
+    num_generations: int,
+    scale: str = "group",
+    sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> Tensor:
+    """Return of each answer minus the mean of its group's (GRPO, arXiv:2402.03300, section 4.1.2), as TRL computes it.
+
+    Args:
+        returns: Sum of the rewards of each answer, (N,); the G answers to a prompt stand side by side.
+        num_generations: G, 2 or more.
+        scale: What the differences are divided by, plus 1e-4: `group`, the standard deviation of the group; `batch`,
+            that of all returns of all ranks (arXiv:2508.08221); `none`, nothing (Dr. GRPO, arXiv:2503.20783). The
+            deviations are those of samples (n - 1).
+        sum_over_ranks: Adds a tensor up over the ranks; by default there is one.
+
+    Returns:
+        Advantages, (N,).
+    """
+    grouped = returns.view(-1, num_generations)
+    differences = (grouped - grouped.mean(dim=1, keepdim=True)).flatten()
+    if scale == "none":
+        return differences
+    if scale == "group":
+        deviation = grouped.std(dim=1, keepdim=True).expand_as(grouped).flatten()
+    else:
+        count, total = sum_over_ranks(torch.stack([torch.ones_like(returns).sum(), returns.sum()]))
+        squares = sum_over_ranks((returns - total / count).square().sum())
+        deviation = (squares / (count - 1)).sqrt()
+    return differences / (deviation + 1e-4)
+
+
+def leave_one_out_advantages(returns: Tensor, num_generations: int) -> Tensor:
+    """Return of each answer minus the mean of the OTHERS of its group (RLOO, arXiv:2402.14740, eq. 9).
+
+    Arguments and result as in `group_mean_advantages`.
+    """
+    grouped = returns.view(-1, num_generations)
+    others = (grouped.sum(dim=1, keepdim=True) - grouped) / (num_generations - 1)
+    return (grouped - others).flatten()
 
 
 def whiten(

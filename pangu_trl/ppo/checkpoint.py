@@ -31,7 +31,7 @@ def save_policy_and_value(
     """Writes the policy (or its adapter) into `output_dir` and the critic beside it.
 
     A critic with a backbone of its own, and one that is an adapter, go into `output_dir/value_model`; a head on the
-    policy's backbone is `output_dir/value_head.safetensors`.
+    policy's backbone is `output_dir/value_head.safetensors`. Without a critic there is nothing beside the policy.
 
     Args:
         models: The unwrapped module.
@@ -54,6 +54,8 @@ def save_policy_and_value(
         return []
     output_dir = Path(output_dir)
     save_learnt(models.policy, output_dir, _part(state_dict, "policy."))
+    if not models.has_critic:
+        return [output_dir]
     critic_dir = output_dir / VALUE_MODEL_FOLDER
     if hasattr(models, "value_model"):
         save_learnt(models.value_model, critic_dir, _part(state_dict, "value_model."))
@@ -113,6 +115,8 @@ def load_policy_and_value(models: PolicyAndValue, checkpoint_dir: str | Path) ->
     """
     folder = Path(checkpoint_dir)
     _load_into(models.policy, folder)
+    if not models.has_critic:
+        return
     if hasattr(models, "value_model"):
         _load_into(models.value_model, folder / VALUE_MODEL_FOLDER)
         return

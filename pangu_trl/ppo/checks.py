@@ -18,7 +18,7 @@ from pangu_trl.models.vocabulary import check_vocabulary
 from .actor_critic.policy_reading import wrong_reading
 from .actor_critic.policy_value import PolicyAndValue
 from .config import PPOConfig
-from .reward_sources import AdapterReward, ModelReward, RewardSource, TextModelReward
+from .reward_sources import AdapterReward, ModelReward, RewardSource, StepReward, TextModelReward
 
 
 def check_constructor(model: Any, args: PPOConfig, train_dataset: Any, tokenizer: Any, data_collator: Any) -> None:
@@ -86,8 +86,14 @@ def check_passed_models(
                 f"PPOTrainer: {name} must be a model of transformers or PEFT; got {type(model).__name__}. Load it with "
                 "from_pretrained; other code that scores answers can be a function, as reward_model."
             )
+    _check_ensemble(rewards, args)
     if peft_config is not None and isinstance(policy, PeftModel):
         raise ValueError("PPOTrainer: model is a PeftModel already; pass it without peft_config, or merge its adapter.")
+    if value_model is not None and not args.has_critic:
+        raise ValueError(
+            f"PPOTrainer: value_model has no effect with advantage_estimator={args.advantage_estimator!r}, which has "
+            "no critic; leave it out."
+        )
     if share_backbone != "none" and value_model is not None:
         raise ValueError(
             f"PPOTrainer: share_backbone={share_backbone!r} makes the critic from the policy's backbone; leave "
@@ -115,7 +121,18 @@ def check_passed_models(
             "PPOTrainer: ref_model is model, but the policy learns while the reference must stay. Load a second copy, "
             "or leave ref_model out to have it copied."
         )
-    _check_adapters(policy, value_model, rewards, peft_config, share_backbone)
+    copies_critic = value_model is None and share_backbone == "none" and args.has_critic
+    _check_adapters(policy, value_model, rewards, peft_config, copies_critic)
+
+
+def _check_ensemble(rewards: list[RewardSource], args: PPOConfig) -> None:
+    if args.reward_combination == "sum":
+        return
+    if len(rewards) < 2 or any(isinstance(reward, StepReward) for reward in rewards):
+        raise ValueError(
+            f"PPOTrainer: reward_combination={args.reward_combination!r} needs two or more rewards that give one score "
+            f"an answer; got {', '.join(reward.name for reward in rewards)}."
+        )
 
 
 def _check_adapters(
@@ -123,11 +140,11 @@ def _check_adapters(
     value_model: Any,
     rewards: list[RewardSource],
     peft_config: PeftConfig | None,
-    share_backbone: str,
+    copies_critic: bool,
 ) -> None:
     """Refuses adapters that would not be learnt or saved, in the models that are passed and the one that is copied."""
     copied = None
-    if value_model is None and share_backbone == "none":
+    if copies_critic:
         copied = next((reward.model for reward in rewards if isinstance(reward, ModelReward)), None)
     critic = "value_model" if copied is None else "reward_model, which the critic is copied from,"
     learning = (("model", policy), (critic, value_model if copied is None else copied))

@@ -14,23 +14,23 @@ from pangu_trl.models.modes import evaluation_mode
 from pangu_trl.models.score_head import innermost
 from pangu_trl.runs.hang_guard import phase
 
-from .advantages import add_at_last_token, gae, shape_rewards, whiten
+from .advantages import add_at_last_token, overlong_penalties, shape_rewards, whiten
 from .config import PPOConfig
 from .control import KLController, RunningStd
+from .dynamic_sampling import draw_dull_groups_anew, dull_groups
+from .engine_gap import check_sampling, correct_sampling, watch_of
+from .estimators import estimate_advantages
 from .first_pass import largest_gap
 from .generation.generate import generate_rollout, generation_mode
 from .generation.sampled_logprobs import SampledLogprobs
 from .generation.vllm_server import VLLMServer
-from .metrics import RunningMeans, kl_per_answer, rollout_figures
+from .metrics import RunningMeans, explained_variance, kl_per_answer, rollout_figures
 from .reward_sources import RewardSource
 from .rollout import Rollout
 from .sampler import batches_by_length
-from .scoring import score_completions, score_tokens, weighted_sum
+from .scoring import combine_scores, score_completions, score_tokens
 
 logger = logging.getLogger(__name__)
-
-# Mean difference in nats per token that float32 and bfloat16 leave far below; a wrong mask or position exceeds it.
-LARGEST_SAMPLING_GAP = 0.1
 
 
 class RolloutCollector:
@@ -74,27 +74,35 @@ class RolloutCollector:
             step: Optimiser steps so far, for what is printed.
         """
         examples = [example for example in examples for _ in range(self.args.num_generations)]
-        watch = SampledLogprobs(self.args.temperature, max_rows=self.args.per_device_train_batch_size)
+        watch = watch_of(self.args, len(examples))
         self._tell_generation_mode(model)
 
         # 1. Sample an answer to every prompt.
         with self.figures.timed("generation"):
             rollout = self.answer(model, examples, watch=watch)
+        if self.args.dynamic_sampling_rounds:
+            with self.figures.timed("redrawing"):
+                rollout = self._draw_dull_groups_anew(model, rollout, examples)
         # 2. Score the answers; of their tokens, log-probabilities of policy and reference, and values.
         with self.figures.timed("scoring"):
             self.score(model, rollout, examples)
-        # 3. Stop, or warn, before anything is learnt from numbers that are off.
-        self._check_sampling(watch, rollout)
+        # 3. Stop, or warn, before anything is learnt from numbers that are off; correct what can be.
+        check_sampling(watch, rollout, self.figures)
+        if self.args.vllm_importance_sampling_correction:
+            correct_sampling(rollout, self.args, self.figures)
+        rollout.sampling_logprobs = None
         self._check_finite(rollout, examples)
         if self.reference_is_start and step == 0:
             self._check_start(rollout, innermost(model).policy.dtype)
         self.reference_is_start = False
         # 4. Rewards from scores and divergence; from these advantages and returns.
-        self._estimate_advantages(rollout)
+        critic_warms_up = step < self.args.critic_warmup_steps
+        self._estimate_advantages(rollout, critic_warms_up)
         self._record(rollout, examples, step)
-        # 5. Move the weight of the divergence for the next rollout.
+        # 5. Move the weight of the divergence for the next rollout, unless the policy stands still.
         divergence = self.accelerator.reduce(kl_per_answer(rollout).mean(), reduction="mean").item()
-        self.kl_controller.update(divergence, self.args.rollout_batch_size * self.accelerator.num_processes)
+        if not critic_warms_up:
+            self.kl_controller.update(divergence, self.args.rollout_batch_size * self.accelerator.num_processes)
         return rollout
 
     def answer(
@@ -109,8 +117,14 @@ class RolloutCollector:
         prompts = [example["prompt_input_ids"] for example in examples]
         with phase("rollout"):
             if self.server is not None and reference is None:
-                return self.server.answer(model, prompts, watch)
-            return generate_rollout(model, self.tokenizer, prompts, self.args, self.accelerator, watch, reference)
+                rollout = self.server.answer(model, prompts, watch)
+            else:
+                rollout = generate_rollout(
+                    model, self.tokenizer, prompts, self.args, self.accelerator, watch, reference
+                )
+        if watch is not None and watch.sees_all and watch.logprobs is not None:
+            rollout.sampling_logprobs = watch.logprobs[:, : rollout.completion_width]
+        return rollout
 
     def score(self, model: nn.Module, rollout: Rollout, examples: list[dict[str, Any]]) -> None:
         """Scores of the answers; log-probabilities of policy and reference, and values, of their tokens.
@@ -124,7 +138,8 @@ class RolloutCollector:
             rows, rollout.lengths.cpu(), args.per_device_train_batch_size, args.gradient_accumulation_steps
         )
         batches = [batch.to(self.accelerator.device) for batch in batches]
-        self.score_answers(model, rollout, examples)
+        if rollout.scores is None:
+            self.score_answers(model, rollout, examples)
         unwrapped = self.accelerator.unwrap_model(model)
         with phase("scoring"), evaluation_mode(unwrapped), self.accelerator.autocast():
             score_tokens(model, self.ref_model, rollout, batches, args.temperature)
@@ -136,13 +151,39 @@ class RolloutCollector:
             rollout.source_scores = score_completions(
                 self.rewards, model, self.tokenizer, rollout, examples, batch_size
             )
-        rollout.scores = weighted_sum(rollout.source_scores, self.rewards)
+        args = self.args
+        rollout.scores = combine_scores(
+            rollout.source_scores, self.rewards, args.reward_combination, args.reward_std_coef
+        )
 
-    def _estimate_advantages(self, rollout: Rollout) -> None:
+    def _draw_dull_groups_anew(self, model: nn.Module, rollout: Rollout, examples: list[dict[str, Any]]) -> Rollout:
+        """Scores the answers and has groups whose scores are all equal answered again."""
+        args = self.args
+
+        def draw(drawn: list[dict[str, Any]]) -> Rollout:
+            anew = self.answer(model, drawn, watch=watch_of(args, len(drawn)))
+            self.score_answers(model, anew, drawn)
+            return anew
+
+        self.score_answers(model, rollout, examples)
+        rollout, num_redrawn = draw_dull_groups_anew(
+            rollout,
+            examples,
+            draw,
+            args.num_generations,
+            args.dynamic_sampling_rounds,
+            lambda count: int(self.accelerator.gather(count.reshape(1)).max()),
+            self.tokenizer.pad_token_id,
+        )
+        self.figures.record({"group/redrawn": float(num_redrawn)})
+        return rollout
+
+    def _estimate_advantages(self, rollout: Rollout, critic_warms_up: bool) -> None:
         """Rewards from scores and KL, then advantages and returns."""
         args, mask = self.args, rollout.completion_mask
+        scores, steps = rollout.scores, rollout.step_rewards
         rewards = shape_rewards(
-            self._scaled(rollout.scores),
+            self._scaled(scores if steps is None else scores - steps.sum(dim=1)),
             rollout.logprobs,
             rollout.ref_logprobs,
             mask,
@@ -150,18 +191,32 @@ class RolloutCollector:
             args.kl_estimator,
             args.reward_clip,
         )
+        if steps is not None:
+            # At their own tokens, as they are.
+            rewards, rollout.step_rewards = rewards + steps, None
         # After the clip, which would swallow the penalty of an answer whose score is below -reward_clip.
         if args.missing_eos_penalty is not None:
             rewards = add_at_last_token(rewards, -args.missing_eos_penalty * (~rollout.ended), mask)
         if args.min_completion_length:
             too_short = mask.sum(dim=1) < args.min_completion_length
             rewards = add_at_last_token(rewards, -args.short_completion_penalty * too_short, mask)
+        if args.overlong_buffer_length:
+            shares = overlong_penalties(mask.sum(dim=1), args.max_completion_length, args.overlong_buffer_length)
+            rewards = add_at_last_token(rewards, -args.overlong_penalty * shares, mask)
         self.figures.record({"reward/shaped": rewards.sum(dim=1).mean()})
         if args.whiten_rewards:
             rewards = whiten(rewards, mask, self._sum_over_ranks, shift_mean=False)
-        rollout.advantages, rollout.returns = gae(rewards, rollout.values, mask, args.gamma, args.lam)
+        rollout.advantages, rollout.returns = estimate_advantages(
+            rewards, rollout.values, mask, args, self._sum_over_ranks, critic_warms_up
+        )
+        if args.mask_truncated_completions:
+            rollout.kept_mask = mask & rollout.ended.unsqueeze(1)
+            self.figures.record({"completion/masked": (~rollout.ended).float().mean()})
+        if args.has_critic:
+            arguments = (rollout.values, rollout.returns, rollout.learnt_mask, self._sum_over_ranks)
+            self.figures.record(explained_variance(*arguments))
         if args.whiten_advantages:
-            rollout.advantages = whiten(rollout.advantages, mask, self._sum_over_ranks)
+            rollout.advantages = whiten(rollout.advantages, rollout.learnt_mask, self._sum_over_ranks)
 
     def _scaled(self, scores: Tensor) -> Tensor:
         """Scores (N,) on the scale that `reward_scaling` asks for."""
@@ -178,22 +233,6 @@ class RolloutCollector:
 
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor, reduction="sum")
-
-    def _check_sampling(self, watch: SampledLogprobs, rollout: Rollout) -> None:
-        """Warns where the policy sampled from another distribution than the one whose probabilities are learnt."""
-        if watch.logprobs is None:
-            return
-        gap = watch.gap(rollout.logprobs, rollout.completion_mask)
-        self.figures.record({"policy/sampling_gap": gap})
-        if gap > LARGEST_SAMPLING_GAP:
-            logger.warning(
-                "The log-probabilities of sampled tokens differ by %.3f nats on average between generation and "
-                "scoring. PPO then learns from ratios that are off. Likely causes: a model that handles left padding "
-                "or its cache differently in the two (compare attn_implementation='eager'), a merged adapter in "
-                "bfloat16 or float16 (merge_lora_for_generation=False), a generation hook that changes logits, or a "
-                "vLLM server in another dtype.",
-                gap.item(),
-            )
 
     def _check_start(self, rollout: Rollout, dtype: torch.dtype) -> None:
         """Refuses to measure divergence from something else than the policy as it starts."""
@@ -216,6 +255,8 @@ class RolloutCollector:
             ("reference's log-probabilities", rollout.ref_logprobs),
             ("critic's values", rollout.values),
         ):
+            if computed is None:
+                continue
             bad = (~torch.isfinite(computed) & rollout.completion_mask).any(dim=1).nonzero().flatten().tolist()
             if bad:
                 answer = self.tokenizer.decode(rollout.completions()[bad[0]])
@@ -233,10 +274,15 @@ class RolloutCollector:
     def _record(self, rollout: Rollout, examples: list[dict[str, Any]], step: int) -> None:
         """Figures of the rollout, and a few answers in print."""
         self.figures.record(rollout_figures(rollout) | {"kl/coef": self.kl_controller.coefficient})
+        if self.args.num_generations > 1:
+            is_dull = dull_groups(rollout.scores, self.args.num_generations)
+            self.figures.record({"group/dull": is_dull.float().mean()})
         if len(self.rewards) > 1:
             means = rollout.source_scores.mean(dim=0)
             names = [reward.name for reward in self.rewards]
             self.figures.record({f"reward/{name}": mean for name, mean in zip(names, means, strict=True)})
+        if self.args.reward_combination != "sum":
+            self.figures.record({"reward/disagreement": rollout.source_scores.std(dim=1, correction=0).mean()})
         if self.args.log_completions and self.accelerator.is_main_process:
             texts = rollout.texts(self.tokenizer)[:4]
             for example, text, score in zip(examples, texts, rollout.scores.tolist(), strict=False):

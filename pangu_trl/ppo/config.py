@@ -5,10 +5,10 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from pangu_trl.data.records import is_finite_number
 from pangu_trl.runs.judge_form import FORM_HELP, FORMS
-from pangu_trl.runs.ranges import check_numbers
 
+from .losses import AGGREGATIONS, IMPORTANCE_MODES
+from .option_checks import check_options
 from .trl_options import apply_episodes, translate_trl_options
 
 
@@ -35,6 +35,15 @@ class PPOConfig(TrainingArguments):
     )
     critic_warmup_steps: int = field(
         default=0, metadata={"help": "Optimiser steps at the start in which only the critic learns."}
+    )
+
+    critic_warmup_lam: float | None = field(
+        default=None,
+        metadata={
+            "help": "Lambda of the critic's targets in these steps, without the clip of the value loss: critic "
+            "pretraining on the start policy's rollouts (VC-PPO, arXiv:2503.01491, where it is 1, the whole return). "
+            "Default: as afterwards."
+        },
     )
 
     # Models.
@@ -144,6 +153,17 @@ class PPOConfig(TrainingArguments):
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "Weight of each reward where there are several. Default: 1 for all."}
     )
+    reward_combination: str = field(
+        default="sum",
+        metadata={
+            "help": "Of several rewards: their weighted sum; or, of an ensemble, the minimum, or mean_minus_std, the "
+            "mean minus reward_std_coef standard deviations (arXiv:2310.02743).",
+            "choices": ["sum", "minimum", "mean_minus_std"],
+        },
+    )
+    reward_std_coef: float = field(
+        default=1.0, metadata={"help": "Standard deviations of an ensemble to subtract from its mean."}
+    )
     judge_form: str = field(
         default="record",
         metadata={"help": f"For Python rewards and judges: {FORM_HELP}.", "choices": list(FORMS)},
@@ -167,18 +187,113 @@ class PPOConfig(TrainingArguments):
     short_completion_penalty: float = field(
         default=1.0, metadata={"help": "Subtracted from the clipped score of an answer below min_completion_length."}
     )
+    overlong_buffer_length: int = field(
+        default=0,
+        metadata={
+            "help": "Last tokens before max_completion_length in which an answer loses a share of overlong_penalty for "
+            "each: soft overlong punishment of DAPO (arXiv:2503.14476, eq. 13). 0: none."
+        },
+    )
+    overlong_penalty: float = field(
+        default=1.0,
+        metadata={"help": "Subtracted from the clipped score of an answer of max_completion_length tokens."},
+    )
+    mask_truncated_completions: bool = field(
+        default=False,
+        metadata={"help": "Learn nothing, policy nor critic, from answers that did not end by themselves."},
+    )
     whiten_rewards: bool = field(
         default=False,
         metadata={"help": "Scale the per-token rewards of a rollout, over all ranks, to std 1; the mean stays."},
     )
 
     # Advantages and losses.
+    advantage_estimator: str = field(
+        default="gae",
+        metadata={
+            "help": "gae: generalised advantage estimation with a critic (PPO). The others have no critic, none is "
+            "built or saved. grpo: an answer's return minus the mean of its group, the num_generations answers to a "
+            "prompt. rloo: minus the mean of the others of its group. reinforce_plus_plus: the return from each token "
+            "on, normalised over all answers. The KL penalty is part of the reward in all.",
+            "choices": ["gae", "grpo", "rloo", "reinforce_plus_plus"],
+        },
+    )
+    scale_rewards: str = field(
+        default="group",
+        metadata={
+            "help": "With grpo: divide by the standard deviation of the group, of the batch (all ranks), or by none.",
+            "choices": ["group", "batch", "none"],
+        },
+    )
+    dynamic_sampling_rounds: int = field(
+        default=0,
+        metadata={
+            "help": "With grpo and rloo: most times that a group whose scores are all equal is drawn anew. 0: never."
+        },
+    )
     gamma: float = field(default=1.0, metadata={"help": "Discount."})
     lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
-    whiten_advantages: bool = field(
-        default=True, metadata={"help": "Normalise the advantages of a rollout, over all ranks, to mean 0 and std 1."}
+    critic_lam: float | None = field(
+        default=None,
+        metadata={"help": "Lambda of the critic's targets alone (1 in VC-PPO, arXiv:2503.01491). Default: lam."},
+    )
+    adaptive_lam_alpha: float | None = field(
+        default=None,
+        metadata={
+            "help": "Gives the policy's advantages a lambda of 1 - 1 / (this * tokens of the answer) instead of lam "
+            "(VAPO, arXiv:2504.05118, 0.05 there). Default: lam for all."
+        },
+    )
+    whiten_advantages: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Normalise the advantages of a rollout, over all ranks, to mean 0 and std 1. Default: true with "
+            "gae and reinforce_plus_plus."
+        },
     )
     cliprange: float = field(default=0.2, metadata={"help": "Clip range of the policy loss."})
+    cliprange_high: float | None = field(
+        default=None,
+        metadata={
+            "help": "Clip range above 1 alone, TRL's epsilon_high (0.28 in DAPO, arXiv:2503.14476). Default: cliprange."
+        },
+    )
+    delta: float | None = field(
+        default=None,
+        metadata={
+            "help": "Dual clip: largest ratio by which a token with a negative advantage loses; verl's clip_ratio_c, 3 "
+            "there (arXiv:1912.09729). Default: none."
+        },
+    )
+    loss_aggregation: str = field(
+        default="token",
+        metadata={
+            "help": "Mean of the policy loss. token: over all answer tokens (TRL's dapo). sequence: over the tokens of "
+            "each answer, then over the answers (grpo). constant: the sum over the number of answers times "
+            "max_completion_length (dr_grpo).",
+            "choices": list(AGGREGATIONS),
+        },
+    )
+    vllm_importance_sampling_correction: bool = field(
+        default=False,
+        metadata={
+            "help": "Weigh the policy loss by the ratio of the probabilities that are learnt from to those of the "
+            "engine that sampled, vLLM or transformers. Off unless policy/sampling_gap says that they differ."
+        },
+    )
+    vllm_importance_sampling_mode: str = field(
+        default="sequence_mask",
+        metadata={
+            "help": "Ratios of tokens or of whole answers; beyond the bounds they are truncated to them, or masked.",
+            "choices": list(IMPORTANCE_MODES),
+        },
+    )
+    vllm_importance_sampling_clip_max: float | None = field(
+        default=3.0, metadata={"help": "Upper bound of these ratios; null has none."}
+    )
+    vllm_importance_sampling_clip_min: float | None = field(
+        default=None, metadata={"help": "Lower bound of these ratios; null has none."}
+    )
     cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the value loss."})
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss in the total loss."})
     ptx_coef: float = field(
@@ -199,19 +314,10 @@ class PPOConfig(TrainingArguments):
         if self.ddp_find_unused_parameters is None:
             # Every trainable tensor of policy and critic takes part in every loss.
             self.ddp_find_unused_parameters = False
+        if self.whiten_advantages is None:
+            self.whiten_advantages = self.advantage_estimator in ("gae", "reinforce_plus_plus")
         super().__post_init__()
-        _check_ranges(self)
-        if self.num_rollout_batches % self.gradient_accumulation_steps != 0:
-            raise ValueError(
-                "PPOConfig: num_rollout_batches must be a multiple of gradient_accumulation_steps, so that every pass "
-                f"over a rollout is a whole number of optimiser steps; got num_rollout_batches="
-                f"{self.num_rollout_batches}, gradient_accumulation_steps={self.gradient_accumulation_steps}."
-            )
-        if self.rollout_batch_size % self.num_generations != 0:
-            raise ValueError(
-                "PPOConfig: per_device_train_batch_size * num_rollout_batches, the answers of a rollout on a device, "
-                f"must be a multiple of num_generations; got {self.rollout_batch_size} and {self.num_generations}."
-            )
+        check_options(self)
 
     @classmethod
     def deepspeed_chat(cls, **options: Any) -> "PPOConfig":
@@ -253,6 +359,16 @@ class PPOConfig(TrainingArguments):
         return config
 
     @property
+    def has_critic(self) -> bool:
+        """Whether the advantages need a critic."""
+        return self.advantage_estimator == "gae"
+
+    def value_clip(self, step: int) -> float | None:
+        """Clip range of the value loss at an optimiser step; none while the critic is pretrained."""
+        is_pretraining = self.critic_warmup_lam is not None and step < self.critic_warmup_steps
+        return None if is_pretraining else self.cliprange_value
+
+    @property
     def rollout_batch_size(self) -> int:
         """Answers of one rollout on each device."""
         return self.per_device_train_batch_size * self.num_rollout_batches
@@ -266,21 +382,3 @@ class PPOConfig(TrainingArguments):
     def prompts_per_rollout(self) -> int:
         """Prompts of one rollout on each device."""
         return self.rollout_batch_size // self.num_generations
-
-
-def _check_ranges(config: PPOConfig) -> None:
-    def check(fits: bool, name: str, what: str) -> None:
-        if not fits:
-            raise ValueError(f"PPOConfig: {name} must be {what}; got {getattr(config, name)!r}.")
-
-    check_numbers(config)
-    for name in ("num_rollout_batches", "num_ppo_epochs", "kl_horizon"):
-        check(getattr(config, name) >= 1, name, "1 or more")
-    check(config.ema_decay is None or 0 < config.ema_decay < 1, "ema_decay", "between 0 and 1")
-    weights = config.reward_weights
-    is_numbers = isinstance(weights, list) and weights and all(map(is_finite_number, weights))
-    check(weights is None or is_numbers, "reward_weights", "a list of numbers, one for each reward")
-    check(config.kl_estimator in ("k1", "k2", "k3"), "kl_estimator", "one of k1, k2, k3")
-    check(config.share_backbone in ("none", "value", "all"), "share_backbone", "one of none, value, all")
-    check(config.judge_form in FORMS, "judge_form", f"one of {', '.join(FORMS)}")
-    check(config.reward_scaling in ("none", "running", "stored"), "reward_scaling", "one of none, running, stored")

@@ -24,7 +24,7 @@ def check_first_pass(outputs: dict[str, Tensor], batch: Rollout, accelerator: Ac
     switched off by then; some routers, adapters and models have other chance in training mode, or other weights.
 
     Args:
-        outputs: `logprobs` and `values` (B, C) of the first mini-batch, before the first step.
+        outputs: `logprobs` (B, C) and, with a critic, `values` (B, C) of the first mini-batch, before the first step.
         batch: The mini-batch as it was scored.
         accelerator: Adds up over the ranks, so that all stop.
         limit: See `largest_gap`; of values relative to their size.
@@ -33,10 +33,9 @@ def check_first_pass(outputs: dict[str, Tensor], batch: Rollout, accelerator: Ac
         ValueError: They differ.
     """
     mask = batch.completion_mask
-    pairs = (
-        ("policy", "log-probabilities", outputs["logprobs"].detach(), batch.logprobs, 0.0),
-        ("critic", "values", outputs["values"].detach(), batch.values, 1.0),
-    )
+    pairs = [("policy", "log-probabilities", outputs["logprobs"].detach(), batch.logprobs, 0.0)]
+    if "values" in outputs:
+        pairs.append(("critic", "values", outputs["values"].detach(), batch.values, 1.0))
     num_tokens = accelerator.reduce(mask.sum(), reduction="sum")
     for whose, what, learning, scored, size in pairs:
         # Of values in units of 1 + their mean size.

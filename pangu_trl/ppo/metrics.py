@@ -3,7 +3,7 @@
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -70,17 +70,50 @@ def rollout_figures(rollout: Rollout) -> dict[str, Tensor]:
     return {name: per_answer.mean() for name, per_answer in answer_figures(rollout).items()} | {
         "reward/std": rollout.scores.std(correction=0),
         "policy/entropy": rollout.entropy[mask].mean(),
-        "value/mean": rollout.values[mask].mean(),
+        **({} if rollout.values is None else {"value/mean": rollout.values[mask].mean()}),
     }
 
 
-def update_figures(logprobs: Tensor, batch: Rollout, cliprange: float) -> dict[str, Tensor]:
+def explained_variance(
+    values: Tensor, returns: Tensor, mask: Tensor, sum_over_ranks: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Share of the variance of the returns that the values explain, over the masked tokens of all ranks, a scalar.
+
+    1 - Var(returns - values) / Var(returns): 1 for values that are the returns, 0 for values that say nothing, negative
+    for worse. Left out where the returns are constant, or none is masked, on all ranks alike.
+    """
+    kept = torch.stack([returns[mask], (returns - values)[mask]]).float()
+    count = sum_over_ranks(mask.sum().float())
+    means = sum_over_ranks(kept.sum(dim=1)) / count
+    squares = sum_over_ranks((kept - means.unsqueeze(1)).square().sum(dim=1))
+    return {"value/explained_variance": 1 - squares[1] / squares[0]} if squares[0] > 0 else {}
+
+
+def update_figures(
+    logprobs: Tensor, batch: Rollout, cliprange: float, cliprange_high: float | None = None, delta: float | None = None
+) -> dict[str, Tensor]:
     """How far the policy, with `logprobs` (B, C) now, has moved from the one that sampled the mini-batch; scalars."""
-    log_ratio = (logprobs.detach() - batch.logprobs)[batch.completion_mask]
+    mask = batch.completion_mask
+    log_ratio = (logprobs.detach() - batch.logprobs)[mask]
     change = log_ratio.exp() - 1
-    return {
-        "policy/clip_fraction": (change.abs() > cliprange).float().mean(),
+    high = cliprange if cliprange_high is None else cliprange_high
+    figures = {
+        "policy/clip_fraction": ((change < -cliprange) | (change > high)).float().mean(),
         "policy/approx_kl": (change - log_ratio).mean(),
+    }
+    if delta is not None:
+        figures["policy/dual_clip_fraction"] = ((change > delta - 1) & (batch.advantages[mask] < 0)).float().mean()
+    return figures
+
+
+def importance_figures(ratios: Tensor, weights: Tensor, sampling_logprobs: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Ratios (N, C) of learnt to sampling probabilities before their bounds, and what those change; scalars."""
+    return {
+        "importance/mean": ratios[mask].mean(),
+        "importance/min": ratios[mask].min(),
+        "importance/max": ratios[mask].max(),
+        "importance/bounded": (weights != ratios)[mask].float().mean(),
+        "importance/unknown": sampling_logprobs[mask].isnan().float().mean(),
     }
 
 

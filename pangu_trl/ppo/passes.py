@@ -5,6 +5,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from .config import PPOConfig
+from .losses import loss_divisor
 from .rollout import Rollout
 from .sampler import mini_batch_rows
 
@@ -30,7 +31,7 @@ class PassesOverRollout:
         self.micro_step = 0
         self.is_stopped = False
         self._lengths: Tensor | None = None
-        self._num_tokens: Tensor | None = None
+        self._divisors: Tensor | None = None
         self._divergences: list[Tensor] = []
 
     @property
@@ -60,11 +61,21 @@ class PassesOverRollout:
         return self.rollout.select(self._rows(self.micro_step))
 
     def num_tokens(self) -> Tensor:
-        """Answer tokens of the current optimiser step, over its mini-batches and all ranks."""
+        """Learnt answer tokens of the current optimiser step, over its mini-batches and all ranks."""
+        return self._divisors_of_update()[0]
+
+    def policy_divisor(self) -> Tensor:
+        """What the policy's loss divides by in the current optimiser step, likewise; see `loss_divisor`."""
+        return self._divisors_of_update()[-1]
+
+    def _divisors_of_update(self) -> Tensor:
         if self.micro_step == self.micro_steps_of_update.start:
             rows = torch.cat([self._rows(micro_step) for micro_step in self.micro_steps_of_update])
-            self._num_tokens = self.accelerator.reduce(self.rollout.completion_mask[rows].sum(), reduction="sum")
-        return self._num_tokens
+            mask, args = self.rollout.learnt_mask[rows], self.args
+            kinds = dict.fromkeys(["token", args.loss_aggregation])
+            divisors = [loss_divisor(mask, kind, args.max_completion_length) for kind in kinds]
+            self._divisors = self.accelerator.reduce(torch.stack(divisors), reduction="sum")
+        return self._divisors
 
     def note_divergence(self, divergence: Tensor) -> None:
         """Takes note of how far the policy is from the one that sampled (scalar, nats per token)."""

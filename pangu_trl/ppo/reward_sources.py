@@ -1,7 +1,9 @@
 """The parts of the reward: what each one is decides how it scores whole answers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pangu_trl.answers.judge import Judge
-from pangu_trl.answers.python_scores import check_signature
+from pangu_trl.answers.python_scores import check_signature, check_steps
+from pangu_trl.answers.rewards import GROUPWISE, STEPWISE, reward_kind
 from pangu_trl.data.collators import pad_sequences
 from pangu_trl.data.conversations import EncodingColumns
-from pangu_trl.data.records import answer_as
+from pangu_trl.data.records import answer_as, messages_text
 from pangu_trl.data.tokenizing import encode_prompt
 from pangu_trl.models.modes import position_limit
 from pangu_trl.models.reward_model import ScoringError, encode_response
@@ -169,19 +172,90 @@ class FunctionReward(RewardSource):
         Raises:
             ValueError: Naming function and answer, if a score is missing or no finite number.
         """
+        prompts, completions, columns = self._texts(rollout, examples)
+        with _naming_prompts(prompts):
+            scores = Judge(self.name, self.function, form=self.form)(prompts, completions, **columns)
+        return torch.tensor(scores, dtype=torch.float32, device=rollout.input_ids.device)
+
+    def _texts(self, rollout: Rollout, examples: list[dict[str, Any]]) -> tuple[list[Any], list[Any], dict[str, list]]:
         columns = {key: [example[key] for example in examples] for key in examples[0]}
         prompts = columns.pop("prompt")
-        completions = [
-            answer_as(prompt, text) for prompt, text in zip(prompts, rollout.texts(self.policy_tokenizer), strict=True)
-        ]
-        try:
-            scores = Judge(self.name, self.function, form=self.form)(prompts, completions, **columns)
-        except ScoringError as error:
-            raise ValueError(
-                f"PPOTrainer: in the reward, {error}; the prompt is {prompts[error.index]!r}. No update was made with "
-                "the answers of this step."
-            ) from error
+        texts = rollout.texts(self.policy_tokenizer)
+        return prompts, [answer_as(prompt, text) for prompt, text in zip(prompts, texts, strict=True)], columns
+
+
+@dataclass
+class GroupReward(FunctionReward):
+    """A function that is marked `groupwise`: it judges the answers to one prompt against each other."""
+
+    def score(self, models: nn.Module, rollout: Rollout, examples: list[dict[str, Any]], batch_size: int) -> Tensor:
+        """See `RewardSource.score`; a call for each prompt.
+
+        Raises:
+            ValueError: As `FunctionReward.score`.
+        """
+        prompts, completions, columns = self._texts(rollout, examples)
+        # The answers to a prompt stand side by side, and share the prompt's record itself.
+        starts = [row for row in range(len(examples)) if row == 0 or examples[row] is not examples[row - 1]]
+        scores: list[float] = []
+        for start, end in zip(starts, [*starts[1:], len(examples)], strict=True):
+            judge = Judge(self.name, self._of_group, form=self.form)
+            of_group = {name: values[start:end] for name, values in columns.items()}
+            with _naming_prompts(prompts[start:end]):
+                scores += judge(prompts[start:end], completions[start:end], **of_group)
         return torch.tensor(scores, dtype=torch.float32, device=rollout.input_ids.device)
+
+    def _of_group(self, prompts: list[Any], completions: list[Any], **columns: list[Any]) -> Any:
+        return self.function(prompts[0], completions, **{name: values[0] for name, values in columns.items()})
+
+
+@dataclass
+class StepReward(FunctionReward):
+    """A function that is marked `stepwise`: it scores the steps of an answer, each at the token that completes it."""
+
+    def score(self, models: nn.Module, rollout: Rollout, examples: list[dict[str, Any]], batch_size: int) -> Tensor:
+        """See `RewardSource.score`; the sums over the steps."""
+        return self.score_tokens(rollout, examples).sum(dim=1)
+
+    def score_tokens(self, rollout: Rollout, examples: list[dict[str, Any]]) -> Tensor:
+        """Scores of the steps at their tokens, (N, C) in float32, 0 elsewhere, before the weight.
+
+        Raises:
+            ValueError: Naming function and answer, if an end or a score of a step is none.
+        """
+        prompts, completions, columns = self._texts(rollout, examples)
+        if self.form == "text":
+            prompts, completions = list(map(messages_text, prompts)), list(map(messages_text, completions))
+        steps = self.function(prompts, completions, **columns)
+        texts = list(map(messages_text, completions))
+        with _naming_prompts(prompts):
+            check_steps(f"reward {self.name}", steps, texts)
+        placed = torch.zeros(rollout.completion_mask.shape, device=rollout.input_ids.device)
+        for row, (ids, of_answer) in enumerate(zip(rollout.completions(), steps, strict=True)):
+            for end, score in of_answer:
+                placed[row, self._token_at(ids, end)] += score
+        return placed
+
+    def _token_at(self, ids: list[int], end: int) -> int:
+        """Place of the token with which so many characters of the answer are written; of the last where none has."""
+        decode = self.policy_tokenizer.decode
+
+        def num_characters(num_tokens: int) -> int:
+            return len(decode(ids[:num_tokens], skip_special_tokens=True))
+
+        return min(bisect_left(range(len(ids) + 1), end, key=num_characters), len(ids)) - 1
+
+
+@contextmanager
+def _naming_prompts(prompts: list[Any]) -> Iterator[None]:
+    """Adds the prompt to what is said of an answer that cannot be scored."""
+    try:
+        yield
+    except ScoringError as error:
+        raise ValueError(
+            f"PPOTrainer: in the reward, {error}; the prompt is {prompts[error.index]!r}. No update was made with "
+            "the answers of this step."
+        ) from error
 
 
 def reward_sources(
@@ -227,7 +301,9 @@ def reward_sources(
         elif isinstance(reward, nn.Module):
             sources.append(ModelReward(name, weight, reward))
         elif callable(reward):
-            sources.append(FunctionReward(name, weight, reward, tokenizer, function_form))
+            kinds = {GROUPWISE: GroupReward, STEPWISE: StepReward}
+            source = kinds.get(reward_kind(reward), FunctionReward)
+            sources.append(source(name, weight, reward, tokenizer, function_form))
         else:
             raise ValueError(
                 f"PPOTrainer: reward_model must be a model, a function or an adapter's folder; got {reward!r}."

@@ -13,21 +13,25 @@ from pangu_trl.data.collators import pad_sequences
 class Rollout:
     """N answers on this rank; prompts are padded on the left to P, answers on the right to C, T = P + C.
 
-    The fields after `ended` are None until the answers have been scored.
+    The fields after `ended` are None until the answers have been scored, and some where a run has no use for them.
     """
 
     input_ids: Tensor  # (N, T) prompt and answer
     attention_mask: Tensor  # (N, T) 1 for real tokens
     completion_mask: Tensor  # (N, C) True up to and including the last answer token
     ended: Tensor  # (N,) True where the answer ended with a stop token
+    sampling_logprobs: Tensor | None = None  # (N, C) as the engine that sampled gave them; kept only on demand
     logprobs: Tensor | None = None  # (N, C) under the policy that sampled
     ref_logprobs: Tensor | None = None  # (N, C) under the reference
     entropy: Tensor | None = None  # (N, C) of the policy that sampled, nats
-    values: Tensor | None = None  # (N, C) of the critic at rollout
+    values: Tensor | None = None  # (N, C) of the critic at rollout, if there is one
     source_scores: Tensor | None = None  # (N, S) of each part of the reward
-    scores: Tensor | None = None  # (N,) their weighted sum, before scaling, clipping and penalties
+    step_rewards: Tensor | None = None  # (N, C) weighted scores of steps, where a process reward gives them
+    scores: Tensor | None = None  # (N,) what they come to together, before scaling, clipping and penalties
     advantages: Tensor | None = None  # (N, C)
     returns: Tensor | None = None  # (N, C) targets of the critic
+    importance_weights: Tensor | None = None  # (N, C) of the policy's losses; None where all are 1
+    kept_mask: Tensor | None = None  # (N, C) tokens that are learnt from; None where all answer tokens are
 
     @classmethod
     def from_answers(
@@ -65,6 +69,39 @@ class Rollout:
                 chosen[name] = _moved(tensor, num_answer_tokens - answer_width, answer_width)
         return Rollout(**chosen)
 
+    def with_answers_of(self, other: "Rollout", rows: Tensor, other_rows: Tensor, pad_token_id: int) -> "Rollout":
+        """Puts scored answers of another rollout, to the same prompts, in the place of answers of this one.
+
+        Args:
+            other: Holds the new answers.
+            rows: Which answers of this rollout they replace, (R,).
+            other_rows: Which of the other's they are, (R,).
+            pad_token_id: Fills rows.
+        """
+        width = max(self.completion_width, other.completion_width)
+
+        def replaced(ours: Tensor, theirs: Tensor, fill: float = 0) -> Tensor:
+            wide = torch.nn.functional.pad(ours, (0, width - self.completion_width), value=fill)
+            wide[rows] = torch.nn.functional.pad(theirs, (0, width - other.completion_width), value=fill)[other_rows]
+            return wide
+
+        prompts = slice(None, -self.completion_width)
+        answers, their_answers = (part.input_ids[:, -part.completion_width :] for part in (self, other))
+        mask = replaced(self.completion_mask, other.completion_mask)
+        merged = Rollout(
+            input_ids=torch.cat([self.input_ids[:, prompts], replaced(answers, their_answers, pad_token_id)], dim=1),
+            attention_mask=torch.cat([self.attention_mask[:, prompts], mask.to(self.attention_mask.dtype)], dim=1),
+            completion_mask=mask,
+            ended=self.ended.index_copy(0, rows, other.ended[other_rows]),
+            source_scores=self.source_scores.index_copy(0, rows, other.source_scores[other_rows]),
+            scores=self.scores.index_copy(0, rows, other.scores[other_rows]),
+        )
+        if self.step_rewards is not None:
+            merged.step_rewards = replaced(self.step_rewards, other.step_rewards)
+        if self.sampling_logprobs is not None:
+            merged.sampling_logprobs = replaced(self.sampling_logprobs, other.sampling_logprobs, torch.nan)
+        return merged
+
     def with_ends(self, ends: Tensor) -> "Rollout":
         """The answers with the given last tokens, (N,), where they have ended, whichever stop token ended them.
 
@@ -78,6 +115,11 @@ class Rollout:
         """Moves per-token values (B, .) of selected rows back to where a rollout has them, (B, C)."""
         offsets = tensor.shape[1] - self.completion_mask[rows].sum(dim=1)
         return _moved(tensor, offsets, self.completion_width)
+
+    @property
+    def learnt_mask(self) -> Tensor:
+        """True for the answer tokens that are learnt from, (N, C)."""
+        return self.completion_mask if self.kept_mask is None else self.kept_mask
 
     @property
     def lengths(self) -> Tensor:

@@ -47,7 +47,8 @@ class RunState:
     def save(self, folder: Path, rank: int, is_shared_part_ours: bool) -> None:
         """Writes what differs between the ranks, and on one rank what all share; the folder is made if missing."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f.name: getattr(self.rollout, f.name).contiguous() for f in fields(self.rollout)}
+        held = {f.name: getattr(self.rollout, f.name) for f in fields(self.rollout)}
+        tensors = {name: tensor.contiguous() for name, tensor in held.items() if tensor is not None}
         save_file(tensors, _rollout_file(folder, rank))
         if self.average is not None:
             save_file(self.average, _average_file(folder, rank))

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from pangu_trl.data.answer_end import answer_end
 
 from .actor_critic.token_logprobs import completion_logprobs
-from .reward_sources import RewardSource
+from .reward_sources import RewardSource, StepReward
 from .rollout import Rollout
 
 
@@ -32,16 +32,23 @@ def score_completions(
         batch_size: Answers per forward pass of a model.
 
     Returns:
-        Scores (N, S) in float32, before weights.
+        Scores (N, S) in float32, before weights. Those of process rewards are sums over the steps, whose weighted
+        scores are filled in as `rollout.step_rewards`.
 
     Raises:
         ValueError: A score is NaN or infinite, or a function returns another number of scores than answers; the
             message shows the prompt and the answer.
     """
-    rollout = rollout.with_ends(_known_ends(tokenizer, rollout, examples))
+    answered, rollout = rollout, rollout.with_ends(_known_ends(tokenizer, rollout, examples))
     columns = []
     for source in sources:
-        scores = source.score(models, rollout, examples, batch_size)
+        if isinstance(source, StepReward):
+            steps = source.score_tokens(rollout, examples)
+            earlier = 0.0 if answered.step_rewards is None else answered.step_rewards
+            answered.step_rewards = earlier + source.weight * steps
+            scores = steps.sum(dim=1)
+        else:
+            scores = source.score(models, rollout, examples, batch_size)
         _check_finite(source.name, scores, tokenizer, rollout, examples)
         columns.append(scores)
     return torch.stack(columns, dim=1)
@@ -73,8 +80,20 @@ def _check_finite(
         )
 
 
-def weighted_sum(scores: Tensor, sources: list[RewardSource]) -> Tensor:
-    """Sums the scores (N, S) of the sources by their weights: (N,)."""
+def combine_scores(scores: Tensor, sources: list[RewardSource], combination: str, std_coef: float) -> Tensor:
+    """One score of each answer (N,) from those of the sources (N, S).
+
+    Args:
+        scores: Of each source, before its weight.
+        sources: The sources.
+        combination: `sum`, of the weighted scores; of an ensemble, whose members have one scale, `minimum`, or
+            `mean_minus_std`, the mean minus `std_coef` population standard deviations (arXiv:2310.02743).
+        std_coef: See there.
+    """
+    if combination == "minimum":
+        return scores.amin(dim=1)
+    if combination == "mean_minus_std":
+        return scores.mean(dim=1) - std_coef * scores.std(dim=1, correction=0)
     return scores @ scores.new_tensor([source.weight for source in sources])
 
 

@@ -287,19 +287,36 @@ class PPOTrainer(Trainer):
     ) -> Tensor:
         """Clipped policy loss + vf_coef * clipped value loss + ptx_coef * loss on texts.
 
-        Means over the tokens of the global batch. While the critic warms up, the policy's losses are left out.
+        Means over the global batch, of tokens unless `loss_aggregation` says otherwise. While the critic warms up, the
+        policy's losses are left out.
         """
-        args, mask = self.args, inputs.completion_mask
+        args, mask = self.args, inputs.learnt_mask
         texts = None if self.texts is None else self.texts.batch(self.passes.micro_step, self.accelerator.device)
-        outputs = model(inputs.input_ids, inputs.attention_mask, mask, args.temperature, text_batch=texts)
+        outputs = model(
+            inputs.input_ids, inputs.attention_mask, inputs.completion_mask, args.temperature, text_batch=texts
+        )
         if self.passes.micro_step == 0:
             limit = largest_gap(args, self.accelerator.unwrap_model(model).policy.dtype)
             check_first_pass(outputs, inputs, self.accelerator, limit)
         num_ranks = self.accelerator.num_processes
         num_tokens = self.passes.num_tokens() / num_ranks
-        policy = policy_loss(outputs["logprobs"], inputs.logprobs, inputs.advantages, mask, args.cliprange, num_tokens)
-        value = value_loss(outputs["values"], inputs.values, inputs.returns, mask, args.cliprange_value, num_tokens)
-        shares = {"policy/loss": policy.detach(), "value/loss": value.detach()}
+        policy = policy_loss(
+            outputs["logprobs"],
+            inputs.logprobs,
+            inputs.advantages,
+            mask,
+            args.cliprange,
+            self.passes.policy_divisor() / num_ranks,
+            args.cliprange_high,
+            args.delta,
+            inputs.importance_weights,
+            args.loss_aggregation,
+        )
+        shares, value = {"policy/loss": policy.detach()}, 0.0
+        if args.has_critic:
+            clip = args.value_clip(self.state.global_step)
+            value = value_loss(outputs["values"], inputs.values, inputs.returns, mask, clip, num_tokens)
+            shares["value/loss"] = value.detach()
         if texts is not None:
             ptx = outputs["text_loss"] / (self.texts.num_labels(self.passes.micro_steps_of_update) / num_ranks)
             shares["policy/ptx_loss"] = ptx.detach()
@@ -308,7 +325,7 @@ class PPOTrainer(Trainer):
             policy = 0.0 * policy
         # The losses are shares of the optimiser step's; their mean over its mini-batches is to be the whole.
         self._figures.record({name: share * args.gradient_accumulation_steps for name, share in shares.items()})
-        update = update_figures(outputs["logprobs"], inputs, args.cliprange)
+        update = update_figures(outputs["logprobs"], inputs, args.cliprange, args.cliprange_high, args.delta)
         self._figures.record(update)
         self.passes.note_divergence(update["policy/approx_kl"])
         return policy + args.vf_coef * value

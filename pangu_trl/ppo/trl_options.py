@@ -66,7 +66,8 @@ def translate_trl_options(options: dict[str, Any]) -> tuple[dict[str, Any], int 
         )
     translated = {RENAMED.get(name, name): value for name, value in options.items()}
     translated["log_completions"] = translated.pop("num_sample_generations") > 0
-    translated.setdefault("critic_learning_rate", translated["learning_rate"])
+    if translated.get("advantage_estimator", "gae") == "gae":
+        translated.setdefault("critic_learning_rate", translated["learning_rate"])
     translated.setdefault("reward_clip", None)
     translated.setdefault("num_rollout_batches", translated.get("gradient_accumulation_steps", 1))
     return translated, translated.pop("total_episodes", None)

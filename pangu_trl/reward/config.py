@@ -46,6 +46,24 @@ class KWiseRewardConfig(RewardConfig):
             "annotated scores lie apart."
         },
     )
+    label_smoothing: float = field(
+        default=0.0,
+        metadata={"help": "With the pairwise loss: probability that an annotation is the wrong way round; below 0.5."},
+    )
+    sum_to_zero_coefficient: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the squared mean of the rewards of a batch of one device (after arXiv:2505.07271). "
+            "Unset: none."
+        },
+    )
+    lm_coefficient: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the language-model loss on the best answer of each prompt, for models whose output head "
+            "is their word embedding (GRM, arXiv:2406.10216). Unset: none."
+        },
+    )
     prefix_sharing: bool = field(
         default=False,
         metadata={
@@ -97,6 +115,20 @@ class KWiseRewardConfig(RewardConfig):
             raise ValueError(
                 f"KWiseRewardConfig: margin_coefficient needs loss_type 'pairwise', which has margins; got "
                 f"{self.loss_type!r}. Remove one of the two."
+            )
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(
+                f"KWiseRewardConfig: label_smoothing must be 0 or more and below 0.5; got {self.label_smoothing}."
+            )
+        if self.label_smoothing and self.loss_type != "pairwise":
+            raise ValueError(
+                f"KWiseRewardConfig: label_smoothing needs loss_type 'pairwise', which has probabilities of pairs; got "
+                f"{self.loss_type!r}. Remove one of the two."
+            )
+        if self.prefix_sharing and self.lm_coefficient is not None:
+            raise ValueError(
+                "KWiseRewardConfig: lm_coefficient reads an answer from a row of its own, which prefix_sharing does "
+                "not make. Remove one of the two."
             )
         if self.prefix_sharing and self.loss_type == "tokenwise":
             raise ValueError(

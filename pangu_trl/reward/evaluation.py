@@ -31,12 +31,17 @@ def ranking_metrics(
         num_pairs: Number of counted pairs.
         best_of_k_accuracy: Share of the prompts with an ordered pair whose highest-rewarded answer has the best score;
             of several highest-rewarded answers the share that has it.
+        exact_match: Share of the prompts with a counted pair all of whose counted pairs are right, none by equal
+            rewards (CheemsBench, arXiv:2502.17173).
         kendall_tau, spearman: Mean rank correlations within the prompts that have an ordered pair; 0 for a prompt whose
             rewards are all equal. Tau is tau-b.
         mean_best_reward, mean_worst_reward: Mean reward of the best and of the worst answers by annotation, each prompt
             counting alike.
         reward_mean, reward_std: Over all real answers.
         length_correlation: Pearson correlation of reward and length over all real answers; 0 if either is constant.
+        length_slope: Reward that 100 more tokens bring, by least squares within the prompts.
+        pair_accuracy_without_length: `pair_accuracy` of what is left of the rewards without that: how much of the
+            accuracy length alone would not give.
         Those of `calibration_metrics`, of the counted pairs.
 
     Raises:
@@ -56,13 +61,15 @@ def ranking_metrics(
     right = win_share(differences)
     num_pairs = int(counted.sum())
     # Of answers that tie each counts alike, so that no figure depends on their order.
-    is_best, is_worst, is_chosen = (are_highest(values, mask) for values in (labels, -labels, rewards))
+    is_best, is_worst = (are_highest(values, mask) for values in (labels, -labels))
+    all_right = (~counted | (right == 1)).flatten(1).all(dim=1)
     metrics = {
         "loss": pairwise_loss(rewards, labels, mask)[ranked].mean().item(),
         "pair_accuracy": right[counted].mean().item() if num_pairs else float("nan"),
         "macro_pair_accuracy": mean_over_pairs(right, counted)[counted.flatten(1).any(dim=1)].mean().item(),
         "num_pairs": num_pairs,
-        "best_of_k_accuracy": _mean_where(is_best.to(rewards.dtype), is_chosen)[ranked].mean().item(),
+        "best_of_k_accuracy": best_of_k_shares(rewards, labels, mask)[ranked].mean().item(),
+        "exact_match": all_right[counted.flatten(1).any(dim=1)].to(rewards.dtype).mean().item(),
         "kendall_tau": kendall_tau(rewards, labels, mask)[ranked].mean().item(),
         "spearman": spearman(rewards, labels, mask)[ranked].mean().item(),
         "mean_best_reward": _mean_where(rewards, is_best)[ranked].mean().item(),
@@ -73,7 +80,32 @@ def ranking_metrics(
     }
     if lengths is not None:
         metrics["length_correlation"] = _correlation(rewards[mask].double(), lengths[mask].double()).item()
+        slope, residuals = without_length(rewards, lengths, mask)
+        right = win_share(residuals.unsqueeze(2) - residuals.unsqueeze(1))
+        metrics["length_slope"] = 100 * slope
+        metrics["pair_accuracy_without_length"] = right[counted].mean().item() if num_pairs else float("nan")
     return metrics
+
+
+def without_length(rewards: Tensor, lengths: Tensor, mask: Tensor) -> tuple[float, Tensor]:
+    """What length explains of the rewards of answers to one prompt, and what it does not.
+
+    One slope for all prompts, each with a level of its own, by least squares; 0 where all answers to every prompt are
+    equally long.
+
+    Args:
+        rewards: Reward of each answer, (N, K).
+        lengths: Tokens of each answer, (N, K).
+        mask: True for real answers, (N, K).
+
+    Returns:
+        Reward a token, and the rewards without it, (N, K) in float64.
+    """
+    rewards, lengths = rewards.double(), lengths.double()
+    centred = [torch.where(mask, values - _mean_where(values, mask).unsqueeze(1), 0.0) for values in (rewards, lengths)]
+    squares = centred[1].square().sum()
+    slope = (centred[0] * centred[1]).sum() / squares if squares > 0 else squares
+    return slope.item(), rewards - slope * lengths
 
 
 def counted_pairs(labels: Tensor, mask: Tensor, min_score_gap: float = 0.0) -> Tensor:
@@ -82,6 +114,12 @@ def counted_pairs(labels: Tensor, mask: Tensor, min_score_gap: float = 0.0) -> T
     # Scores such as 0.7 and 0.5 are as far apart as the gap 0.2, but not after they were rounded to binary fractions.
     rounding = 4 * torch.finfo(labels.dtype).eps * torch.maximum(better.abs(), worse.abs())
     return ordered_pairs(labels, mask) & (better - worse >= min_score_gap - rounding)
+
+
+def best_of_k_shares(rewards: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Share of each prompt's highest-rewarded answers that have its best score, (N,)."""
+    is_best, is_chosen = are_highest(labels, mask), are_highest(rewards, mask)
+    return _mean_where(is_best.to(rewards.dtype), is_chosen)
 
 
 def are_highest(values: Tensor, mask: Tensor) -> Tensor:

@@ -30,8 +30,29 @@ def mean_over_pairs(values: Tensor, pairs: Tensor) -> Tensor:
     return kept.sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)
 
 
+def preference_shares(annotator_labels: Tensor) -> Tensor:
+    """Share of the annotators who prefer answer a to answer b; who finds them equal counts half for each.
+
+    Args:
+        annotator_labels: Preference of each answer by each of A annotators, (B, A, K); NaN where there is none.
+
+    Returns:
+        (B, K, K); [i, a, b] and [i, b, a] add up to 1. NaN for a pair that no annotator of the prompt has judged.
+    """
+    better, worse = annotator_labels.unsqueeze(3), annotator_labels.unsqueeze(2)
+    judged = ~(better.isnan() | worse.isnan())
+    wins = (better > worse).float() + 0.5 * (better == worse).float()
+    return torch.where(judged, wins, 0.0).sum(dim=1) / judged.sum(dim=1)
+
+
 def pairwise_loss(
-    scores: Tensor, labels: Tensor, mask: Tensor, margin_coefficient: float = 0.0, margins: Tensor | None = None
+    scores: Tensor,
+    labels: Tensor,
+    mask: Tensor,
+    margin_coefficient: float = 0.0,
+    margins: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    shares: Tensor | None = None,
 ) -> Tensor:
     """Mean negative log-likelihood that each better answer outscores each worse one, of every prompt.
 
@@ -46,6 +67,10 @@ def pairwise_loss(
         margin_coefficient: The better answer has to win by this much for each unit that the labels lie apart (Llama 2,
             eq. 2, arXiv:2307.09288, with the gap of the labels as the margin).
         margins: And by this much in every pair of the prompt, (B,).
+        label_smoothing: Probability that an annotation is the wrong way round (conservative loss, Mitchell 2023,
+            ericmitchell.ai/cdpo.pdf): the target of a pair is 1 - this in the place of 1.
+        shares: Probability that the first of two answers is the better one, (B, K, K), in the place of 1, as
+            `preference_shares` gives it; the cross-entropy is least where the model gives this probability.
 
     Returns:
         The loss of each prompt, (B,).
@@ -56,7 +81,13 @@ def pairwise_loss(
         differences = differences - margin_coefficient * (labels.unsqueeze(2) - labels.unsqueeze(1))
     if margins is not None:
         differences = differences - margins.view(-1, 1, 1)
-    return mean_over_pairs(-functional.logsigmoid(differences), ordered_pairs(labels, mask))
+    pairs = ordered_pairs(labels, mask)
+    losses = -functional.logsigmoid(differences)
+    if label_smoothing or shares is not None:
+        targets = torch.ones_like(losses) if shares is None else torch.where(pairs, shares, 0.0)
+        targets = targets * (1 - 2 * label_smoothing) + label_smoothing
+        losses = targets * losses - (1 - targets) * functional.logsigmoid(-differences)
+    return mean_over_pairs(losses, pairs)
 
 
 def plackett_luce_loss(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
@@ -116,6 +147,19 @@ def centring_loss(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     scores = _without_padding(scores, mask)
     sums = scores.unsqueeze(2) + scores.unsqueeze(1)
     return mean_over_pairs(sums.square(), ordered_pairs(labels, mask))
+
+
+def sum_to_zero_penalty(scores: Tensor, mask: Tensor) -> Tensor:
+    """Squared mean of the rewards of a batch, a scalar: pulls the sum over the batch to zero (after arXiv:2505.07271).
+
+    Unlike `centring_loss` it leaves each pair free, and holds back rewards that drift apart as a whole. The mean takes
+    the place of the paper's sum, so that its weight does not depend on the size of the batch.
+
+    Args:
+        scores: Reward of each answer, (B, K). Any value at padded places.
+        mask: True for real answers, (B, K).
+    """
+    return (_without_padding(scores, mask).sum() / mask.sum().clamp(min=1)).square()
 
 
 def _without_padding(scores: Tensor, mask: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from pangu_trl.models.reward_model import encode_response
 
 from .calibration import calibration_curve
 from .evaluation import are_highest, counted_pairs, ranking_metrics
-from .probes import probe_metrics
+from .intervals import accuracy_intervals
+from .probes import probe_metrics, probe_verdicts
 
 MAX_GAP_BINS = 8
 
@@ -36,6 +37,7 @@ class Evaluation:
         min_score_gap: Smallest gap of annotated scores at which a pair counts.
         metrics: Figures of `ranking_metrics`.
         probes: Figures of `probe_metrics`.
+        intervals: Those of `accuracy_intervals`.
     """
 
     rewards: Tensor
@@ -44,6 +46,7 @@ class Evaluation:
     min_score_gap: float
     metrics: dict[str, float]
     probes: dict[str, dict[str, float]]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def counted_differences(self) -> tuple[Tensor, Tensor]:
         """Better minus worse answer of each pair that counts: of the annotated scores, and of the rewards, (M,)."""
@@ -89,6 +92,7 @@ def evaluate_rankings(
         min_score_gap,
         ranking_metrics(rewards, labels, mask, min_score_gap, lengths),
         probe_metrics(model, tokenizer, rankings, batch_size, position_limit(model)),
+        accuracy_intervals(rewards, labels, mask, min_score_gap),
     )
 
 
@@ -116,7 +120,14 @@ def write_report(folder: Path, evaluation: Evaluation, source: dict[str, Any]) -
         source: Names of model and data; they head both files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    content = {**source, "metrics": evaluation.metrics, "probes": evaluation.probes}
+    verdicts = probe_verdicts(evaluation.probes)
+    content = {
+        **source,
+        "metrics": evaluation.metrics,
+        "intervals": evaluation.intervals,
+        "probes": evaluation.probes,
+        "verdicts": verdicts,
+    }
     # NaN is no JSON: a figure that could not be computed is null.
     text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
@@ -174,8 +185,10 @@ def _draw_gaps(axes: Any, evaluation: Evaluation) -> None:
 
 def _render(evaluation: Evaluation, source: dict[str, Any], pictures: dict[str, str]) -> str:
     lines = ["# Evaluation of a reward model", "", *(f"- {name}: {value}" for name, value in source.items()), ""]
-    lines += ["| figure | value |", "|---|---|"]
-    lines += [f"| {name} | {value:.4g} |" for name, value in evaluation.metrics.items()]
+    lines += ["| figure | value | 95 % interval |", "|---|---|---|"]
+    for name, value in evaluation.metrics.items():
+        interval = evaluation.intervals.get(name)
+        lines.append(f"| {name} | {value:.4g} | {'' if interval is None else '{:.4g} to {:.4g}'.format(*interval)} |")
     lines += ["", "## Probes", "", "Answers that are wrong by construction, against the best answer of the prompt.", ""]
     lines += [
         "| probe | prompts | best answer wins | mean score | mean score of the best answer |",
@@ -184,6 +197,7 @@ def _render(evaluation: Evaluation, source: dict[str, Any], pictures: dict[str, 
     for name, probe in evaluation.probes.items():
         values = (probe["best_answer_wins"], probe["mean_score"], probe["mean_best_score"])
         lines.append(f"| {name} | {probe['prompts']} | " + " | ".join(f"{value:.4g}" for value in values) + " |")
+    lines += ["", *(f"**{verdict}**" for verdict in probe_verdicts(evaluation.probes))]
     for name, title in pictures.items():
         lines += ["", f"## {title}", "", f"![{title}]({name})"]
     return "\n".join(lines) + "\n"

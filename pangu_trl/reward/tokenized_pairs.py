@@ -18,7 +18,7 @@ def rankings_from_ids(
     The prompt is what both begin with; of each at least one token is left as the answer.
 
     Args:
-        dataset: The pairs; a column `margin` stays.
+        dataset: The pairs; columns `margin` and `weight` stay.
         max_length: Longer pairs are left out and counted in a warning.
         name: What the trainer calls the set.
         num_proc: Processes to use.
@@ -28,7 +28,7 @@ def rankings_from_ids(
     """
     if isinstance(dataset, IterableDataset):
         return EncodedStream(dataset, partial(_as_ranking, index=None, name=name), max_length, "pairs").dataset()
-    dropped = [column for column in dataset.column_names if column != "margin"]
+    dropped = [column for column in dataset.column_names if column not in ("margin", "weight")]
     encoded = dataset.map(
         _as_ranking, with_indices=True, remove_columns=dropped, num_proc=num_proc, fn_kwargs={"name": name}
     )

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,12 @@ from pangu_trl.answers.summary import win_share
 from pangu_trl.data.collators import PackedRankingCollator, RankingCollator
 from pangu_trl.data.loading import origin_of
 from pangu_trl.data.streams import EncodedStream, column_names, read_whole
-from pangu_trl.data.tokenized_datasets import tokenize_rankings
+from pangu_trl.data.tokenized_datasets import RANKING_ANNOTATIONS, tokenize_rankings
 from pangu_trl.models.adapter_kinds import check_adapter_method
 from pangu_trl.models.loading import name_base_for_good
 from pangu_trl.models.score_head import token_scores
 from pangu_trl.models.sequence_scores import sequence_scores
+from pangu_trl.models.sharding import runs_zero3
 from pangu_trl.runs.broken_training import stop_on_broken_training
 from pangu_trl.runs.coarse_weights import check_coarse_weights
 from pangu_trl.runs.passed_optimizers import check_passed_optimizers
@@ -36,7 +38,17 @@ from .checks import check_model, check_rankings
 from .config import KWiseRewardConfig
 from .evaluation import ranking_metrics
 from .implicit_prompts import canonical_ranking
-from .losses import centring_loss, has_pair, ordered_pairs, pairwise_loss, plackett_luce_loss, tokenwise_loss
+from .language_model import best_answer_losses, check_language_model, head_states
+from .losses import (
+    centring_loss,
+    has_pair,
+    ordered_pairs,
+    pairwise_loss,
+    plackett_luce_loss,
+    preference_shares,
+    sum_to_zero_penalty,
+    tokenwise_loss,
+)
 from .prefix_sharing import enable_prefix_sharing, score_packed_answers
 from .sampler import LengthBucketSampler
 from .tokenized_pairs import rankings_from_ids
@@ -107,6 +119,8 @@ class KWiseRewardTrainer(RewardTrainer):
         if not has_own_collator:
             data_collator.pad_token_id = self.processing_class.pad_token_id
         check_model(self._reward_model(), self.processing_class, args)
+        if args.lm_coefficient is not None:
+            check_language_model(self._reward_model(), runs_zero3(self.args) or self.is_fsdp_enabled)
         if args.prefix_sharing:
             enable_prefix_sharing(self._reward_model(), args.max_length)
         check_passed_optimizers(self)
@@ -132,11 +146,12 @@ class KWiseRewardTrainer(RewardTrainer):
         if is_learnt_stream:
             self._stream = None
         columns, origin = column_names(dataset), origin_of(dataset)
-        if "margin" in columns and args.loss_type != "pairwise":
-            raise ValueError(
-                f"KWiseRewardTrainer: the {dataset_name} set has a column 'margin', which only loss_type 'pairwise' "
-                f"knows; got {args.loss_type!r}. Remove the column, or take that loss."
-            )
+        for column in ("margin", "annotator_scores"):
+            if column in columns and args.loss_type != "pairwise":
+                raise ValueError(
+                    f"KWiseRewardTrainer: the {dataset_name} set has a column {column!r}, which only loss_type "
+                    f"'pairwise' knows; got {args.loss_type!r}. Remove the column, or take that loss."
+                )
         is_encoded, has_ids = "response_input_ids" in columns, {"chosen_ids", "rejected_ids"} <= set(columns)
         max_length = sys.maxsize if args.max_length is None else args.max_length
         with PartialState().local_main_process_first():
@@ -185,7 +200,7 @@ class KWiseRewardTrainer(RewardTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = ["prompt_input_ids", "response_input_ids", "scores", "margin"]
+            self._signature_columns = ["prompt_input_ids", "response_input_ids", "scores", *RANKING_ANNOTATIONS]
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         if self.args.train_sampling_strategy != "group_by_length":
@@ -210,9 +225,12 @@ class KWiseRewardTrainer(RewardTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
-        """Fetches the batches of one optimiser step and counts their prompts with an ordered pair, over all ranks."""
+        """Fetches the batches of one optimiser step and counts their prompts with an ordered pair, over all ranks.
+
+        Where the data has weights, it adds up those of these prompts.
+        """
         batch_samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = sum(has_pair(batch["scores"], batch["answer_mask"]).sum() for batch in batch_samples)
+        count = sum(_weight_of(batch) for batch in batch_samples)
         if is_stream(self.train_dataset):
             largest = torch.tensor(max((batch["answer_mask"].shape[1] for batch in batch_samples), default=0))
             self._max_answers = max(self._max_answers, int(self.accelerator.gather(largest.to(device)).max()))
@@ -220,7 +238,8 @@ class KWiseRewardTrainer(RewardTrainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         # Under DeepSpeed transformers casts float inputs to the model's dtype; in bfloat16 close scores would tie.
-        exact = {name: inputs[name].to(self.args.device) for name in ("scores", "margin") if name in inputs}
+        names = [name for name in ("scores", *RANKING_ANNOTATIONS) if name in inputs]
+        exact = {name: inputs[name].to(self.args.device) for name in names}
         return super()._prepare_inputs(inputs) | exact
 
     def _reward_model(self) -> PreTrainedModel:
@@ -259,10 +278,23 @@ class KWiseRewardTrainer(RewardTrainer):
             if args.loss_type == "plackett_luce":
                 losses = plackett_luce_loss(rewards, labels, answer_mask)
             else:
-                losses = pairwise_loss(rewards, labels, answer_mask, args.margin_coefficient, inputs.get("margin"))
+                annotated = inputs.get("annotator_scores")
+                losses = pairwise_loss(
+                    rewards,
+                    labels,
+                    answer_mask,
+                    args.margin_coefficient,
+                    inputs.get("margin"),
+                    args.label_smoothing,
+                    None if annotated is None else preference_shares(annotated),
+                )
         if args.center_rewards_coefficient is not None:
             losses = losses + args.center_rewards_coefficient * centring_loss(rewards, labels, answer_mask)
-        return rewards, losses
+        if args.sum_to_zero_coefficient is not None:
+            penalty = args.sum_to_zero_coefficient * sum_to_zero_penalty(rewards, answer_mask)
+            # A share for each prompt that counts, so that batches of an optimiser step count by their prompts.
+            losses = losses + penalty * has_pair(labels, answer_mask)
+        return rewards, losses * inputs["weight"] if "weight" in inputs else losses
 
     def compute_loss(
         self,
@@ -272,16 +304,26 @@ class KWiseRewardTrainer(RewardTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Sum of the prompts' losses over the number of prompts with a pair in the global batch."""
-        rewards, losses = self._ranking_losses(model, inputs)
+        with head_states(self._reward_model()) if self.args.lm_coefficient is not None else nullcontext() as states:
+            rewards, losses = self._ranking_losses(model, inputs)
+        if states:
+            losses = losses + self._language_model_losses(states[0], inputs)
         if num_items_in_batch is None:
-            num_items_in_batch = has_pair(inputs["scores"], inputs["answer_mask"]).sum()
+            num_items_in_batch = _weight_of(inputs)
             num_ranks = 1
         else:
             # Gradients are averaged over the ranks, the objective is a sum over them.
             num_ranks = self.accelerator.num_processes
-        loss = losses.sum() * num_ranks / max(int(num_items_in_batch), 1)
+        loss = losses.sum() * num_ranks / (float(num_items_in_batch) or 1)
         self._record_batch(rewards.detach(), inputs)
         return (loss, rewards) if return_outputs else loss
+
+    def _language_model_losses(self, states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """Weighted language-model losses (B,) of the best answers, by the pass that scored them."""
+        losses = best_answer_losses(states, self._reward_model().get_input_embeddings(), inputs)
+        num_ranked = has_pair(inputs["scores"], inputs["answer_mask"]).sum().clamp(min=1)
+        self._metrics["train"]["lm_loss"].append((losses.detach().sum() / num_ranked).item())
+        return self.args.lm_coefficient * losses * inputs.get("weight", 1.0)
 
     def _record_batch(self, rewards: Tensor, inputs: dict[str, Tensor]) -> None:
         """Keeps TRL's training figures (RewardTrainer.log averages them over the steps since the last log)."""
@@ -373,3 +415,9 @@ class KWiseRewardTrainer(RewardTrainer):
             **(self._score_statistics if self.weights_are_evaluated else {}),
         )
         card.save(output_dir or self.args.output_dir)
+
+
+def _weight_of(batch: dict[str, Tensor]) -> Tensor:
+    """The prompts of a batch that have an ordered pair, counted by their weights where the data has such a column."""
+    counts = has_pair(batch["scores"], batch["answer_mask"])
+    return (batch["weight"] * counts).sum() if "weight" in batch else counts.sum()

@@ -31,7 +31,7 @@ FREE_OPTIONS = frozenset(
     push_to_hub hub_model_id hub_strategy hub_token hub_private_repo hub_always_push hub_revision
     dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
     dataset_num_proc ddp_timeout ddp_backend ddp_bucket_cap_mb local_rank vllm_server_timeout vllm_server_base_url
-    vllm_group_port vllm_server_host vllm_server_port
+    vllm_group_port vllm_server_host vllm_server_port reward_service_timeout reward_service_retries
     """.split()
 )
 # A run may be made longer or shorter; the learning rate then follows the schedule of the new length.
@@ -40,7 +40,7 @@ LENGTH_OPTIONS = frozenset({"max_steps", "num_train_epochs"})
 FIXED_OPTIONS = frozenset(
     """
     world_size per_device_train_batch_size gradient_accumulation_steps seed data_seed
-    num_rollout_batches num_generations num_ppo_epochs
+    num_rollout_batches num_generations num_ppo_epochs advantage_estimator
     dataset_streaming streaming_buffer
     """.split()
 )

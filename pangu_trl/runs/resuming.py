@@ -87,8 +87,9 @@ class Resumption(TrainerCallback):
                 found["ptx_data"] = fingerprint_of_data(texts.texts)
             for name in ("model_name_or_path", "reward_model", "value_model"):
                 value = next((getattr(part, name) for part in arguments if getattr(part, name, None)), None)
-                if isinstance(value, str):
-                    found[name] = fingerprint_of_model(value)
+                models = [value] if isinstance(value, str) else value or []
+                prints = [print_ for print_ in map(fingerprint_of_model, models) if print_ is not None]
+                found[name] = "; ".join(prints) or None
             self._fingerprints = {name: print_ for name, print_ in found.items() if print_ is not None}
         return RunRecord(read_options(arguments), self._fingerprints)
 

@@ -96,6 +96,30 @@ RECORDS: dict[str, list[dict[str, Any]]] = {
             "num_responses": 3,
         }
     ],
+    "reward-bench-2": [
+        {
+            "prompt": [user("Name a prime number.")],
+            "responses": [[says("Seven.")], [says("Eight.")], [says("Nine.")], [says("Ten.")]],
+            "scores": [1.0, 0.0, 0.0, 0.0],
+            "id": "1",
+            "num_correct": 1,
+            "num_incorrect": 3,
+            "total_completions": 4,
+            "models": ["a", "b", "c", "d"],
+            "subset": "Math",
+        },
+        {
+            "prompt": [user("Name a colour.")],
+            "responses": [[says("Red.")], [says("Blue.")], [says("Loud.")]],
+            "scores": [1.0, 1.0, 0.0],
+            "id": "tied:1",
+            "num_correct": 2,
+            "num_incorrect": 1,
+            "total_completions": 3,
+            "models": ["a", "b", "c"],
+            "subset": "Ties",
+        },
+    ],
     "oasst1": [
         {
             "prompt": [user("怎样泡茶？")],
@@ -280,6 +304,7 @@ ROWS = [
         {"prompt": "问", "response": "答", "helpfulness": 3},
         [{"prompt": [user("问")], "completion": [says("答")]}],
     ),
+    ("rewardbench", "prompt", {"prompt": "问", "chosen": ["a"], "rejected": ["b"]}, [{"prompt": [user("问")]}]),
     ("nectar", "prompt", {"prompt": "\n\nHuman: 问\n\nAssistant: ", "answers": [{}]}, [{"prompt": [user("问")]}]),
     ("oasst", "demonstration", OASST, [{"prompt": [user("问")], "completion": [says("好")]}]),
     (
@@ -418,6 +443,8 @@ REFUSED = [
         {"prompt": "\n\nHuman: 问", "answers": [{"answer": "a"}]},
         "answers: 'rank' must be a number; got None",
     ),
+    ("rewardbench", "ranking", {"prompt": "问", "chosen": ["a"], "rejected": []}, "'rejected' must be"),
+    ("rewardbench", "ranking", {"prompt": "问", "chosen": [3], "rejected": ["b"]}, "'chosen' must be text"),
     (
         "oasst",
         "demonstration",

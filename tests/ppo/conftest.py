@@ -56,7 +56,6 @@ def make_trainer(policy, reward_model, reward_adapter, tokenizer, prompts, tmp_p
             max_completion_length=8,
             max_steps=8,
             learning_rate=1e-3,
-            critic_learning_rate=3e-3,
             lr_scheduler_type="constant",
             logging_steps=1,
             save_strategy="no",
@@ -65,6 +64,8 @@ def make_trainer(policy, reward_model, reward_adapter, tokenizer, prompts, tmp_p
             disable_tqdm=True,
             share_backbone={"value head": "value", "one backbone": "all"}.get(layout, "none"),
         )
+        if options.get("advantage_estimator", "gae") == "gae":
+            defaults["critic_learning_rate"] = 3e-3
         arguments = dict(
             model=copy.deepcopy(policy),
             reward_model=reward_adapter if layout == "one backbone" else copy.deepcopy(reward_model),

@@ -1,6 +1,7 @@
 """Answers of a vLLM server, which a stub of its protocol stands in for: what is asked, sent, learnt and refused."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -309,3 +310,29 @@ def test_a_server_that_fails_stops_the_run_with_its_words(make_served, stub):
     stub.answer = lambda prompt, body: 1 / 0
     with pytest.raises(RuntimeError, match="Request failed: 400, ZeroDivisionError"):
         trainer.train()
+
+
+def test_answers_of_an_engine_with_other_probabilities_are_weighed_by_what_it_says(make_served, stub):
+    own = stub.answer
+
+    def other_probabilities(prompt, body):
+        # Half as likely as the policy has them.
+        tokens, logprobs = own(prompt, body)
+        return tokens, [value - math.log(2.0) for value in logprobs]
+
+    stub.answer = other_probabilities
+    correction = dict(vllm_importance_sampling_correction=True, vllm_importance_sampling_mode="token_truncate")
+    trainer = make_served(max_steps=1, **correction)
+    trainer.train()
+    rollout = trainer.passes.rollout
+    expected = torch.where(rollout.completion_mask, 2.0, 1.0)
+    torch.testing.assert_close(rollout.importance_weights, expected, atol=1e-3, rtol=0)
+    logged = next(entry for entry in trainer.state.log_history if "importance/mean" in entry)
+    assert logged["importance/mean"] == pytest.approx(2.0, abs=1e-3)
+    assert logged["importance/bounded"] == 0.0
+
+
+def test_a_correction_by_probabilities_of_another_distribution_is_refused(make_served, stub):
+    stub.model_config["logprobs_mode"] = "processed_logprobs"
+    with pytest.raises(RuntimeError, match="with processed_logprobs those are of another distribution"):
+        make_served(vllm_importance_sampling_correction=True, top_k=2)

@@ -58,9 +58,15 @@ class SigtermOnLastRank(TrainerCallback):
 
 
 def make_trainer(
-    folder: Path, name: str, layout: str = "full", zero_stage: int = 0, texts: bool = True, **options
+    folder: Path,
+    name: str,
+    layout: str = "full",
+    zero_stage: int = 0,
+    texts: bool = True,
+    reward: Any = None,
+    **options,
 ) -> PPOTrainer:
-    """A trainer with a batch of 4 prompts over all ranks, from the models in the folder."""
+    """A trainer with a batch of 4 prompts over all ranks, from the models in the folder, or on a reward of its own."""
     if zero_stage:
         import deepspeed
 
@@ -89,8 +95,10 @@ def make_trainer(
         models["reward_model"] = folder / "reward_adapter"
     else:
         models["reward_model"] = GPTPanguForSequenceClassification.from_pretrained(folder / "reward_model")
-        if layout != "value_head":
+        if layout != "value_head" and args.has_critic:
             models["value_model"] = GPTPanguForSequenceClassification.from_pretrained(folder / "reward_model")
+    if reward is not None:
+        models["reward_model"] = reward
     prompts = Dataset.from_list(json.loads((folder / "prompts.json").read_text("utf-8")))
     return PPOTrainer(
         args=args,

@@ -5,7 +5,7 @@ Conversations become messages, so that sets of different formats can be mixed.
 
 from .chat import ALPACA, MESSAGES, OPENAI, SHAREGPT
 from .format import Format, convert_rows
-from .preferences import HELPSTEER, HH, NECTAR, ULTRAFEEDBACK
+from .preferences import HELPSTEER, HH, NECTAR, REWARDBENCH, ULTRAFEEDBACK
 from .trees import OASST
 
 FORMATS: dict[str, Format] = {
@@ -17,6 +17,7 @@ FORMATS: dict[str, Format] = {
     "ultrafeedback": ULTRAFEEDBACK,
     "helpsteer": HELPSTEER,
     "nectar": NECTAR,
+    "rewardbench": REWARDBENCH,
     "oasst": OASST,
 }
 

@@ -1,4 +1,4 @@
-"""Formats of answers that people or models have judged: HH, UltraFeedback, HelpSteer and Nectar."""
+"""Formats of answers that people or models have judged: HH, UltraFeedback, HelpSteer, Nectar, RewardBench 2."""
 
 import logging
 import re
@@ -94,9 +94,23 @@ def _from_helpsteer(row: Mapping[str, Any], kind: str, where: str) -> dict[str, 
     return ranking(prompt, texts, scores)
 
 
+def _from_rewardbench(row: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
+    """{"prompt", "chosen", "rejected"}: lists of right answers, which are all best, and of wrong ones."""
+    prompt = [{"role": "user", "content": text_of(row, "prompt", where)}]
+    if kind == "prompt":
+        return {"prompt": prompt}
+    answers = {
+        name: [text_of({name: text}, name, where) for text in list_of(row, name, where)]
+        for name in ("chosen", "rejected")
+    }
+    scores = [1.0] * len(answers["chosen"]) + [0.0] * len(answers["rejected"])
+    return ranking(prompt, answers["chosen"] + answers["rejected"], scores)
+
+
 HH = Format(("chosen", "rejected"), ("ranking", "demonstration", "prompt"), _from_hh)
 NECTAR = Format(("prompt", "answers"), ("ranking", "prompt"), _from_nectar)
 ULTRAFEEDBACK = Format(("instruction", "completions"), ("ranking", "prompt"), _from_ultrafeedback)
+REWARDBENCH = Format(("prompt", "chosen", "rejected"), ("ranking", "prompt"), _from_rewardbench)
 HELPSTEER = Format(
     ("prompt", "response", "helpfulness"), ("ranking", "demonstration", "prompt"), _from_helpsteer, _gather_helpsteer
 )

@@ -44,7 +44,9 @@ def build_models(
     if ref_model is None:
         ref_model = make_reference(policy, zero3)
     if args.share_backbone == "all":
-        return _one_backbone(policy, rewards, zero3), ref_model
+        return _one_backbone(policy, rewards, zero3, args.has_critic), ref_model
+    if not args.has_critic:
+        return PolicyAndValue(policy), ref_model
     if args.share_backbone == "value":
         return PolicyAndValue(policy, value_head=_value_head(policy, zero3)), ref_model
     return PolicyAndValue(policy, value_model or _copied_critic(rewards, zero3)), ref_model
@@ -68,7 +70,7 @@ def _value_head(policy: PreTrainedModel | PeftModel, zero3: bool) -> nn.Linear:
     return head.to(device=policy.device, dtype=head_dtype(policy, zero3))
 
 
-def _one_backbone(policy: PeftModel, rewards: list[RewardSource], zero3: bool) -> PolicyAndValue:
+def _one_backbone(policy: PeftModel, rewards: list[RewardSource], zero3: bool, has_critic: bool) -> PolicyAndValue:
     if not isinstance(policy, PeftModel):
         raise ValueError(
             "PPOTrainer: share_backbone='all' needs a policy with LoRA, since policy, critic and reward model are "
@@ -94,5 +96,5 @@ def _one_backbone(policy: PeftModel, rewards: list[RewardSource], zero3: bool) -
             "pass its folder, or the PeftModel, as reward_model."
         )
     adapter = read_reward_adapter(source.adapter, policy, zero3)
-    value_head, reward_head = add_reward_and_value_adapters(policy, adapter, zero3)
+    value_head, reward_head = add_reward_and_value_adapters(policy, adapter, zero3, has_critic)
     return PolicyAndValue(policy, value_head=value_head, reward_head=reward_head)

@@ -23,7 +23,7 @@ from .token_logprobs import completion_logprobs, in_columns, logprobs_and_states
 class PolicyAndValue(nn.Module):
     """A causal language model that acts, and what gives its states values.
 
-    The critic is one of three:
+    The critic is one of three, or there is none:
       - a model of its own: a sequence classification model, whose score head gives the values (`value_model`);
       - a head on the hidden states of the policy itself, from the same pass (`value_head`);
       - an adapter and a head on the policy's base model (`value_head`, and the adapter VALUE_ADAPTER of the policy).
@@ -79,6 +79,11 @@ class PolicyAndValue(nn.Module):
         """Whether the critic is an adapter on the policy's base model."""
         return isinstance(self.policy, PeftModel) and VALUE_ADAPTER in self.policy.peft_config
 
+    @property
+    def has_critic(self) -> bool:
+        """Whether there is anything that gives values."""
+        return hasattr(self, "value_model") or hasattr(self, "value_head")
+
     def is_critic(self, name: str) -> bool:
         """Whether the parameter of this name belongs to the critic."""
         return name.startswith(("value_model.", "value_head.")) or f".{VALUE_ADAPTER}" in name
@@ -122,9 +127,9 @@ class PolicyAndValue(nn.Module):
 
         Returns:
             For policy and reference `logprobs` and `entropy` (B, C) in float32 nats; for policy and critic also
-            `values` (B, C), the value of the state before each answer token, and with `text_batch` `text_loss`, the
-            summed loss of its labelled tokens; for the reward adapter `scores` (B,). What is not of an answer token
-            has no meaning.
+            `values` (B, C), the value of the state before each answer token, if there is a critic, and with
+            `text_batch` `text_loss`, the summed loss of its labelled tokens; for the reward adapter `scores` (B,). What
+            is not of an answer token has no meaning.
         """
         if part == "reward":
             # As `sequence_scores` reads a reward model of its own.
@@ -138,10 +143,10 @@ class PolicyAndValue(nn.Module):
                 self.policy, input_ids, attention_mask, completion_mask, temperature
             )
         outputs = {"logprobs": logprobs, "entropy": entropy}
-        if part == "policy_and_value":
+        if part == "policy_and_value" and self.has_critic:
             outputs["values"] = self._values(input_ids, attention_mask, completion_mask, states)
-            if text_batch is not None:
-                outputs["text_loss"] = self._text_loss(*text_batch)
+        if part == "policy_and_value" and text_batch is not None:
+            outputs["text_loss"] = self._text_loss(*text_batch)
         return outputs
 
     def _values(

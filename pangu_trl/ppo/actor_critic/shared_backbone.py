@@ -77,15 +77,15 @@ def read_reward_adapter(source: str | Path | PeftModel, policy: PeftModel, zero3
 
 
 def add_reward_and_value_adapters(
-    policy: PeftModel, adapter: RewardAdapter, zero3: bool
-) -> tuple[nn.Linear, nn.Linear]:
+    policy: PeftModel, adapter: RewardAdapter, zero3: bool, has_critic: bool = True
+) -> tuple[nn.Linear | None, nn.Linear]:
     """Puts the reward adapter on the policy's base model twice: frozen as the reward model, learning as the critic.
 
     Returns:
-        Value head and reward head.
+        Value head, None without a critic, and reward head.
     """
     learning = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    for name in (VALUE_ADAPTER, REWARD_ADAPTER):
+    for name in (VALUE_ADAPTER, REWARD_ADAPTER) if has_critic else (REWARD_ADAPTER,):
         config = copy.deepcopy(adapter.config)
         config.task_type, config.modules_to_save, config.inference_mode = "CAUSAL_LM", None, False
         # ZeRO-3 wants one dtype for all trainable weights.
@@ -106,7 +106,7 @@ def add_reward_and_value_adapters(
             head.weight.copy_(adapter.head)
         head.to(device=policy.device, dtype=head_dtype(policy, zero3))
     heads[1].requires_grad_(False)
-    return heads[0], heads[1]
+    return heads[0] if has_critic else None, heads[1]
 
 
 def head_dtype(policy: PreTrainedModel | PeftModel, zero3: bool) -> torch.dtype:

@@ -40,7 +40,7 @@ def generate_rollout(
         prompts: Token ids of N prompts.
         args: Sampling options.
         accelerator: Knows the engine and the device.
-        watch: Notes the log-probabilities of the last batch as they were when it was sampled.
+        watch: Notes the log-probabilities of the last batch, or of all, as they were when it was sampled.
         reference: Answers in the policy's place: a model, or the policy with its adapter off.
     """
     device = accelerator.device
@@ -65,9 +65,9 @@ def generate_rollout(
             for start in range(0, len(prompts), batch_size):
                 rows = order[start : start + batch_size]
                 # The shortest prompts, which learning batches pad most.
-                is_watched = watch is not None and start + batch_size >= len(prompts)
+                is_watched = watch is not None and (watch.sees_all or start + batch_size >= len(prompts))
                 if is_watched:
-                    watch.rows = rows
+                    watch.begin(rows)
                 input_ids, attention_mask = pad_sequences(
                     [prompts[row] for row in rows], tokenizer.pad_token_id, side="left"
                 )

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor
 
 
@@ -15,11 +16,14 @@ class SampledLogprobs(LogitsProcessor):
         max_rows: Answers that are watched, the first of the batch.
 
     Attributes:
-        rows: Rows of the rollout that the batch holds; whoever samples sets them.
+        sees_all: Whether it is to see every batch and every token, and not the last batch's first tokens alone.
+        rows: Rows of the rollout that the batch holds.
         logprobs: Of the first of these rows, (R, C), once they were sampled; a server that samples sets them itself.
     """
 
-    def __init__(self, temperature: float, max_rows: int) -> None:
+    sees_all = False
+
+    def __init__(self, temperature: float, max_rows: int | None) -> None:
         self.temperature, self.max_rows = temperature, max_rows
         self.rows: list[int] = []
         self.logprobs: Tensor | None = None
@@ -32,10 +36,19 @@ class SampledLogprobs(LogitsProcessor):
         self._last = (scores[: self.max_rows].float() / self.temperature).log_softmax(dim=-1)
         return scores
 
-    def finish(self, new_tokens: Tensor) -> None:
-        """Takes the tokens (B, C) that were sampled."""
+    def begin(self, rows: list[int]) -> None:
+        """Takes the rows of the rollout that the next batch answers."""
+        self.rows = rows
+
+    def finish(self, new_tokens: Tensor, active: Tensor) -> None:
+        """Takes the tokens (A, S) that were sampled in a segment, of the batch's rows `active` (A,)."""
+        self.logprobs = self._take(new_tokens)
+
+    def _take(self, new_tokens: Tensor) -> Tensor:
         self._note(new_tokens[:, -1])
-        self.logprobs = torch.stack(self._steps, dim=1)
+        logprobs = torch.stack(self._steps, dim=1)
+        self._steps, self._last = [], None
+        return logprobs
 
     def _note(self, chosen: Tensor) -> None:
         if self._last is not None:
@@ -53,3 +66,45 @@ class SampledLogprobs(LogitsProcessor):
         width = min(self.logprobs.shape[1], logprobs.shape[1])
         difference = self.logprobs[:, :width] - logprobs[rows, :width]
         return difference[completion_mask[rows, :width]].abs().mean()
+
+
+class AllSampledLogprobs(SampledLogprobs):
+    """Log-probabilities of every token of a rollout as it was sampled: for the correction, not only for a look.
+
+    Args:
+        temperature: Divides the logits.
+        num_answers: Answers of the rollout, N.
+
+    Attributes:
+        logprobs: (N, C), NaN behind the last token of an answer.
+    """
+
+    sees_all = True
+
+    def __init__(self, temperature: float, num_answers: int) -> None:
+        self._answers: list[list[Tensor]] = [[] for _ in range(num_answers)]
+        self._batch: list[int] = []
+        self._from_server: Tensor | None = None
+        super().__init__(temperature, max_rows=None)
+        self.rows = list(range(num_answers))
+
+    @property
+    def logprobs(self) -> Tensor | None:
+        """See the attribute of `SampledLogprobs`."""
+        if not any(self._answers):
+            return self._from_server
+        whole = [torch.cat(parts) for parts in self._answers]
+        return pad_sequence(whole, batch_first=True, padding_value=torch.nan)
+
+    @logprobs.setter
+    def logprobs(self, logprobs: Tensor | None) -> None:
+        self._from_server = logprobs
+
+    def begin(self, rows: list[int]) -> None:
+        """See `SampledLogprobs.begin`."""
+        self._batch = rows
+
+    def finish(self, new_tokens: Tensor, active: Tensor) -> None:
+        """See `SampledLogprobs.finish`; what stands behind a stop token is nobody's."""
+        for row, logprobs in zip(active.tolist(), self._take(new_tokens), strict=True):
+            self._answers[self._batch[row]].append(logprobs)

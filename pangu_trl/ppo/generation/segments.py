@@ -36,7 +36,7 @@ def generate_in_segments(
         config: Sampling options, stop tokens, and most tokens of an answer.
         synced: Whether all ranks must call the model as often as the one with the longest answer; then the whole
             answer is one segment.
-        watch: Sees the logits of the first segment.
+        watch: Sees the logits of the first segment, or of all.
 
     Returns:
         Token ids of each answer up to and including its stop token.
@@ -49,18 +49,19 @@ def generate_in_segments(
     segment.return_dict_in_generate = True
     while len(active) and remaining > 0:
         segment.max_new_tokens = remaining if synced else min(SEGMENT_TOKENS, remaining)
+        is_watched = watch is not None and (is_first or watch.sees_all)
         output = policy.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
             generation_config=segment,
             # None: where weights are sharded, ranks that are done go on until all are.
             synced_gpus=None if synced else False,
-            logits_processor=LogitsProcessorList([watch] if watch is not None and is_first else []),
+            logits_processor=LogitsProcessorList([watch] if is_watched else []),
             **({} if cache is None else {CACHE_ARGUMENT: cache}),
         )
         new_tokens = output.sequences[:, input_ids.shape[1] :]
-        if watch is not None and is_first:
-            watch.finish(new_tokens)
+        if is_watched:
+            watch.finish(new_tokens, active)
         goes_on = []
         for row, tokens in zip(active.tolist(), new_tokens.tolist(), strict=True):
             tokens = _until_stop(tokens, config.eos_token_id)

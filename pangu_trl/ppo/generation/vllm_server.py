@@ -138,6 +138,12 @@ class VLLMServer(TrainerCallback):
             "processed_logprobs": args.top_p == 1 and args.top_k == 0,
             "raw_logprobs": args.temperature == 1,
         }.get(served["logprobs_mode"], False)
+        if not gives_logprobs and args.vllm_importance_sampling_correction:
+            raise ValueError(
+                f"vllm_importance_sampling_correction compares with the server's log-probabilities, and with "
+                f"{served['logprobs_mode']} those are of another distribution than the one that is learnt. Start it "
+                "with --logprobs-mode processed_logprobs and leave top_p and top_k alone, or leave the correction out."
+            )
         if not gives_logprobs:
             logger.warning(
                 "policy/sampling_gap is left out: with %s the vLLM server gives log-probabilities of another "
