@@ -90,6 +90,7 @@ IMPORTED: list[tuple[str, Any, str]] = [
     ),
     ("transformers.processing_utils.Unpack", ANY, "annotations of native models"),
     ("transformers.tokenization_utils_base.TruncationStrategy", ANY, "the tokenizer truncates by itself"),
+    ("transformers.trainer.TRAINING_ARGS_NAME", ANY, "the pickled options, which are not pushed"),
     (
         "transformers.trainer.rotate_checkpoints",
         ["output_dir", "save_total_limit", "best_model_checkpoint", "use_mtime", ...],
@@ -102,6 +103,7 @@ IMPORTED: list[tuple[str, Any, str]] = [
     ("transformers.utils.find_adapter_config_file", ["model_id", ...], "is it an adapter?"),
     ("transformers.utils.is_bitsandbytes_available", ["min_version"], "refuses quantisation before the work"),
     ("transformers.utils.is_tracing", ["tensor"], "no look at values in a traced graph"),
+    ("transformers.utils.hub.hf_api", [], "the client that the Trainer uploads by"),
     ("transformers.utils.generic.is_flash_attention_requested", ["config", ...], "packing under flash attention"),
     ("transformers.utils.generic.merge_with_config_defaults", ["func"], "use_cache of the configuration"),
     ("transformers.utils.output_capturing.OutputRecorder", ANY, "hidden states and attentions on request"),

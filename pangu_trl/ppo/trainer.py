@@ -19,6 +19,7 @@ from pangu_trl.runs.broken_training import stop_on_broken_training
 from pangu_trl.runs.checkpoints import checkpoint_dir
 from pangu_trl.runs.coarse_weights import check_coarse_weights
 from pangu_trl.runs.folders import EMA_FOLDER
+from pangu_trl.runs.pushing import keep_options_private
 from pangu_trl.runs.resuming import resume_exactly
 from pangu_trl.runs.stopping import save_when_told_to_stop
 
@@ -183,6 +184,7 @@ class PPOTrainer(Trainer):
         check_coarse_weights(self)
         stop_on_broken_training(self)
         resume_exactly(self)
+        keep_options_private(self)
         save_when_told_to_stop(self)
 
     def get_train_dataloader(self) -> DataLoader:

@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer
-from transformers.trainer import rotate_checkpoints
+from transformers.trainer import TRAINING_ARGS_NAME, rotate_checkpoints
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,9 @@ def keep_whole_checkpoints(trainer: Trainer, write_more: Callable[[Path], None] 
         finally:
             args.push_to_hub, args.save_total_limit = pushes, limit
         trainer.accelerator.wait_for_everyone()
+        if pushes and args.should_save:
+            # It would not be pushed, and a mark that counts it would call what comes back from the Hub incomplete.
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         if args.should_save and not args.save_only_model:
             with saving_to(folder):
                 mark_whole(folder)

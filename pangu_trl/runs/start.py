@@ -34,6 +34,7 @@ from .hang_guard import watch_for_hangs
 from .lock import LOCK_FILE, lock_folder, unlock_folder
 from .options import StrictParser
 from .process import recipe_command
+from .pushing import keep_options_private
 from .ranges import check_numbers
 from .ranks import on_main_process
 from .resuming import resume_exactly
@@ -186,7 +187,9 @@ def loading_options(model_args: ModelConfig) -> dict[str, Any]:
 
 
 def guard(trainer: Trainer, *arguments: Any) -> None:
-    """Stops broken training, resumes exactly, marks whole checkpoints, saves when told to stop, names ranks that wait.
+    """Stops broken training, resumes exactly, marks whole checkpoints, pushes no options, saves when told to stop.
+
+    It also names ranks that wait for others.
 
     The trainers of this package look at the dtype of their weights themselves.
 
@@ -198,6 +201,7 @@ def guard(trainer: Trainer, *arguments: Any) -> None:
         check_coarse_weights(trainer)
     stop_on_broken_training(trainer)
     resume_exactly(trainer, *arguments)
+    keep_options_private(trainer)
     save_when_told_to_stop(trainer)
     watch_for_hangs(trainer)
 

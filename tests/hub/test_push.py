@@ -87,18 +87,22 @@ def test_a_repository_or_branch_that_is_missing_is_an_os_error_that_names_it(aut
     assert options.get("revision", source) in message
 
 
-def test_training_pushes_every_save_and_the_end(author, hub, saved, rankings, tmp_path):
+@pytest.mark.parametrize("strategy", ["every_save", "checkpoint"])
+def test_training_pushes_every_save_and_the_end_without_its_options(author, hub, saved, rankings, tmp_path, strategy):
     output_dir = tmp_path / "run"
-    author(
-        author_steps.train_reward_model, saved, list(rankings)[:6], output_dir, "tester/run", hub_strategy="every_save"
+    repo_id = f"tester/run-{strategy}"
+    left = author(
+        author_steps.train_reward_model, saved, list(rankings)[:6], output_dir, repo_id, hub_strategy=strategy
     )
-    repository = hub.repositories["models/tester/run"]
+    assert "training_args.bin" in left
+    repository = hub.repositories[f"models/{repo_id}"]
     assert {"model.safetensors", "config.json", "tokenizer_config.json", "README.md"} <= repository.files().keys()
     assert len(repository.commits) > 2
     assert not [name for name in repository.files() if name.startswith("checkpoint-")]
-    # A pickle of the run's options, which `pangu-trl publish` leaves out.
+    assert ("last-checkpoint/optimizer.pt" in repository.files()) == (strategy == "checkpoint")
     leaks = [name for name, content in repository.files().items() if str(tmp_path).encode() in content]
-    assert leaks == ["training_args.bin"]
+    assert leaks == []
+    assert not [name for name in repository.files() if name.endswith("training_args.bin")]
     assert repository.files()["model.safetensors"] == (output_dir / "model.safetensors").read_bytes()
 
 

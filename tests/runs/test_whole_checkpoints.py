@@ -19,7 +19,7 @@ class StandIn:
         )
         self.state = SimpleNamespace(global_step=0, best_model_checkpoint=None)
         self.accelerator = SimpleNamespace(wait_for_everyone=self._wait)
-        self.fails = False
+        self.fails = self.pickles_options = False
         self.pushed = []
         self.seen_while_waiting = []
 
@@ -36,6 +36,8 @@ class StandIn:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         (folder / "part").mkdir(parents=True, exist_ok=True)
         (folder / "model.safetensors").write_bytes(b"weights")
+        if self.pickles_options:
+            (folder / "training_args.bin").write_bytes(b"paths and tokens")
         if self.fails:
             raise OSError("No space left on device")
         (folder / "part" / "optimizer.pt").write_bytes(b"states")
@@ -114,7 +116,7 @@ def test_the_mark_waits_for_the_other_ranks(tmp_path, trainer, save):
 
 
 def test_what_is_pushed_is_whole_and_has_its_mark(trainer, save):
-    trainer.args.push_to_hub = True
+    trainer.args.push_to_hub = trainer.pickles_options = True
     save(1)
     save(2, is_whole=False)
     assert trainer.pushed == [[MARK, "model.safetensors", "optimizer.pt"]]
