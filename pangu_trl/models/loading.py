@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from peft import PeftConfig, PeftModel
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file, find_adapter_config_file
 
@@ -160,7 +160,7 @@ def _load(
     model.name_or_path = model.config._name_or_path = lasting_name(base_id)
     if adapter is not None:
         adapter = adapter_folder(adapter)
-        with _loading(adapter):
+        with _fitting(adapter, base_id, model):
             model, loaded = _add_adapter(model, adapter, adapter_revision)
         missing = [name for name in missing if not any(key.endswith(f".{name}") for key in loaded)]
     tokenizer_id, tokenizer_revision = base_id, base_revision
@@ -193,19 +193,38 @@ def _add_adapter(model: PreTrainedModel, adapter: str, revision: str) -> tuple[P
     """Puts an adapter on a model; also gives the names of the weights in its file."""
     config = PeftConfig.from_pretrained(adapter, revision=revision)
     check_padding_is_unseen(adapter, config)
+    _check_model_type(config, model)
     if config.task_type == "CAUSAL_LM" and not hasattr(model, "prepare_inputs_for_generation"):
         # A language model's adapter on a reward model: PEFT's class for the task would look for `generate`.
         config.task_type = None
     model = PeftModel.from_pretrained(model, adapter, config=config, revision=revision)
     weights = load_peft_weights(adapter, device="cpu", revision=revision)
     # PEFT drops weights that have no place without a word; only here does it name them.
-    unexpected = set_peft_model_state_dict(model, dict(weights)).unexpected_keys
-    if unexpected:
-        raise ValueError(
-            f"the adapter holds weights that {type(model.get_base_model()).__name__} has no place for: "
-            f"{', '.join(unexpected)}. Merge it into the model that it was trained on first"
-        )
+    result = set_peft_model_state_dict(model, dict(weights))
+    kind = type(model.get_base_model()).__name__
+    if result.unexpected_keys:
+        raise ValueError(f"the adapter holds weights that {kind} has no place for: {_some(result.unexpected_keys)}")
+    # By the tuner's own names, as `lora_`: a module that was to be saved as a whole, as a score head, may be new.
+    prefix = getattr(model.base_model, "prefix", None)
+    lacking = [name for name in result.missing_keys if prefix is not None and prefix in name]
+    if lacking:
+        raise ValueError(f"the adapter holds no weights for {_some(lacking)} of {kind}, which would stay untrained")
     return model, list(weights)
+
+
+def _check_model_type(config: PeftConfig, model: PreTrainedModel) -> None:
+    """Refuses an adapter that names a base of another architecture, whose layers may well have the same names."""
+    try:
+        named = AutoConfig.from_pretrained(config.base_model_name_or_path, revision=config.revision or "main")
+    except (OSError, ValueError):
+        # It may be gone: the adapter is asked for by somebody who says what its base is.
+        return
+    if named.model_type != model.config.model_type:
+        raise ValueError(f"it was trained on {config.base_model_name_or_path}, a model of type {named.model_type}")
+
+
+def _some(names: list[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
 
 
 def _merge_first(model_id: str, base_id: str, reason: str) -> str:
@@ -219,11 +238,26 @@ def _merge_first(model_id: str, base_id: str, reason: str) -> str:
 
 
 @contextmanager
+def _fitting(adapter: str, base_id: str, base: PreTrainedModel) -> Iterator[None]:
+    """Names both where an adapter does not fit the model that it is put on."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError) as error:
+        # PyTorch lists every tensor; the first says it.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = next((line for line in lines if line.startswith("size mismatch")), " ".join(lines)).rstrip(".")
+        raise ValueError(
+            f"{adapter}: an adapter that cannot be put on {base_id} (model_type {base.config.model_type}); {reason}. "
+            "Give the model that it was trained on, as adapter_config.json should name it, or that model merged with it"
+        ) from error
+
+
+@contextmanager
 def _loading(model_id: str) -> Iterator[None]:
     """Names the model in errors of the libraries that load it; some leave it out."""
     try:
         yield
-    # Damaged weights, an adapter of another size, and a config.json with wrong types.
+    # Damaged weights, and a config.json with wrong types.
     except (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError, StrictDataclassError) as error:
         raise ValueError(f"{model_id}: not a folder or hub id that can be loaded; {error}") from error
 

@@ -24,8 +24,9 @@ PHASES = {
     "saving": ("_save_checkpoint", "save_model"),
     "evaluation": ("evaluate",),
 }
-# The phases that the main thread has entered, the innermost last.
+# The phases that the main thread has entered, the innermost last, and the optimiser step that it is in.
 _entered: list[str] = []
+_step = 0
 # Half of the default of ddp_timeout.
 SECONDS_AT_START = 900.0
 _start_guard: "HangGuard | None" = None
@@ -33,10 +34,15 @@ _start_guard: "HangGuard | None" = None
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Tells the guard what the body does; also a decorator."""
-    _entered.append(name)
+    """Tells the guard what the body does; also a decorator. An error in it says in its traceback where it happened."""
     try:
+        _entered.append(name)
         yield
+    except Exception as error:
+        if not any("in phase" in note for note in getattr(error, "__notes__", ())):
+            rank, num_ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+            error.add_note(f"rank {rank} of {num_ranks} was in phase {name} of step {_step}")
+        raise
     finally:
         _entered.pop()
 
@@ -88,7 +94,8 @@ class HangGuard(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A step begins."""
-        self._step = state.global_step + 1
+        global _step
+        self._step = _step = state.global_step + 1
         self._note_progress()
 
     def on_event(self, *_: Any, **__: Any) -> None:

@@ -52,11 +52,19 @@ def run_recipe(main: Callable[[], None]) -> NoReturn:
     watch_start()
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and os.environ.get("RANK", "0") == "0":
         name_stale_locks()
-    code = _run(main)
+    has_other_ranks = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    try:
+        code = _run(main)
+    except Exception:
+        # Communication that failed, as when another rank has died.
+        if not has_other_ranks:
+            raise
+        sys.excepthook(*sys.exc_info())
+        code = 1
     close_start()
     sys.stdout.flush()
     sys.stderr.flush()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if has_other_ranks:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -27,6 +27,8 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
 from pangu_trl.gptpangu.modeling_gptpangu import GPTPanguBlock
+from pangu_trl.runs import hang_guard
+from pangu_trl.runs.hang_guard import HangGuard
 from pangu_trl.runs.process import run_recipe
 
 # Rows of one length, so that no stage pads.
@@ -115,9 +117,56 @@ def plan_fault(fault: str, step: int, rank: int) -> None:
         raise ValueError(fault)
 
 
+class FaultInPhase(list):
+    """In the place of the guard's list of phases: what is entered after the first step goes wrong on one rank.
+
+    Args:
+        rank: Of this process.
+        faulty: The rank on which it happens.
+        phases: `die` in the one that is named, or `hang` in each of them until all ranks have reported, and then for
+            ever in the first one.
+        folder: Where ranks tell each other of their reports.
+    """
+
+    def __init__(self, fault: str, rank: int, faulty: int, phases: list[str], folder: Path) -> None:
+        super().__init__()
+        self.fault, self.is_faulty, self.phases, self.folder = fault, rank == faulty, phases, folder
+        self.first = phases[0]
+        report = HangGuard.report
+
+        def tell_of_report(guard: HangGuard, waited: float) -> str:
+            with (folder / f"reports-{rank}").open("a") as told:
+                told.write("x")
+            return report(guard, waited)
+
+        HangGuard.report = tell_of_report
+
+    def append(self, phase: str) -> None:
+        super().append(phase)
+        if not self.is_faulty or hang_guard._step < 2:
+            return
+        if self.fault == "die" and phase in self.phases:
+            raise RuntimeError("out of memory, let us say")
+        if self.fault == "hang" and phase in self.phases:
+            self.phases.remove(phase)
+            before = self._reports()
+            while not all(now > then for now, then in zip(self._reports(), before, strict=True)):
+                time.sleep(0.2)
+        elif self.fault == "hang" and phase == self.first and not self.phases:
+            time.sleep(3600)
+
+    def _reports(self) -> list[int]:
+        paths = [self.folder / f"reports-{rank}" for rank in range(2)]
+        return [path.stat().st_size if path.exists() else 0 for path in paths]
+
+
 def noting_main() -> Callable[[], None]:
     """The `main` of the recipe that the arguments name, which leaves notes."""
     sys.argv = sys.argv[1:]
+    if "FAULT_IN_PHASE" in os.environ:
+        fault, rank, phases = os.environ["FAULT_IN_PHASE"].split(":")
+        ours, folder = int(os.environ["RANK"]), Path(os.environ["FAULT_FOLDER"])
+        hang_guard._entered = FaultInPhase(fault, ours, int(rank), phases.split(","), folder)
     if "FAULT" in os.environ:
         fault, step, rank = os.environ["FAULT"].split(":")
         plan_fault(fault, int(step), int(rank))

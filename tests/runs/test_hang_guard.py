@@ -22,8 +22,10 @@ def test_the_phase_is_the_innermost_that_was_entered():
         return inside, current_phase()
 
     assert learn() == ("rollout", "learning")
-    with pytest.raises(KeyError), phase("saving"):
-        raise KeyError
+    with pytest.raises(KeyError) as failure, phase("saving"):
+        with phase("scoring"):
+            raise KeyError
+    assert failure.value.__notes__ == ["rank 0 of 1 was in phase scoring of step 0"]
     assert current_phase() == "between steps"
 
 

@@ -6,9 +6,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+)
 from trl import ModelConfig
 
+from pangu_trl import GPTPanguConfig, GPTPanguForCausalLM
 from pangu_trl.data import read_jsonl, write_jsonl
 from pangu_trl.models import loading as adapters
 from pangu_trl.models.loading import load_merged, load_with_adapter
@@ -116,6 +123,48 @@ def test_adapter_weights_that_have_no_place_are_refused_by_name(tmp_path, base):
     get_peft_model(model, LoraConfig(r=2, task_type="SEQ_CLS")).save_pretrained(tmp_path / "reward")
     with pytest.raises(ValueError, match=r"GPTPanguForCausalLM has no place for: .*score"):
         load_merged(AutoModelForCausalLM, str(tmp_path / "reward"))
+
+
+def other_base(kind: str, vocab_size: int) -> PreTrainedModel:
+    """A model that is not `base`, whose blocks are two and 32 wide."""
+    if kind == "another type":
+        return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=2))
+    sizes = {"wider": (64, 2), "deeper": (32, 3), "shallower": (32, 1)}[kind]
+    return GPTPanguForCausalLM(
+        GPTPanguConfig(vocab_size=vocab_size, hidden_size=sizes[0], num_layers=sizes[1], num_heads=2)
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "model_type", "named", "given"),
+    [
+        ("wider", "gpt_pangu", "size mismatch for .*lora_A", "size mismatch for .*lora_A"),
+        ("deeper", "gpt_pangu", r"holds no weights for .*h\.2\..*untrained", r"holds no weights for .*h\.2\."),
+        ("shallower", "gpt_pangu", r"no place for: .*h\.1\.", r"no place for: .*h\.1\."),
+        (
+            "another type",
+            "gpt2",
+            "GPT2LMHeadModel has no place for: .*k_proj.lora_A.weight and 11 more",
+            "was trained on .*, a model of type gpt_pangu",
+        ),
+    ],
+)
+def test_an_adapter_of_another_base_is_refused_with_both_names(
+    tmp_path, adapter, tokenizer, kind, model_type, named, given
+):
+    other = str(tmp_path / "other")
+    other_base(kind, len(tokenizer)).save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    both = rf"{adapter}: an adapter that cannot be put on {other} \(model_type {model_type}\); "
+    with pytest.raises(ValueError, match=both + f".*{given}"):
+        load_with_adapter(AutoModelForCausalLM, other, adapter)
+    config = PeftConfig.from_pretrained(adapter)
+    config.base_model_name_or_path = other
+    config.save_pretrained(adapter)
+    for load in (load_merged, load_with_adapter):
+        # One line: `.` matches no line break.
+        with pytest.raises(ValueError, match=rf"\A{both}.*{named}.*\Z"):
+            load(AutoModelForCausalLM, adapter)
 
 
 def test_an_adapter_on_an_adapter_is_refused(adapter, tmp_path):
