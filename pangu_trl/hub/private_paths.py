@@ -39,6 +39,16 @@ _DRIVE = re.compile(
 )
 _UNC = re.compile(r"\\\\(?<![\\\w]\\\\)(?:\\\\)?(?=[\w.-]{2})[\w.$-]+(?:\\{1,2}[\w.$ -]{2,})+")
 _FILE_URL = re.compile(r":(?<=[Ff][Ii][Ll][Ee]:)/{1,3}[^\s/\"'`<>)][^\s\"'`<>)]*")
+# Where a cluster or a company keeps its files.
+_STORAGE = re.compile(
+    r"(?<![A-Za-z0-9])(?:hdfs|viewfs|s3[an]?|gs|oss|obs|cosn?|tos|abfss?|wasbs?|nfs|smb|cifs|afp|sftp)://[\w.@:/-]+"
+)
+_ESCAPED = re.compile(rf"%2[Ff](?:{_ROOTS})%2[Ff][\w.%-]+")
+# In a sentence spaces end a path, but where it goes on to a file of data.
+_SENTENCE = re.compile(
+    rf"/(?<![\w/.~\\<@)\]}}$%*+&#?!|^:-]/)(?!{_PUBLIC})[\w.-]+(?: [\w.-]+){{1,3}}(?:/[\w.-]+(?: [\w.-]+){{0,3}}){{1,8}}"
+    r"\.(?:jsonl?|ndjson|txt|csv|tsv|parquet|arrow|safetensors|bin|pt|pth|ckpt|gguf|ya?ml|ipynb|zip|tar|gz|zst)\b"
+)
 _QUOTED = re.compile(rf"/(?<=[\"'`]/)(?<!href=[\"']/)(?<!src=[\"']/){_SPACED}(?=[\"'`])")
 _LINE = re.compile(rf"(?m:/{_SPACED}$)")
 # What may stand on a line before a path that is its only value.
@@ -84,7 +94,7 @@ def _candidates(text: str, is_code: bool) -> Iterator[tuple[int, int]]:
     for match in _DRIVE.finditer(text):
         if not _ESCAPES.fullmatch(match[0]) or (not is_code and match[0].count("\\") > 1):
             yield match.start() - 1, match.end()
-    for pattern in (_QUOTED, _POSIX_ROOT, _POSIX, _OTHER_HOME, _UNC):
+    for pattern in (_QUOTED, _SENTENCE, _POSIX_ROOT, _POSIX, _OTHER_HOME, _UNC, _STORAGE, _ESCAPED):
         for match in pattern.finditer(text):
             yield match.span()
 

@@ -170,17 +170,8 @@ def plan(publication: Publication, *, private: bool = False, revision: str | Non
 def publish(publication: Publication, *, private: bool = False, revision: str | None = None) -> Published:
     """Uploads it in one commit; a repository or branch that does not exist is created.
 
-    Weights of an earlier version that are not among the new files are deleted in the same commit.
-
-    Args:
-        publication: What `prepare` gave.
-        private: Whether only its owner may see the repository.
-        revision: Branch to write to; the default branch if None.
-
-    Raises:
-        OSError: The Hub refuses, or cannot be reached.
-        ValueError: The repository holds something else, is public though `private` was asked for, or the base model of
-            an adapter is not on the Hub.
+    Weights of an earlier version that are not among the new files are deleted in the same commit. Takes and raises what
+    `plan` does.
     """
     api = HfApi()
     with _named_errors(api, publication):

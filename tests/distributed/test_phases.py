@@ -21,7 +21,7 @@ def run(workspace, stage_options, tmp_path):
         options = stage_options(
             "ppo",
             tmp_path / "run",
-            max_steps=6,
+            max_steps=10,
             save_steps=2,
             num_ppo_epochs=1,
             num_rollout_batches=1,
