@@ -279,6 +279,12 @@ def _refusal(checkpoint: str, found: dict[str, tuple[Any, Any]]) -> str:
             f"{', '.join(fixed)} must stay: the order of what is learnt from depends on it (world_size is the number "
             "of processes)."
         )
+    if "world_size" in found:
+        processes = found["world_size"][0]
+        cure.append(
+            f"Start {processes} of them (accelerate launch --num_processes {processes}), or a new run in another "
+            "output_dir, from the checkpoint's model (--model_name_or_path)."
+        )
     if free:
         cure.append(
             "Give the checkpoint's values, or have the new ones hold from here on with --change_on_resume "

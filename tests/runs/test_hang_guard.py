@@ -12,7 +12,8 @@ from pangu_trl.runs import hang_guard
 from pangu_trl.runs.hang_guard import HangGuard, current_phase, phase, place_of
 
 
-def test_the_phase_is_the_innermost_that_was_entered():
+def test_the_phase_is_the_innermost_that_was_entered(monkeypatch):
+    monkeypatch.setattr(hang_guard, "_step", 3)
     assert current_phase() == "between steps"
 
     @phase("learning")
@@ -25,7 +26,7 @@ def test_the_phase_is_the_innermost_that_was_entered():
     with pytest.raises(KeyError) as failure, phase("saving"):
         with phase("scoring"):
             raise KeyError
-    assert failure.value.__notes__ == ["rank 0 of 1 was in phase scoring of step 0"]
+    assert failure.value.__notes__ == ["rank 0 of 1 was in phase scoring of step 3"]
     assert current_phase() == "between steps"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pangu_trl.runs import process
+from pangu_trl.runs import hang_guard, process
 from pangu_trl.runs.hang_guard import phase
 from pangu_trl.runs.process import launch_command, name_stale_locks, run_recipe
 
@@ -123,6 +123,8 @@ def test_of_several_ranks_each_ends_with_its_own_code_after_the_exit_functions(m
     assert ends == ["functions", 0, "functions", 2]
     assert capsys.readouterr().err == "sft.py, rank 1: error: wrong here\n"
 
+    monkeypatch.setattr(hang_guard, "_step", 7)
+
     @phase("scoring")
     def fail():
         raise RuntimeError("Connection closed by peer")
@@ -131,7 +133,7 @@ def test_of_several_ranks_each_ends_with_its_own_code_after_the_exit_functions(m
         run_recipe(fail)
     assert ends[4:] == ["functions", 1]
     assert capsys.readouterr().err.endswith(
-        "RuntimeError: Connection closed by peer\nrank 1 of 2 was in phase scoring of step 0\n"
+        "RuntimeError: Connection closed by peer\nrank 1 of 2 was in phase scoring of step 7\n"
     )
 
 

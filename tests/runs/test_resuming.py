@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from pangu_trl.runs.checkpoints import MARK, check_whole, flaw_of, last_whole_checkpoint
+from pangu_trl.runs import resuming
+from pangu_trl.runs.checkpoints import MARK, check_whole, flaw_of, last_whole_checkpoint, mark_whole
+from pangu_trl.runs.record import read_options
 
 STAGES = ["sft", "reward", "ppo", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("dpo", "grpo"))]
 SAVING = dict(save_strategy="steps", save_steps=2, max_steps=4, lr_scheduler_type="linear", bf16=False)
@@ -40,7 +42,7 @@ def history(folder: Path) -> list[dict]:
     return json.loads((folder / "trainer_state.json").read_text("utf-8"))["log_history"]
 
 
-def test_a_run_ends_resumes_and_refuses_what_is_damaged(run_recipe, options, stage, tmp_path, caplog):
+def test_a_run_ends_resumes_and_refuses_what_is_damaged(run_recipe, options, stage, tmp_path, caplog, monkeypatch):
     """One run a stage serves all that can be asked of it; training is what costs."""
     folder = Path(options["output_dir"])
     run_recipe(stage, **options)
@@ -79,6 +81,25 @@ def test_a_run_ends_resumes_and_refuses_what_is_damaged(run_recipe, options, sta
 
     with pytest.raises(ValueError, match=r"learning_rate: 0.01 in the checkpoint, 0.02 now"):
         run_recipe(stage, **options | dict(learning_rate=0.02, resume_from_checkpoint="true"))
+
+    # As if two processes resumed what one wrote, and one what two wrote.
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=other_processes(1, 2)):
+        patch.setattr(resuming, "read_options", lambda arguments: read_options(arguments) | {"world_size": 2})
+        run_recipe(stage, **options, resume_from_checkpoint="true")
+    checkpoint = folder / "checkpoint-4"
+    record = json.loads((checkpoint / "run.json").read_text("utf-8"))
+    record["options"]["world_size"] = 2
+    (checkpoint / "run.json").write_text(json.dumps(record), "utf-8")
+    mark_whole(checkpoint)
+    with pytest.raises(ValueError, match=other_processes(2, 1)):
+        run_recipe(stage, **options, resume_from_checkpoint="true")
+
+
+def other_processes(then: int, now: int) -> str:
+    return (
+        rf"checkpoint-4 was written with other options: .*world_size: {then} in the checkpoint, {now} now.*"
+        rf"number of processes.*--num_processes {then}\).*another output_dir"
+    )
 
 
 def assert_every_damage_is_found(folder: Path, caplog) -> None:
