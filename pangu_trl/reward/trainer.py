@@ -28,6 +28,7 @@ from pangu_trl.models.sequence_scores import sequence_scores
 from pangu_trl.runs.broken_training import stop_on_broken_training
 from pangu_trl.runs.coarse_weights import check_coarse_weights
 from pangu_trl.runs.pushing import keep_options_private
+from pangu_trl.runs.whole_evaluation import evaluate_on_all
 
 from .card import RewardCard, read_reward_card
 from .checks import check_model, check_rankings
@@ -106,6 +107,7 @@ class KWiseRewardTrainer(RewardTrainer):
         check_coarse_weights(self)
         stop_on_broken_training(self)
         keep_options_private(self)
+        evaluate_on_all(self)
         self._max_answers = max(map(len, self.train_dataset["scores"]))
         self._score_statistics: dict[str, Any] = {}
         # Whether no step has changed the weights since the last evaluation.
