@@ -24,6 +24,7 @@ from pangu_trl.runs.pushing import keep_options_private
 from pangu_trl.runs.resuming import resume_exactly
 from pangu_trl.runs.stopping import save_when_told_to_stop
 from pangu_trl.runs.streaming import is_stream, report_streams, resolve_stream
+from pangu_trl.runs.whole_evaluation import evaluate_on_all
 
 from .actor_critic.averaging import WeightAverage
 from .actor_critic.build import build_models
@@ -199,6 +200,7 @@ class PPOTrainer(Trainer):
         stop_on_broken_training(self)
         resume_exactly(self)
         keep_options_private(self)
+        evaluate_on_all(self)
         save_when_told_to_stop(self)
 
     def get_train_dataloader(self) -> DataLoader:

@@ -32,6 +32,7 @@ from pangu_trl.runs.coarse_weights import check_coarse_weights
 from pangu_trl.runs.passed_optimizers import check_passed_optimizers
 from pangu_trl.runs.pushing import keep_options_private
 from pangu_trl.runs.streaming import is_stream, report_streams, resolve_stream
+from pangu_trl.runs.whole_evaluation import evaluate_on_all
 
 from .card import RewardCard, read_reward_card
 from .checks import check_model, check_rankings
@@ -128,6 +129,7 @@ class KWiseRewardTrainer(RewardTrainer):
         stop_on_broken_training(self)
         keep_options_private(self)
         report_streams(self, self.train_dataset)
+        evaluate_on_all(self)
         self._max_answers = 2 if is_stream(self.train_dataset) else max(map(len, self.train_dataset["scores"]))
         self._score_statistics: dict[str, Any] = {}
         # Whether no step has changed the weights since the last evaluation.

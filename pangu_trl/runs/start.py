@@ -42,6 +42,7 @@ from .ranks import on_main_process
 from .resuming import resume_exactly
 from .run_log import RunLog, collect_warnings
 from .stopping import end_if_told_to_stop, save_when_told_to_stop
+from .whole_evaluation import evaluate_on_all
 
 
 def parse_options(*dataclass_types: type, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
@@ -194,9 +195,7 @@ def loading_options(model_args: ModelConfig) -> dict[str, Any]:
 def guard(trainer: Trainer, *arguments: Any) -> None:
     """Stops broken training, resumes exactly, marks whole checkpoints, pushes no options, saves when told to stop.
 
-    It also names ranks that wait for others.
-
-    What the run logs is kept for the page on it.
+    It also has all examples evaluated, and names ranks that wait for others. What the run logs is kept for the page on it.
 
     The trainers of this package look at the dtype of their weights themselves.
 
@@ -209,6 +208,7 @@ def guard(trainer: Trainer, *arguments: Any) -> None:
     stop_on_broken_training(trainer)
     resume_exactly(trainer, *arguments)
     keep_options_private(trainer)
+    evaluate_on_all(trainer)
     save_when_told_to_stop(trainer)
     watch_for_hangs(trainer)
     trainer.add_callback(RunLog(stage_of_process(), (trainer.args, *arguments)))

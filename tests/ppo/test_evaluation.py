@@ -63,6 +63,11 @@ def test_every_evaluation_set_has_its_own_rivals(make_trainer, prompts):
     assert metrics["eval_a_reward/mean"] != pytest.approx(metrics["eval_b_reward/mean"])
 
 
+def test_prompts_are_fewer_than_a_batch_that_training_would_drop(make_trainer):
+    trainer = make_trainer(dataloader_drop_last=True, per_device_eval_batch_size=64)
+    assert trainer.evaluate()["eval_win_rate"] == 0.5
+
+
 def test_evaluation_repeats_itself_and_leaves_training_alone(make_trainer):
     trainer = make_trainer()
     state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state()
