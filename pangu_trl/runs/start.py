@@ -195,7 +195,7 @@ def loading_options(model_args: ModelConfig) -> dict[str, Any]:
 def guard(trainer: Trainer, *arguments: Any) -> None:
     """Stops broken training, resumes exactly, marks whole checkpoints, pushes no options, saves when told to stop.
 
-    It also has all examples evaluated, names ranks that wait for others, and keeps what the run logs for the page on it.
+    It also has all examples evaluated, names ranks that wait for others, and keeps the run's log for the page on it.
 
     The trainers of this package look at the dtype of their weights themselves.
 
