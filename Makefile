@@ -48,7 +48,8 @@ test-distributed: install  ## Every stage on two CPU processes under DDP, ZeRO-1
 test-kills: install  ## SIGKILL at KILLS=100 random moments: every run ends with the same bits. SEED=N repeats those of a run.
 	KILLS=$(KILLS) SEED=$(SEED) $(BIN)/python -m pytest tests/distributed/test_kills.py -m kills -v -rA
 
-# The newest of everything that pyproject.toml admits, but for torch: an open range would fetch a CUDA build.
+# The newest of everything that pyproject.toml admits, but for torch: an open range would fetch a CUDA build. Extensions
+# that PyTorch builds depend on the environment, and stay out of that of the other tests.
 NEWEST := .venv-newest
 TORCH := $(shell grep "^torch==" constraints.txt)
 
@@ -59,7 +60,7 @@ test-newest:  ## All tests on the newest versions that pyproject.toml admits; TE
 	  $(TORCH) --editable '.[demo,dev,fast]'
 	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check --no-deps pcl-pangu==1.2.6.2
 	$(NEWEST)/bin/pip list --disable-pip-version-check
-	$(NEWEST)/bin/python -m pytest $(SIDE_BY_SIDE) $(TESTS)
+	TORCH_EXTENSIONS_DIR=$(CURDIR)/.cache/newest-extensions $(NEWEST)/bin/python -m pytest $(SIDE_BY_SIDE) $(TESTS)
 
 # Part of the suite, on every Python that is here. One whose index offers no CPU build of torch is skipped: the other
 # builds take gigabytes. ANY_TORCH=1 takes what there is.
