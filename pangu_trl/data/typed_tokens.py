@@ -16,9 +16,10 @@ as `<tool_response>`: a user could open a turn with them.
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MODES = ("split", "refuse", "keep")
 MODE_COLUMN = "special_tokens_in_text"
@@ -39,13 +40,13 @@ def check_mode(mode: str, where: str) -> str:
     return mode
 
 
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
     """The tokens that the tokenizer marks as special. Blanks are none: every text holds them."""
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     return tuple(token for token in dict.fromkeys([*added, *tokenizer.all_special_tokens]) if token.strip())
 
 
-def template_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+def template_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
     """Special tokens, and the other added ones that the chat template writes."""
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
     added = [token for token in tokenizer.added_tokens_encoder if token.strip() and token in template]
@@ -75,7 +76,7 @@ def mark_tokens(value: Any, tokens: tuple[str, ...]) -> Any:
     return value
 
 
-def encode_marked(tokenizer: PreTrainedTokenizerBase, text: str, before: str) -> list[int]:
+def encode_marked(tokenizer: "PreTrainedTokenizerBase", text: str, before: str) -> list[int]:
     """Encodes a text with marks as the continuation of another; what is marked is encoded as ordinary text, apart.
 
     Raises:
@@ -100,7 +101,7 @@ def encode_marked(tokenizer: PreTrainedTokenizerBase, text: str, before: str) ->
     return ids
 
 
-def encode_split(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def encode_split(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """Encodes a text whose special tokens are ordinary text, without those that the tokenizer would add."""
     ids = _encode(tokenizer, text, split_special_tokens=True)
     tokens = special_tokens(tokenizer)
@@ -109,7 +110,7 @@ def encode_split(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return encode_marked(tokenizer, mark_tokens(text, tokens), before="")
 
 
-def encode_after(tokenizer: PreTrainedTokenizerBase, text: str, before: str) -> list[int]:
+def encode_after(tokenizer: "PreTrainedTokenizerBase", text: str, before: str) -> list[int]:
     """Encodes a text as the tokenizer does where `before` precedes it: apart, but not as the start of a text.
 
     SentencePiece puts a blank before the start of a text, which none of a conversation's later parts is.
@@ -126,7 +127,7 @@ def encode_after(tokenizer: PreTrainedTokenizerBase, text: str, before: str) -> 
     return _encode_inside(tokenizer, text)
 
 
-def _encode_inside(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
+def _encode_inside(tokenizer: "PreTrainedTokenizerBase", text: str, **options: Any) -> list[int]:
     """Encodes a text that does not stand at the start; a line break before it takes the start's place."""
     line_break = _encode(tokenizer, "\n")
     if not line_break or _encode(tokenizer, "\na") == line_break + _encode(tokenizer, "a"):
@@ -137,7 +138,7 @@ def _encode_inside(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any
     return _encode(tokenizer, text, **options)
 
 
-def _encode_as_text(tokenizer: PreTrainedTokenizerBase, token: str) -> list[int]:
+def _encode_as_text(tokenizer: "PreTrainedTokenizerBase", token: str) -> list[int]:
     forbidden = _ids_of(tokenizer, template_tokens(tokenizer))
     ids = _encode_inside(tokenizer, token, split_special_tokens=True)
     if forbidden & set(ids):
@@ -151,11 +152,11 @@ def _encode_as_text(tokenizer: PreTrainedTokenizerBase, token: str) -> list[int]
     return ids
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
+def _encode(tokenizer: "PreTrainedTokenizerBase", text: str, **options: Any) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, **options)["input_ids"])
 
 
-def _ids_of(tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...]) -> set[int]:
+def _ids_of(tokenizer: "PreTrainedTokenizerBase", tokens: tuple[str, ...]) -> set[int]:
     # Unknown characters become the unknown token, and that is right.
     return {tokenizer.convert_tokens_to_ids(token) for token in tokens} - {tokenizer.unk_token_id}
 

@@ -140,6 +140,10 @@ def _load(
     own_config = _read_adapter_config(model_id, revision)
     base_id, base_revision, adapter_revision = model_id, revision, "main"
     own_id = model_id if adapter is None else adapter
+    if adapter is not None:
+        # Before the base model is loaded for nothing.
+        with _loading(adapter):
+            PeftConfig.from_pretrained(adapter_folder(adapter))
     if own_config is not None:
         base_id, base_revision = own_config.base_model_name_or_path, own_config.revision or "main"
         if adapter is not None:

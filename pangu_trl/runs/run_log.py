@@ -40,6 +40,10 @@ def collect_warnings() -> _WarningsMet:
     global _collecting
     if _collecting is None:
         _collecting = _WarningsMet()
+        root = logging.getLogger()
+        if not root.handlers and logging.lastResort is not None:
+            # What Python prints where nobody handles warnings; with a handler that only collects it would be silent.
+            root.addHandler(logging.lastResort)
         # The logger of transformers hands nothing on to the root.
         for name in (None, "transformers"):
             logging.getLogger(name).addHandler(_collecting)

@@ -340,4 +340,4 @@ def test_a_file_that_is_not_there_is_named(tmp_path, capsys):
     assert main(["plan", "--config", f"{tmp_path}/sft.yaml", "--accelerate", config]) == 2
     assert f"{tmp_path}/sft.yaml: no such recipe" in capsys.readouterr().err
     assert main(["plan", "--config", recipe, "--accelerate", f"{tmp_path}/ddp.yaml"]) == 2
-    assert f"{tmp_path}/ddp.yaml: no such accelerate configuration" in capsys.readouterr().err
+    assert f"{tmp_path}/ddp.yaml: no accelerate configuration" in capsys.readouterr().err

@@ -90,9 +90,22 @@ def test_the_docs_define_every_figure_that_is_logged_and_no_other(make_trainer, 
         value_model=copy.deepcopy(reward_model),
         ptx_dataset=prompts.rename_column("prompt", "text"),
     )
-    trainer = make_trainer(models=models, max_steps=4, reward_scaling="running", eval_on_start=True)
-    trainer.train()
-    logged = set().union(*(entry.keys() for entry in trainer.state.log_history))
+    runs = [
+        dict(reward_scaling="running", eval_on_start=True),
+        dict(
+            num_generations=2,
+            dynamic_sampling_rounds=1,
+            delta=2.0,
+            mask_truncated_completions=True,
+            reward_combination="minimum",
+            vllm_importance_sampling_correction=True,
+        ),
+    ]
+    logged = set()
+    for options in runs:
+        trainer = make_trainer(models=copy.deepcopy(models), max_steps=4, **options)
+        trainer.train()
+        logged = logged.union(*(entry.keys() for entry in trainer.state.log_history))
     logged = {name.removeprefix("eval_") for name in logged if "/" in name or name.endswith("win_rate")}
     text = (Path(__file__).parents[2] / "docs" / "ppo.md").read_text("utf-8")
     table = text.split("## What is logged")[1].split("\n## ")[0]

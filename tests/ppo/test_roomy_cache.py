@@ -6,6 +6,8 @@ from transformers import (
     GPT2LMHeadModel,
     MistralConfig,
     MistralForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -63,5 +65,8 @@ def test_models_that_keep_something_else_get_none():
     assert [type(layer) for layer in make_roomy_cache(gpt2, 5).layers] == [RoomyLayer] * 2
     # A sliding window keeps the last tokens only.
     assert make_roomy_cache(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=4)), 5) is None
+    assert (
+        make_roomy_cache(OpenAIGPTLMHeadModel(OpenAIGPTConfig(n_layer=2, n_embd=8, n_head=2, vocab_size=20)), 5) is None
+    )
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
     assert make_roomy_cache(t5, 5) is None

@@ -218,3 +218,13 @@ def test_a_run_ends_with_figures_before_and_after_and_the_next_command(folder):
     assert "Reward (held out) 0.25 -> 1.25 better" in lines
     assert "Loss of the critic (training) 2 -> 3 worse" in lines
     assert f"model {folder}" in lines and f"next pangu-trl chat {folder}" in lines
+
+
+def test_what_is_collected_is_still_printed(monkeypatch, capsys):
+    monkeypatch.setattr(run_log, "_collecting", None)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    collected = run_log.collect_warnings()
+    logging.getLogger("pangu_trl.runs.hang_guard").warning("no progress")
+    logging.getLogger("transformers").removeHandler(collected)
+    assert collected.texts == ["no progress"]
+    assert capsys.readouterr().err == "no progress\n"

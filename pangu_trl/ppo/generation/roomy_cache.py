@@ -1,9 +1,12 @@
 """A cache with room to grow: a new token is written behind the others, where transformers copies all of them."""
 
+import inspect
+
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from pangu_trl.gptpangu.arguments_gptpangu import CACHE_ARGUMENT
 from pangu_trl.models.score_head import innermost
 
 
@@ -63,7 +66,8 @@ def make_roomy_cache(policy: nn.Module, room: int) -> Cache | None:
         room: Tokens of an answer.
     """
     model = innermost(policy)
-    if model.config.is_encoder_decoder or getattr(model, "_is_stateful", False):
+    takes_cache = CACHE_ARGUMENT in inspect.signature(model.forward).parameters
+    if not takes_cache or model.config.is_encoder_decoder or getattr(model, "_is_stateful", False):
         return None
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
