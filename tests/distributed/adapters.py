@@ -22,7 +22,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from rank import PROBE, PROBE_COMPLETION, probe, shard_on_cpu
 
 from pangu_trl import GPTPanguForCausalLM, GPTPanguTokenizer, PPOConfig, PPOTrainer
-from pangu_trl.ppo.actor_critic.policy_value import completion_logprobs
+from pangu_trl.ppo.actor_critic.token_logprobs import completion_logprobs
 
 # Greedy answers, so that two ranks do what one process does; the checkpoint is in the middle of a rollout.
 OPTIONS = dict(
@@ -138,10 +138,10 @@ def run(folder: Path, output: Path, case: str, optimiser: str) -> dict[str, Any]
 @torch.no_grad()
 def reference_logprobs(trainer: PPOTrainer) -> list:
     """Log-probabilities of the fixed input under the reference."""
-    mask = torch.ones_like(PROBE)
+    mask, answers = torch.ones_like(PROBE), torch.ones(len(PROBE), PROBE_COMPLETION, dtype=torch.bool)
     if trainer.ref_model is None:
-        return trainer.model_wrapped(PROBE, mask, PROBE_COMPLETION, part="reference")["logprobs"].tolist()
-    return completion_logprobs(trainer.ref_model, PROBE, mask, PROBE_COMPLETION, 1.0)[0].tolist()
+        return trainer.model_wrapped(PROBE, mask, answers, part="reference")["logprobs"].tolist()
+    return completion_logprobs(trainer.ref_model, PROBE, mask, answers, 1.0)[0].tolist()
 
 
 def main() -> None:
