@@ -85,7 +85,9 @@ def run(args: argparse.Namespace) -> None:
         write_report(args.output, evaluation, readable | {"min_score_gap": args.min_score_gap})
         journal.remove()
     if args.json:
-        print_json(evaluation.metrics | {"probes": evaluation.probes})
+        verdicts = probe_verdicts(evaluation.probes)
+        found = {"intervals": evaluation.intervals, "probes": evaluation.probes, "verdicts": verdicts}
+        print_json(evaluation.metrics | found)
         return
     for name, value in evaluation.metrics.items():
         interval = evaluation.intervals.get(name)
@@ -93,14 +95,16 @@ def run(args: argparse.Namespace) -> None:
         print(f"{name:42}  {value:.4g}{ends}")
     for name, probe in evaluation.probes.items():
         print(f"{f'best answer beats {name}':42}  {probe['best_answer_wins']:.4g}  ({probe['prompts']} prompts)")
-
     for verdict in probe_verdicts(evaluation.probes):
         print(verdict)
 
 
 def _run_rewardbench2(args: argparse.Namespace) -> None:
-    if args.format is not None or args.split != "train" or args.min_score_gap:
-        raise ValueError("--benchmark reads a file in its published form; leave --format, --split, --min-score-gap out")
+    if args.format is not None or args.split != "train" or args.min_score_gap or args.special_tokens_in_text:
+        raise ValueError(
+            "--benchmark reads a file in its published form; leave --format, --split, --min-score-gap and "
+            "--special-tokens-in-text out"
+        )
     from pangu_trl.answers.judge import journal_arguments, judge_of_model
     from pangu_trl.data.jsonl import read_numbered_jsonl
     from pangu_trl.models.reward_model import ScoringError, load_reward_model
@@ -132,6 +136,9 @@ def _run_rewardbench2(args: argparse.Namespace) -> None:
         text = json.dumps(content, indent=2, ensure_ascii=False)
         (args.output / "metrics.json").write_text(text + "\n", encoding="utf-8")
         journal.remove()
+    if args.json:
+        print_json(metrics)
+        return
     for name, value in metrics.items():
         print(f"{name:42}  {value:.4g}")
 

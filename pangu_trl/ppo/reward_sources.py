@@ -1,5 +1,6 @@
 """The parts of the reward: what each one is decides how it scores whole answers."""
 
+import copy
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -226,8 +227,10 @@ class StepReward(FunctionReward):
         prompts, completions, columns = self._texts(rollout, examples)
         if self.form == "text":
             prompts, completions = list(map(messages_text, prompts)), list(map(messages_text, completions))
-        steps = self.function(prompts, completions, **columns)
         texts = list(map(messages_text, completions))
+        # As `Judge` does: the function may change what it gets.
+        its_prompts, its_completions, its_columns = copy.deepcopy((prompts, completions, columns))
+        steps = self.function(its_prompts, its_completions, **its_columns)
         with _naming_prompts(prompts):
             check_steps(f"reward {self.name}", steps, texts)
         placed = torch.zeros(rollout.completion_mask.shape, device=rollout.input_ids.device)

@@ -47,4 +47,4 @@ def _as_ranking(row: dict[str, Any], index: int | None, name: str) -> dict[str, 
         "response_input_ids": [chosen[shared:], rejected[shared:]],
         "scores": [1.0, 0.0],
         LENGTH_COLUMN: max(len(chosen), len(rejected)),
-    } | ({"margin": row["margin"]} if "margin" in row else {})
+    } | {column: row[column] for column in ("margin", "weight") if column in row}
