@@ -36,9 +36,10 @@ MAY_IMPORT = {
     "reward": BELOW_STAGES,
     "ppo": BELOW_STAGES,
     "hub": BELOW_STAGES,
+    "annotation": BELOW_STAGES,
     # The plan reads the options of every stage, with their defaults.
     "planning": BELOW_STAGES | {"reward", "ppo"},
-    "commands": BELOW_STAGES | {"reward", "ppo", "hub", "planning"},
+    "commands": BELOW_STAGES | {"reward", "ppo", "hub", "annotation", "planning"},
 }
 
 

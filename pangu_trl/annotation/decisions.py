@@ -1,0 +1,42 @@
+"""What an annotator decided on one prompt, as it is kept, compared and exported."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One annotator's ranking of the K answers to one prompt.
+
+    Answers are numbered as the answers file has them, whatever order the page showed.
+
+    Attributes:
+        prompt: Digest of the prompt and its answers; two lines with the same content have the same.
+        line: Line of the answers file, from 1.
+        annotator: Name given with `--annotator`.
+        ranks: Rank of each answer, 1 for the best; equal ranks are a tie, None an invalid answer. Dense: 1, 2, 2, 3.
+            Empty if the prompt was skipped.
+        order: Numbers of the answers, from 0, in the order in which the page showed them, first to last.
+        seconds: Time on the page, pauses left out.
+        decided_at: UTC, ISO 8601 with seconds.
+        file_digest: Digest of the answers file that was open.
+        repeat: How many times this annotator had decided on this prompt before, because it was shown again on purpose.
+        comment: What the annotator wrote about the prompt.
+        attributes: A score for each answer by the name of an attribute; None where none was given.
+    """
+
+    prompt: str
+    line: int
+    annotator: str
+    ranks: tuple[int | None, ...]
+    order: tuple[int, ...]
+    seconds: float
+    decided_at: str
+    file_digest: str
+    repeat: int = 0
+    comment: str = ""
+    attributes: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the annotator passed the prompt on unranked."""
+        return not self.ranks
