@@ -40,6 +40,13 @@ def main() -> None:
     )
     if model_args.load_in_4bit or model_args.load_in_8bit:
         raise ValueError("PPO does not train on quantised weights; leave out load_in_4bit and load_in_8bit.")
+    if training_args.share_backbone == "all" and not model_args.use_peft:
+        raise ValueError(
+            "share_backbone=all needs use_peft: policy, critic and reward model are adapters of one base model. Set "
+            "use_peft: true, or share_backbone: none."
+        )
+    if not reward_args.ptx_data and training_args.ptx_coef != PPOConfig.ptx_coef:
+        raise ValueError(f"ptx_coef has no effect without ptx_data; leave it out. Got {training_args.ptx_coef!r}.")
     checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
 
     if data_args.dataset_streaming:
