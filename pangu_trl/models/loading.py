@@ -21,6 +21,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 
 from .adapter_kinds import check_padding_is_unseen
 from .vocabulary import check_vocabulary
+from .weight_files import refuse_broken_weights, refuse_pointers
 
 
 def load_with_adapter(
@@ -39,9 +40,11 @@ def load_with_adapter(
         are random.
 
     Raises:
-        ValueError: If one of them cannot be loaded, or both are adapters.
+        ValueError: If one of them cannot be loaded, or has weights that are no numbers, or both are adapters.
     """
+    refuse_pointers(model_id)
     model, tokenizer, missing = _load(auto_class, model_id, adapter, "main", **model_kwargs)
+    refuse_broken_weights(model, model_id)
     return model.to(PartialState().device), tokenizer, missing
 
 
