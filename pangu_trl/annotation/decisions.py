@@ -1,6 +1,10 @@
 """What an annotator decided on one prompt, as it is kept, compared and exported."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -40,3 +44,9 @@ class Decision:
     def skipped(self) -> bool:
         """Whether the annotator passed the prompt on unranked."""
         return not self.ranks
+
+
+def prompt_digest(record: Mapping[str, Any]) -> str:
+    """Digest of a record's `prompt` and `responses`, as text or as messages, whatever else the record holds."""
+    content = json.dumps([record["prompt"], record["responses"]], sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
