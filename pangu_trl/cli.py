@@ -20,7 +20,7 @@ from pangu_trl.runs.given_options import did_you_mean
 # In the order of a run, and what one needs beside it. The stages share a module.
 COMMANDS = (
     *("init", "check-data", *STAGES, "report"),
-    *("sample", "score", "evaluate", "best-of-n", "score-sft", "evaluate-reward", "chat"),
+    *("sample", "annotate", "score", "evaluate", "best-of-n", "score-sft", "evaluate-reward", "chat"),
     *("plan", "merge", "average", "publish", "convert", "train-tokenizer", "env", "completion"),
 )
 
