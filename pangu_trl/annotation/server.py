@@ -72,7 +72,8 @@ LARGEST_BODY = 1 << 20
 SESSION_DAYS = 30
 _ENTRANCE = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=./">'
-    '<title>pangu-trl annotate</title><a href="./">Go on to the page</a>'
+    '<title>pangu-trl annotate</title><link rel="icon" href="icon.svg" type="image/svg+xml">'
+    '<a href="./">Go on to the page</a>'
 )
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 

@@ -187,7 +187,7 @@ function span(found, depth) {
     const address = make("span", "address");
     appendText(address, ` (${found.address})`);
     const label = make("span", "link");
-    appendText(label, found.picture ? `🖼 ${found.label}` : found.label);
+    appendText(label, found.picture ? `![${found.label}]` : found.label);
     return make("span", "", label, address);
   }
   const [tag, inner] =
