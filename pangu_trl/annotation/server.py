@@ -285,6 +285,8 @@ class Server:
             self._socket = socket.socket(family, socket.SOCK_STREAM)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.bind(place)
+            # From here on whoever has the link waits, and is not turned away.
+            self._socket.listen(128)
         except OSError as error:
             raise OSError(
                 f"cannot listen on {address.host} port {address.port} ({error.strerror or error}); choose another "
@@ -381,7 +383,6 @@ def _page_file(name: str, kind: str) -> Callable[[Request], Response]:
 
 
 def _json(content: Any, status: int = 200) -> Response:
-    # In ASCII: what a file escapes, as half of a surrogate pair, is no text that UTF-8 could hold.
     return Response(json.dumps(content, allow_nan=False), status, media_type="application/json")
 
 

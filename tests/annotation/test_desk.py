@@ -1,10 +1,10 @@
-"""What stands on an annotator's page, and what becomes of a decision: in the file's order, once, and after a restart."""
+"""What stands on an annotator's page, and what becomes of a decision: in the file's order, once, after a restart."""
 
 import itertools
 import json
 
 import pytest
-from conftest import records, shown_answers, write
+from annotation_place import records, shown_answers, write
 
 from pangu_trl.annotation.attributes import Attribute, read_attributes
 from pangu_trl.annotation.desk import Elsewhere, Refusal
