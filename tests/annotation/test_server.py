@@ -240,7 +240,12 @@ def test_refused_decisions_and_pieces_say_why(ann):
 
 def test_hostile_texts_travel_as_they_are(place):
     rows = records(1)
-    rows[0]["responses"] = ["<script>alert(1)</script>", "\u202eevil\x1b[31m\x00", "\ue000\uffff \U0010ffff", "x" * 1_000_000]
+    rows[0]["responses"] = [
+        "<script>alert(1)</script>",
+        "\u202eevil\x1b[31m\x00",
+        "\ue000\uffff \U0010ffff",
+        "x" * 1_000_000,
+    ]
     write(place.path, rows)
     app = make_app(place.open(), Address(), ["ann"])
     answer = _client(app, name="ann").get("/api/state")
