@@ -19,8 +19,9 @@ class Decision:
         annotator: Name given with `--annotator`.
         ranks: Rank of each answer, 1 for the best; equal ranks are a tie, None an invalid answer. Dense: 1, 2, 2, 3.
             Empty if the prompt was skipped.
-        order: Numbers of the answers, from 0, in the order in which the page showed them, first to last.
-        seconds: Time on the page, pauses left out.
+        order: Numbers of the answers, from 0, in the order in which the page showed them, first to last. Empty where
+            that is not known, as of what was ranked elsewhere.
+        seconds: Time on the page, pauses left out; 0 where it is not known.
         decided_at: UTC, ISO 8601 with seconds.
         file_digest: Digest of the answers file that was open.
         repeat: How many times this annotator had decided on this prompt before, because it was shown again on purpose.

@@ -45,7 +45,7 @@ class PositionBias:
     """How often the answer that the page showed first was ranked first, ties shared.
 
     Attributes:
-        decisions: Those that say something: not all answers tied or invalid.
+        decisions: Those that say something: not all answers tied or invalid, and their order on the page known.
         share: How often; a tie of m best answers counts 1 / m.
         interval: Of the share, 95 % (Wilson).
         by_chance: The share if the place on the page meant nothing: the mean of 1 / K.
@@ -74,7 +74,7 @@ class AnnotatorFigures:
         invalid_answers: Share of the answers called invalid.
         tied_pairs: Share of the pairs of answers tied.
         seconds: Of all decisions together.
-        median_seconds: Of a ranked prompt; None where nothing was ranked.
+        median_seconds: Of a ranked prompt; None where no time is known.
         tenth_seconds: A tenth of the ranked prompts took no longer.
         ninetieth_seconds: A tenth took longer.
         with_others: Agreement with every other annotator, each prompt that both ranked counting once.
@@ -229,7 +229,7 @@ def _annotator(
 ) -> AnnotatorFigures:
     own = [decision for decision in decisions if decision.annotator == name]
     ranked = [decision for decision in own if not decision.skipped]
-    seconds = sorted(decision.seconds for decision in ranked)
+    seconds = sorted(decision.seconds for decision in ranked if decision.seconds)
     answers = [rank for decision in ranked for rank in decision.ranks]
     pairs = [pair for decision in ranked for pair in itertools.combinations(mid_ranks(decision.ranks), 2)]
     without = [_only(rankings, set(names) - {name}) for rankings in shared.values()]
@@ -294,8 +294,8 @@ def _position_bias(decisions: Iterable[Decision]) -> PositionBias | None:
     first = last = chance = 0.0
     count = 0
     for decision in decisions:
-        # What ties all says nothing about places; neither does what calls all invalid.
-        if decision.skipped or len(set(decision.ranks)) < 2:
+        # What ties all says nothing about places; neither does what calls all invalid, or was ranked elsewhere.
+        if decision.skipped or not decision.order or len(set(decision.ranks)) < 2:
             continue
         best = [answer for answer, rank in enumerate(decision.ranks) if rank == 1]
         first += (decision.order[0] in best) / len(best)
