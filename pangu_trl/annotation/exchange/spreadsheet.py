@@ -18,7 +18,7 @@ from pangu_trl.annotation.ranks import dense_ranks
 from pangu_trl.answers.records import Answers
 from pangu_trl.data.data_files import DataFile
 from pangu_trl.data.readers import ReadOptions, rows_of_file
-from pangu_trl.data.records import RecordError, is_finite_number
+from pangu_trl.data.records import RecordError, is_finite_number, messages_text
 from pangu_trl.data.strict_json import parse_json
 
 from .exchanged import Exchanged, as_answer_record, count_lost_columns, decisions_by_prompt
@@ -29,9 +29,10 @@ ATTRIBUTE = "attribute "
 INVALID, SKIPPED = "invalid", "skipped"
 MESSAGES = "messages"
 SEPARATORS = (",", ";", "\t")
+LONGEST_IN_EXCEL = 32767
 
 # What starts a formula, in half and full width, behind blanks too, or starts a command of DDE.
-_FORMULA = re.compile(r"'*\s*[=+\-@|%＝＋－＠]|'*[\t\r\n\x00]")
+_FORMULA = re.compile(r"'*\s*[=+\-@|%＝＋－＠]|'*[\t\r\n]")
 
 
 def as_cell(text: str) -> str:
@@ -54,15 +55,23 @@ def write_spreadsheet(path: Path, answers: Answers, decisions: Iterable[Decision
 
     Returns:
         What the file cannot hold, and how often it was there to hold.
+
+    Raises:
+        ValueError: Naming the line, if a text holds the character NUL, which ends a CSV file for many programs.
     """
     lost: Counter[str] = Counter()
     prompts = decisions_by_prompt(answers, decisions)
+    lines = {prompt_digest(record): place for record, place in zip(answers.records, answers.places, strict=True)}
     attributes = sorted({name for _, given in prompts for decision in given for name in decision.attributes})
     with path.open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_ALL)
         writer.writerow([*COLUMNS, *(f"{ATTRIBUTE}{name}" for name in attributes)])
         for record, given in prompts:
             count_lost_columns(lost, record)
+            _check_texts(record, given, lines[prompt_digest(record)])
+            lost["whole texts in Excel, which cuts a cell off"] += sum(
+                map(_is_long, [record["prompt"], *record["responses"]])
+            )
             for decision in given or [None]:
                 writer.writerows(_rows(record, decision, attributes))
     return lost
@@ -150,6 +159,17 @@ def _separator(path: Path) -> str:
     with path.open("rb") as file:
         header = file.readline().decode("utf-8-sig", "replace")
     return max(SEPARATORS, key=header.count)
+
+
+def _check_texts(record: Mapping[str, Any], given: Iterable[Decision], place: str) -> None:
+    texts = [messages_text(record["prompt"]), *map(messages_text, record["responses"])]
+    texts += [text for decision in given for text in (decision.annotator, decision.comment)]
+    if any("\x00" in text for text in texts):
+        raise ValueError(f"{place}: holds the character NUL, which CSV cannot hold; choose another form")
+
+
+def _is_long(value: Any) -> bool:
+    return len(_cell(value)) > LONGEST_IN_EXCEL
 
 
 def _rows(record: Mapping[str, Any], decision: Decision | None, attributes: Iterable[str]) -> Iterator[list[Any]]:
