@@ -186,6 +186,12 @@ class Store:
             )
         return _decision(row)
 
+    def is_undone(self, number: int) -> bool:
+        """Whether a decision was taken back."""
+        with self._mutex:
+            row = self._connection.execute("SELECT undone_at FROM decisions WHERE number = ?", (number,)).fetchone()
+        return row is not None and row[0] is not None
+
     def decisions(self, annotator: str | None = None) -> list[Kept]:
         """The decisions that hold, of one annotator or of all, oldest first."""
         with self._mutex:

@@ -25,7 +25,7 @@ NOW = "2026-03-01T00:00:00Z"
 TEXT = st.lists(
     st.one_of(
         st.sampled_from(
-            ["=", "+", "-", "@", "'", '"', "\t", "\r", "\n", ",", ";", "|", " ", "＝", "1", "e9", "\ufeff"
+            ["=", "+", "-", "@", "'", '"', "\t", "\r", "\n", ",", ";", "|", " ", "＝", "1", "e9", "\ufeff"]
         ),
         st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=3),
     ),
