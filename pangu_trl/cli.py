@@ -20,7 +20,8 @@ from pangu_trl.runs.given_options import did_you_mean
 # In the order of a run, and what one needs beside it. The stages share a module.
 COMMANDS = (
     *("init", "check-data", *STAGES, "report"),
-    *("sample", "annotate", "score", "evaluate", "best-of-n", "score-sft", "evaluate-reward", "chat"),
+    *("sample", "score", "evaluate", "best-of-n", "score-sft", "evaluate-reward", "chat"),
+    *("annotate", "agreement", "export-annotations", "import-annotations"),
     *("plan", "merge", "average", "publish", "convert", "train-tokenizer", "env", "completion"),
 )
 
