@@ -21,6 +21,7 @@ from pangu_trl.runs.given_options import did_you_mean
 COMMANDS = (
     *("init", "check-data", *STAGES, "report"),
     *("sample", "score", "evaluate", "best-of-n", "score-sft", "evaluate-reward", "chat"),
+    *("annotate", "agreement", "export-annotations", "import-annotations"),
     *("plan", "merge", "average", "publish", "convert", "train-tokenizer", "env", "completion"),
 )
 
