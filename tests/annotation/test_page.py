@@ -292,7 +292,8 @@ def test_hostile_answers_do_nothing(serve, visit):
         "[click](javascript:window.hacked=1) ![x](http://127.0.0.1:1/x.png) <a href='http://evil.example'>x</a>",
         "</div></main><style>body { display: none }</style><iframe srcdoc='<script>top.hacked=1</script>'>",
         "\u202eback\u202c \x1b[31m\x1b]0;title\x07 \u200b\u2066 \x00 \ufeff",
-        "```html\n<script>window.hacked = 1</script>\n```\n\n| <b onclick=alert(1)> | `<i>` |\n|---|---|\n| **<u>** | _x_ |",
+        "```html\n<script>window.hacked = 1</script>\n```\n\n"
+        "| <b onclick=alert(1)> | `<i>` |\n|---|---|\n| **<u>** | _x_ |",
         "*" * 100_000,
         "[" * 19_000,
         "y" * 1_000_000,
@@ -379,11 +380,12 @@ def test_a_pause_does_not_count(serve, visit, place):
 
 
 def test_a_screen_reader_hears_what_eyes_see(serve, visit):
+    server = serve(records(1, 3))
     for locale, best, announced in (
         ("en-US", "Answer 2: Best", "Answer 2: 1st."),
         ("zh-CN", "回答 2: 最好", "回答 2：第 1。"),
     ):
-        page = visit(serve(records(1, 3)).link, locale=locale)
+        page = visit(server.link, locale=locale)
         assert page.evaluate("document.documentElement.lang") == ("zh-CN" if locale == "zh-CN" else "en")
         page.get_by_role("button", name=best, exact=True).click()
         assert page.locator("#announcer").text_content() == announced

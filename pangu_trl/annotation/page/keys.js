@@ -47,7 +47,8 @@ export function listenToKeys(actions, areOn) {
       return;
     }
     // A control that was come to by Tab does what Enter and the space bar do everywhere.
-    if (["Enter", " "].includes(event.key) && target.closest?.("button, a, label, summary, input")) return;
+    const own = event.key === "Enter" ? "button, a, summary" : event.key === " " ? "button, a, summary, input" : null;
+    if (own !== null && target.closest?.(own)) return;
     const key = keyOf(event);
     if (key === "Escape") actions.cancel();
     if (!areOn() && key.length === 1) return;
