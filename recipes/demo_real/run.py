@@ -52,7 +52,7 @@ class Size:
     """
 
     num_answers: int = 4
-    answer_tokens: int = 48
+    answer_tokens: int = 40
     temperature: float = 0.8
     prompts: dict[str, int | None] = field(default_factory=lambda: {"train": None, "held-out": None})
     overrides: dict[str, dict[str, object]] = field(default_factory=dict)
@@ -113,7 +113,7 @@ class RealDemo:
             report = self.run_dir / "reward-report"
             self._make(report, lambda: run_command("evaluate-reward", reward, "--data", eval_data, "--output", report))
         with self._stage("ppo"):
-            self._train("ppo", train_data=self._samples("start.train"), reward_model=reward)
+            self._train("ppo", train_data=PROMPTS["train"], reward_model=reward)
         with self._stage("judge"):
             self._sample("ppo", "held-out", "ppo.held-out", seed=1)
             for model in ("start", "ppo"):
