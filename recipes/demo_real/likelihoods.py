@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from friendly_judge import answer_text
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -26,16 +27,23 @@ class AnswerTokens:
 
 
 def encode_answers(tokenizer: PreTrainedTokenizerBase, records: Sequence[dict]) -> list[AnswerTokens]:
-    """Tokens of all answers of a file of `pangu-trl sample`, but of those that hold none."""
+    """Tokens of all answers of a file of `pangu-trl sample` but the empty ones, which have none.
+
+    Raises:
+        ValueError: All are empty.
+    """
     encoded = []
     for record in records:
         prompt_ids = encode_prompt(tokenizer, record["prompt"])
         for response, finished in zip(record["responses"], record["finished"], strict=True):
+            if not answer_text(response):
+                continue
             answer_ids = encode_completion(tokenizer, record["prompt"], response)
-            if not finished:
-                answer_ids = answer_ids[:-1]
-            if answer_ids:
-                encoded.append(AnswerTokens(prompt_ids, answer_ids))
+            encoded.append(AnswerTokens(prompt_ids, answer_ids if finished else answer_ids[:-1]))
+    if not encoded:
+        raise ValueError(
+            f"none of the answers to {len(records)} prompts has a token, so there is no likelihood of them"
+        )
     return encoded
 
 
