@@ -111,7 +111,7 @@ def _draw_reward_histogram(axes: Axes, results: RunResults) -> None:
 def _draw_judge_histogram(axes: Axes, results: RunResults) -> None:
     scores = {
         label: [score for record in results.records(name) for score in record["scores"]]
-        for name, label in {"sft": "before PPO", "ppo": "after PPO"}.items()
+        for name, label in {results.policy_before: "before PPO", "ppo": "after PPO"}.items()
     }
     _draw_histograms(axes, scores, limits=(0.0, 1.0))
     axes.set_xlabel("score of the judge")
@@ -146,11 +146,11 @@ PANELS = [
         "judge_scores",
         "ppo",
         "Scores of the judge",
-        "Answers to openings that no stage was trained on, before and after PPO.",
+        "Answers to prompts that no stage was trained on, before and after PPO.",
         _draw_judge_histogram,
     ),
     Panel("ppo_reward", "ppo", "Reward", "What PPO maximises.", _ppo_curve("reward/mean", "mean reward")),
-    Panel("ppo_kl", "ppo", "KL", "Distance from the fine-tuned model.", _ppo_curve("kl/mean", "mean KL, nats")),
+    Panel("ppo_kl", "ppo", "KL", "Distance from the model before PPO.", _ppo_curve("kl/mean", "mean KL, nats")),
     Panel(
         "ppo_clip_fraction",
         "ppo",

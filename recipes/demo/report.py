@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -12,18 +12,7 @@ from results import MissingResult, RunResults, read_results
 
 MAX_SAMPLE_CARDS = 24
 NUM_OPEN_SAMPLE_CARDS = 6
-OVERVIEW_PANELS = ("sft_loss", "reward_pair_accuracy", "ppo_reward", "judge_scores")
 STYLE_SHEET = Path(__file__).with_name("report.css")
-
-SECTION_TITLES = {
-    "sft": ("Supervised fine-tuning", "The model starts from random weights and learns to continue reviews."),
-    "reward": ("Reward model", "It learns the judge's taste from ranked answers of the fine-tuned model."),
-    "ppo": (
-        "PPO",
-        "The fine-tuned model is optimised against the reward model; the judge's view stays hidden from it.",
-    ),
-}
-SAMPLE_LABELS = {"base": "Random weights", "sft": "After fine-tuning", "ppo": "After PPO"}
 
 
 @dataclass(frozen=True)
@@ -36,54 +25,56 @@ class Headline:
     explanation: str
 
 
-def _write_decimal(value: float) -> str:
+@dataclass(frozen=True)
+class Story:
+    """What the page of a demo says beside figures and pictures.
+
+    Attributes:
+        title: Heading of the page.
+        lead: What happens, in one or two sentences.
+        language: Of prompts and answers, as HTML names it.
+        headlines: Figures at the top.
+        sections: Title and explanation of each stage, by its name.
+        samples: What the answers of each model are called, by file name in `samples/`.
+        overview: Pictures that tell the story, by name.
+        policy_before: File of the answers before PPO.
+    """
+
+    title: str
+    lead: str
+    language: str
+    headlines: Sequence[Headline]
+    sections: Mapping[str, tuple[str, str]]
+    samples: Mapping[str, str]
+    overview: Sequence[str]
+    policy_before: str
+
+
+def decimal(value: float) -> str:
+    """Two places."""
     return f"{value:.2f}"
 
 
-def _write_percent(value: float) -> str:
+def percent(value: float) -> str:
+    """Whole percent."""
     return f"{value:.0%}"
 
 
-def _write_duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds or minutes."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
-HEADLINES = [
-    Headline(
-        "Language-model loss",
-        (("sft", "eval_loss_before"), ("sft", "eval_loss_after")),
-        _write_decimal,
-        "Held-out reviews, before and after fine-tuning; lower is better.",
-    ),
-    Headline(
-        "Reward model",
-        (("reward", "pair_accuracy_before"), ("reward", "pair_accuracy_after")),
-        _write_percent,
-        "Held-out pairs of answers in the right order; chance is 50%.",
-    ),
-    Headline(
-        "Reward", (("ppo", "reward_before"), ("ppo", "reward_after")), _write_decimal, "Before and after PPO, its aim."
-    ),
-    Headline(
-        "Judge's score",
-        (("ppo", "judge_before"), ("ppo", "judge_after")),
-        _write_decimal,
-        "Before and after PPO, from 0 to 1; PPO never saw it.",
-    ),
-    Headline("KL", (("ppo", "kl"),), _write_decimal, "Distance of PPO's model from the fine-tuned one."),
-    Headline("Time", (("seconds",),), _write_duration, "The whole pipeline."),
-]
-
-
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, story: Story) -> Path:
     """Writes `report.html` and the folder `pictures` of a run.
 
     The page holds its pictures and loads nothing. What the run did not write, such as the curves of a stage that was
     skipped, is named on the page in place of the picture.
 
     Args:
-        run_dir: Folder with `summary.json`, `{sft,reward,ppo}/trainer_state.json` and
-            `samples/{base,sft,ppo,rankings.test}.jsonl`.
+        run_dir: Folder with `summary.json`, `{sft,reward,ppo}/trainer_state.json`, `samples/rankings.test.jsonl` and
+            the files of answers that the story names.
+        story: What the page says beside them.
 
     Returns:
         Path of the page.
@@ -92,21 +83,21 @@ def write_report(run_dir: Path) -> Path:
         FileNotFoundError: there is no such folder.
         ValueError: a file in it is damaged.
     """
-    results = read_results(run_dir)
+    results = read_results(run_dir, tuple(story.samples), story.policy_before)
     picture_dir = run_dir / "pictures"
     picture_dir.mkdir(exist_ok=True)
     parts = [
-        "<h1>pangu_trl demo</h1>",
-        '<p class="lead">A small GPTPangu learns to write Chinese reviews, then to write favourable ones: supervised '
-        "fine-tuning, a reward model on ranked answers, PPO.</p>",
-        *_headline_tiles(results),
-        *_sample_cards(results),
-        *(part for stage in SECTION_TITLES for part in _stage_section(stage, results, picture_dir)),
+        f"<h1>{escape(story.title)}</h1>",
+        f'<p class="lead">{escape(story.lead)}</p>',
+        *_headline_tiles(results, story),
+        *_sample_cards(results, story),
+        *(part for stage in story.sections for part in _stage_section(stage, results, story, picture_dir)),
         *_figure_table(results),
     ]
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>pangu_trl demo</title>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(story.title)}</title>\n"
         f"<style>\n{STYLE_SHEET.read_text('utf-8')}</style>\n</head>\n<body>\n"
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
@@ -116,19 +107,19 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
-def plot_overview(run_dir: Path) -> Path:
+def plot_overview(run_dir: Path, story: Story) -> Path:
     """Writes `pictures/overview.png` of a run: the four pictures that tell the story, side by side."""
     path = run_dir / "pictures" / "overview.png"
-    results = read_results(run_dir)
+    results = read_results(run_dir, tuple(story.samples), story.policy_before)
     path.parent.mkdir(exist_ok=True)
     panels = {panel.name: panel for panel in PANELS}
-    draw_overview([panels[name] for name in OVERVIEW_PANELS], results, path)
+    draw_overview([panels[name] for name in story.overview], results, path)
     return path
 
 
-def _headline_tiles(results: RunResults) -> Iterator[str]:
+def _headline_tiles(results: RunResults, story: Story) -> Iterator[str]:
     tiles, missing = [], []
-    for headline in HEADLINES:
+    for headline in story.headlines:
         try:
             values = [escape(headline.write(results.figure(*keys))) for keys in headline.keys]
         except MissingResult as reason:
@@ -143,8 +134,8 @@ def _headline_tiles(results: RunResults) -> Iterator[str]:
     yield from _left_out(missing)
 
 
-def _stage_section(stage: str, results: RunResults, picture_dir: Path) -> Iterator[str]:
-    title, explanation = SECTION_TITLES[stage]
+def _stage_section(stage: str, results: RunResults, story: Story, picture_dir: Path) -> Iterator[str]:
+    title, explanation = story.sections[stage]
     figures, missing = [], []
     for panel in PANELS:
         if panel.stage == stage:
@@ -168,9 +159,9 @@ def _figure(panel: Panel, paths: dict[str, Path]) -> str:
     )
 
 
-def _sample_cards(results: RunResults) -> Iterator[str]:
+def _sample_cards(results: RunResults, story: Story) -> Iterator[str]:
     samples, missing = {}, []
-    for name in SAMPLE_LABELS:
+    for name in story.samples:
         try:
             records = results.records(name)
         except MissingResult as reason:
@@ -184,9 +175,9 @@ def _sample_cards(results: RunResults) -> Iterator[str]:
     yield "<h2>Samples</h2>"
     if samples:
         rows = list(zip(*samples.values(), strict=True))
-        cards = [_sample_card(dict(zip(samples, row, strict=True))) for row in rows[:MAX_SAMPLE_CARDS]]
+        cards = [_sample_card(dict(zip(samples, row, strict=True)), story) for row in rows[:MAX_SAMPLE_CARDS]]
         yield (
-            f'<p class="lead">The first {len(cards)} of {len(rows)} held-out openings with the first '
+            f'<p class="lead">The first {len(cards)} of {len(rows)} held-out prompts with the first '
             "answer of each model (none is picked by hand) and the judge's score of that answer, from 0 to 1.</p>"
         )
         yield from cards[:NUM_OPEN_SAMPLE_CARDS]
@@ -195,14 +186,15 @@ def _sample_cards(results: RunResults) -> Iterator[str]:
     yield from _left_out(missing)
 
 
-def _sample_card(records: dict[str, dict]) -> str:
+def _sample_card(records: dict[str, dict], story: Story) -> str:
     prompt = next(iter(records.values()))["prompt"]
+    language = f'lang="{escape(story.language)}"'
     answers = "".join(
-        f'<div><span class="model">{SAMPLE_LABELS[name]}{_score_chip(record["scores"][0])}</span>'
-        f'<div class="response" lang="zh">{escape(record["responses"][0]) or "<i>(empty)</i>"}</div></div>'
+        f'<div><span class="model">{escape(story.samples[name])}{_score_chip(record["scores"][0])}</span>'
+        f'<div class="response" {language}>{escape(record["responses"][0]) or "<i>(empty)</i>"}</div></div>'
         for name, record in records.items()
     )
-    return f'<div class="card"><h3 lang="zh">{escape(prompt)}</h3><div class="grid answers">{answers}</div></div>'
+    return f'<div class="card"><h3 {language}>{escape(prompt)}</h3><div class="grid answers">{answers}</div></div>'
 
 
 def _score_chip(score: float) -> str:

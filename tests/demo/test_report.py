@@ -24,6 +24,11 @@ def report(demo_module):
 
 
 @pytest.fixture(scope="module")
+def story(demo_module):
+    return demo_module("demo_story").DEMO_STORY
+
+
+@pytest.fixture(scope="module")
 def pictures(demo_module):
     return demo_module("pictures")
 
@@ -56,11 +61,11 @@ def run_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(report, run_dir):
+def page(report, run_dir, story):
     with warnings.catch_warnings():
         # matplotlib warns of characters that its fonts lack.
         warnings.simplefilter("error", UserWarning)
-        return Page(report.write_report(run_dir))
+        return Page(report.write_report(run_dir, story))
 
 
 def write_json(path: Path, content) -> None:
@@ -150,30 +155,30 @@ def test_samples_stand_side_by_side_with_their_own_scores_as_plain_text(page):
     assert not page.attributes("b")[10:]  # one per figure caption, none from the prompt
 
 
-def test_empty_answer_is_named_as_such(report, tmp_path):
+def test_empty_answer_is_named_as_such(report, tmp_path, story):
     write_samples(tmp_path, "ppo", {"responses": [""], "judge": [0.0]})
-    assert "After PPO\n0.00\n(empty)" in Page(report.write_report(tmp_path)).text
+    assert "After PPO\n0.00\n(empty)" in Page(report.write_report(tmp_path, story)).text
 
 
-def test_samples_to_other_prompts_are_left_out(report, tmp_path):
+def test_samples_to_other_prompts_are_left_out(report, tmp_path, story):
     write_samples(tmp_path, "base", {"responses": ["回答"], "judge": [0.1]})
     write_samples(tmp_path, "ppo", {"prompt": "别的", "responses": ["回答"], "judge": [0.9]})
-    page = Page(report.write_report(tmp_path))
+    page = Page(report.write_report(tmp_path, story))
     assert "samples/ppo.jsonl has other prompts than samples/base.jsonl." in page.text
     assert "After PPO" not in page.text
 
 
-def test_samples_beyond_the_first_ones_are_folded_and_counted(report, tmp_path):
+def test_samples_beyond_the_first_ones_are_folded_and_counted(report, tmp_path, story):
     write_samples(tmp_path, "sft", *({"prompt": f"第{i}个", "responses": ["回答"], "judge": [0.1]} for i in range(30)))
-    page = Page(report.write_report(tmp_path))
+    page = Page(report.write_report(tmp_path, story))
     assert "The first 24 of 30 held-out openings" in page.text
     assert page.text.index("第5个") < page.text.index("18 more") < page.text.index("第6个")
     assert "第23个" in page.text
     assert "第24个" not in page.text
 
 
-def test_empty_run_gives_a_page_that_names_what_is_missing(report, tmp_path):
-    page = Page(report.write_report(tmp_path))
+def test_empty_run_gives_a_page_that_names_what_is_missing(report, tmp_path, story):
+    page = Page(report.write_report(tmp_path, story))
     assert not page.attributes("img")
     for reason in [
         "summary.json has no number 'sft.eval_loss_before'",
@@ -185,24 +190,24 @@ def test_empty_run_gives_a_page_that_names_what_is_missing(report, tmp_path):
         assert reason in page.text
 
 
-def test_missing_pieces_do_not_take_others_with_them(report, tmp_path):
+def test_missing_pieces_do_not_take_others_with_them(report, tmp_path, story):
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "base.jsonl").write_text("")
     write_samples(tmp_path, "ppo", {"responses": ["回答"], "judge": [0.9]})
     write_samples(tmp_path, "rankings.test", {"responses": ["好", "坏"], "scores": [0.9, 0.1]})
     write_history(tmp_path, "sft", [{"step": 5, "eval_loss": 6.0}, {"step": 5, "train_runtime": 3.0}])
-    page = Page(report.write_report(tmp_path))
+    page = Page(report.write_report(tmp_path, story))
     assert len(page.attributes("figure")) == 1
     assert "samples/base.jsonl is missing or empty" in page.text
     assert "samples/rankings.test.jsonl has no 'reward_scores'" in page.text
     assert "After PPO\n0.90" in page.text
 
 
-def test_score_that_is_no_number_is_named_by_file_and_line(report, tmp_path):
+def test_score_that_is_no_number_is_named_by_file_and_line(report, tmp_path, story):
     answers = {"responses": ["好", "坏"], "scores": [1, 0], "reward_scores": [float("inf"), 0.0]}
     write_samples(tmp_path, "rankings.test", answers)
     with pytest.raises(ValueError, match=r"rankings\.test\.jsonl:1: numbers must be finite; got Infinity"):
-        report.write_report(tmp_path)
+        report.write_report(tmp_path, story)
 
 
 @pytest.mark.parametrize(
@@ -220,21 +225,21 @@ def test_score_that_is_no_number_is_named_by_file_and_line(report, tmp_path):
         ("samples/sft.jsonl", '{"prompt": "甲", "responses": [], "judge": []}', r"sft\.jsonl:1: 'responses' must"),
     ],
 )
-def test_damaged_file_is_named(report, tmp_path, path, content, message):
+def test_damaged_file_is_named(report, tmp_path, path, content, message, story):
     (tmp_path / path).parent.mkdir(exist_ok=True)
     (tmp_path / path).write_text(content)
     with pytest.raises(ValueError, match=message):
-        report.write_report(tmp_path)
+        report.write_report(tmp_path, story)
 
 
-def test_missing_run_is_named(report, tmp_path):
+def test_missing_run_is_named(report, tmp_path, story):
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
-        report.write_report(tmp_path / "nowhere")
+        report.write_report(tmp_path / "nowhere", story)
 
 
-def test_overview_is_one_wide_picture_even_of_an_empty_run(report, run_dir, tmp_path_factory):
+def test_overview_is_one_wide_picture_even_of_an_empty_run(report, run_dir, tmp_path_factory, story):
     for folder in (run_dir, tmp_path_factory.mktemp("empty")):
-        path = report.plot_overview(folder)
+        path = report.plot_overview(folder, story)
         width, height = struct.unpack(">II", path.read_bytes()[16:24])
         assert width > 4 * height
 
@@ -251,14 +256,14 @@ def legend_texts(axes) -> list[str]:
 
 def test_short_curves_are_drawn_point_by_point(pictures, results):
     history = [{"step": 10, "loss": 3.0}, {"step": 10, "eval_loss": 4.0}, {"step": 20, "loss": 2.0, "eval_loss": 3.5}]
-    axes = draw(pictures, "sft_loss", results.RunResults({}, {"sft": history}, {}))
+    axes = draw(pictures, "sft_loss", results.RunResults({}, {"sft": history}, {}, "sft"))
     assert [line.get_xydata().tolist() for line in axes.lines] == [[[10, 3.0], [20, 2.0]], [[10, 4.0], [20, 3.5]]]
     assert legend_texts(axes) == ["training", "held out"]
 
 
 def test_long_curves_get_a_trailing_mean(pictures, results):
     history = [{"step": step, "reward/mean": float(step**2)} for step in range(1, 46)]
-    axes = draw(pictures, "ppo_reward", results.RunResults({}, {"ppo": history}, {}))
+    axes = draw(pictures, "ppo_reward", results.RunResults({}, {"ppo": history}, {}, "sft"))
     smooth, raw = axes.lines
     # A fifteenth of 45 points is 3: (1 + 4 + 9) / 3 at step 3, (43^2 + 44^2 + 45^2) / 3 at step 45.
     assert smooth.get_xydata()[0].tolist() == [3, pytest.approx(14 / 3)]
@@ -273,7 +278,7 @@ def test_reward_histogram_compares_the_best_with_the_worst_answer_and_skips_ties
         {"scores": [0.2, 0.8], "reward_scores": [3.0, 4.0]},
         {"scores": [0.5, 0.5], "reward_scores": [50.0, 60.0]},
     ]
-    axes = draw(pictures, "reward_scores", results.RunResults({}, {}, {"rankings.test": records}))
+    axes = draw(pictures, "reward_scores", results.RunResults({}, {}, {"rankings.test": records}, "sft"))
     # Worst: 1 and 3, best: 2 and 4.
     assert legend_texts(axes) == ["worst answer, mean 2.00", "best answer, mean 3.00"]
     heights = [patch.get_height() for patch in axes.patches]
@@ -283,6 +288,6 @@ def test_reward_histogram_compares_the_best_with_the_worst_answer_and_skips_ties
 
 def test_judge_histogram_takes_all_answers_before_and_after(pictures, results):
     samples = {"sft": [{"scores": [0.0, 0.5]}, {"scores": [0.4]}], "ppo": [{"scores": [1.0]}]}
-    axes = draw(pictures, "judge_scores", results.RunResults({}, {}, samples))
+    axes = draw(pictures, "judge_scores", results.RunResults({}, {}, samples, "sft"))
     assert legend_texts(axes) == ["before PPO, mean 0.30", "after PPO, mean 1.00"]
     assert axes.patches[-1].get_height() == 1.0
