@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from pangu_trl import KWiseRewardConfig, KWiseRewardTrainer, PPOConfig, PPOTrainer
 from pangu_trl.answers.sampling import SamplingConfig, sample_answers
@@ -26,7 +26,10 @@ from pangu_trl.reward.evaluation import are_highest, ranking_metrics
 from pangu_trl.reward.losses import has_pair, mean_over_pairs, ordered_pairs
 
 MAX_LENGTH = 64
-BATCH_PROMPTS, PASSES, LEARNING_RATE = 8, 2, 1e-3
+BATCH_PROMPTS, PASSES, LEARNING_RATE = 16, 2, 1e-2
+# Reward models are smaller than what wrote the answers, and start from random weights, for the reason that
+# recipes/demo/reward.yaml gives.
+REWARD_SHAPE = dict(hidden_size=32, num_layers=1)
 PPO_SETTINGS = dict(
     per_device_train_batch_size=32,
     generation_batch_size=128,
@@ -137,16 +140,23 @@ class Annotator:
 
 
 class Pool:
-    """Prompts of one text with all their answers as tokens, and the judge's utilities."""
+    """Prompts of one text with all their answers as tokens, and the judge's utilities.
+
+    Args:
+        model: What wrote the answers, and what reward models start from.
+        train, test: Records of all answers; those with an empty one are left out.
+    """
 
     def __init__(self, model: Path, train: list[dict], test: list[dict]) -> None:
         self.model = model
         self.tokenizer = AutoTokenizer.from_pretrained(model)
+        # A ranking may hold no empty answer.
+        train, test = ([r for r in records if all(map(str.strip, r["responses"]))] for records in (train, test))
         self.train_records, self.test_records = train, test
-        self.train, self.test = (
-            tokenize_rankings(Dataset.from_list(records), self.tokenizer, MAX_LENGTH).to_list()
-            for records in (train, test)
+        encoded_train, self.test = (
+            tokenize_rankings(Dataset.from_list(records), self.tokenizer, MAX_LENGTH) for records in (train, test)
         )
+        self.train = encoded_train.to_list()
         self.train_utilities, self.test_utilities = (
             np.array([record["scores"] for record in records]) for records in (train, test)
         )
@@ -186,9 +196,10 @@ def run_cell(cell: Cell, pool: Pool, judge: Callable[[list[str]], list[float]]) 
     """Trains and measures one reward model; returns the cell and its figures."""
     dataset, wrong_share = pool.rankings(cell)
     torch.manual_seed(cell.seed)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        pool.model, num_labels=1, pad_token_id=pool.tokenizer.pad_token_id
+    config = AutoConfig.from_pretrained(
+        pool.model, num_labels=1, pad_token_id=pool.tokenizer.pad_token_id, **REWARD_SHAPE
     )
+    model = AutoModelForSequenceClassification.from_config(config)
     with tempfile.TemporaryDirectory() as folder:
         args = KWiseRewardConfig(
             output_dir=folder,
@@ -200,15 +211,14 @@ def run_cell(cell: Cell, pool: Pool, judge: Callable[[list[str]], list[float]]) 
             lr_scheduler_type="cosine",
             # Adam makes a loss and its double the same; a bound on the norm of gradients would not.
             max_grad_norm=0.0,
-            gradient_checkpointing=False,
+            activation_checkpointing=False,
             seed=cell.seed,
             **_QUIET,
         )
         trainer = StudyTrainer(model, args, train_dataset=dataset, processing_class=pool.tokenizer)
         trainer.studied_loss = LOSSES.get(cell.loss)
         trainer.train()
-        test = Dataset.from_list(pool.test)
-        rewards = torch.from_numpy(np.asarray(trainer.predict(test).predictions, dtype=np.float64))
+        rewards = torch.from_numpy(np.asarray(trainer.predict(pool.test).predictions, dtype=np.float64))
         figures = measure(rewards, pool, cell.noise)
         figures |= {"wrong_share": wrong_share, "steps": trainer.state.global_step}
         if cell.ppo_steps:
@@ -238,8 +248,6 @@ def follow_with_ppo(
     cell: Cell, pool: Pool, reward_model: nn.Module, judge: Callable[[list[str]], list[float]], folder: str
 ) -> dict[str, float]:
     """Trains the policy against the reward model; what the judge thinks of its answers before and after."""
-    from transformers import AutoModelForCausalLM
-
     policy = AutoModelForCausalLM.from_pretrained(pool.model)
     answer_tokens = max(len(answer) for record in pool.test for answer in record["response_input_ids"])
     before = judged(policy, pool, judge, answer_tokens)

@@ -5,13 +5,14 @@
 
 {all pairs, Plackett-Luce, adjacent pairs, best against worst, best of all} x K in {2, 4, 8} x {0, 20, 40} % of pairs
 turned round by a Bradley-Terry annotator x {equal prompts, equal labels} x seeds x two texts. A label is an answer that
-the annotator puts into its order. Every reward model starts from the same small fine-tuned GPTPangu of its text.
+the annotator puts into its order. The answers are those of a small fine-tuned GPTPangu of each text.
 
 One line a cell goes to `cells.jsonl` as soon as it is measured; another start with the same settings goes on from it.
 Whole seeds come first, so that what is there after any time compares. docs/kwise-study.md says what came out.
 """
 
 import argparse
+import gc
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import datasets
 import kwise_cells
 import kwise_tables
 import kwise_texts
@@ -46,7 +48,7 @@ class Plan:
     """
 
     size: Size = Size()
-    prompts: int = 192
+    prompts: int = 384
     ppo_steps: int = 80
 
 
@@ -68,6 +70,7 @@ def main() -> None:
         return
     torch.set_num_threads(args.threads)
     transformers.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
     plan = QUICK if args.quick else Plan()
     cells = list(grid(plan, args.seeds, args.ppo_seeds))
     if args.quick:
@@ -102,6 +105,8 @@ def run(plan: Plan, cells: list[Cell], run_dir: Path, deadline: float) -> None:
         return
     texts = prepare(run_dir / "texts", plan.size)
     pools = {name: Pool(text.model, text.rankings("train"), text.rankings("test")) for name, text in texts.items()}
+    # Every training collects garbage, and what is there by now is none.
+    gc.freeze()
     started = time.monotonic()
     for number, cell in enumerate(missing):
         if time.monotonic() > deadline:
