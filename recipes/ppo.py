@@ -16,6 +16,7 @@ With `share_backbone: all` (and `use_peft`) only the policy's base model is load
 reward adapter that was trained on it, and is not merged.
 """
 
+import logging
 from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -32,6 +33,8 @@ from pangu_trl.runs.arguments import PPOModelArguments, RunArguments
 from pangu_trl.runs.process import run_recipe
 from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, loading_options, parse_options, train
 from pangu_trl.runs.streaming import order_seed, resolve_stream
+
+logger = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -87,9 +90,10 @@ def load_rewards(
 ) -> tuple[dict[str, Any], PreTrainedModel | None]:
     """Loads the rewards, by name, and the model that the critic starts from, if layout and estimator need one."""
     share_backbone, estimator = training_args.share_backbone, training_args.advantage_estimator
-    if reward_args.value_model is not None and (share_backbone != "none" or not training_args.has_critic):
-        why = f"share_backbone={share_backbone}" if training_args.has_critic else f"advantage_estimator={estimator}"
-        raise ValueError(f"value_model has no effect with {why}; leave it out.")
+    if reward_args.value_model is not None and not training_args.has_critic:
+        logger.warning("advantage_estimator=%r has no critic; value_model is not loaded.", estimator)
+    elif reward_args.value_model is not None and share_backbone != "none":
+        raise ValueError(f"value_model has no effect with share_backbone={share_backbone}; leave it out.")
     models = [name for name in reward_args.rewards if not is_url(name) and not names_function(name)]
     # An adapter of the policy's own backbone is read by the trainer.
     on_backbone = models[:1] if share_backbone == "all" else []
