@@ -1,4 +1,4 @@
-"""Checks that every link of a built site leads to a file and a place in it: `python docs/site/check_links.py FOLDER`."""
+"""Checks that every link of a built site leads to a place in it: `python docs/site/check_links.py FOLDER`."""
 
 import sys
 from collections.abc import Iterator

@@ -1,28 +1,22 @@
 """Settings of the site: `make docs` builds it twice, once for each language of its words, from the pages as they are.
 
-The source folder is the repository, so that a link of a page leads to the same file here as in a clone. The English site
-leaves the Chinese pages out; the Chinese one holds all, because its pages link to English ones for details.
+The source folder is the repository, so that a link of a page leads to the same file here as in a clone. The English
+site leaves the Chinese pages out; the Chinese one holds all, because its pages link to English ones for details.
 """
 
 import sys
+from importlib.metadata import version as installed_version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(ROOT))
 
-import docstrings
-import navigation
-import other_language
-import page_sources
-import search_in_two_languages
-
-import pangu_trl
-
 project = "pangu_trl"
 author = "the authors of pangu_trl"
-release = version = pangu_trl.__version__
+release = version = installed_version("pangu_trl")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions += ["docstrings", "navigation", "other_language", "page_sources", "search_in_two_languages"]
 
 include_patterns = ["README.md", "README_zh.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**.md", "data_cards/*.md"]
 exclude_patterns = [".*", "build", "dist", "runs", "tests", "**/__pycache__"]
@@ -64,8 +58,3 @@ html_sidebars = {
         "sidebar/scroll-end.html",
     ]
 }
-
-
-def setup(app):
-    for part in (docstrings, navigation, other_language, page_sources, search_in_two_languages):
-        part.setup(app)

@@ -1,4 +1,4 @@
-"""Search that finds Chinese: Sphinx cuts a page into words and leaves what is typed whole, so that no word of two is found."""
+"""Search that finds Chinese: Sphinx cuts a page into words, and leaves what is typed whole."""
 
 import re
 

@@ -14,8 +14,9 @@ PAGES = [*ENGLISH, *CHINESE, *sorted((ROOT / "data_cards").glob("*.md"))]
 _FENCE = re.compile(r"^```.*?^```", flags=re.M | re.S)
 _INDENTED = re.compile(r"^(?: {4}.*\n)+", flags=re.M)
 _INLINE = re.compile(r"`([^`]+)`")
-# Of other people's pipelines, or said to be gone: the left columns of tables that translate.
-_LEFT_COLUMN = re.compile(r"^\|[^|\n]*\|", flags=re.M)
+_TABLE = re.compile(r"^(?:\|.*\n)+", flags=re.M)
+# Heads of columns that hold names of other people's pipelines.
+_OF_OTHERS = re.compile(r"old|TRL 1\.|DeepSpeed-Chat")
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,20 @@ def read(path: Path) -> Page:
     text = path.read_text("utf-8")
     blocks = [block for pattern in (_FENCE, _INDENTED) for block in pattern.findall(text)]
     prose = _INDENTED.sub("", _FENCE.sub("", text))
-    if path.name.startswith("migrating-"):
-        prose = _LEFT_COLUMN.sub("|", prose)
+    prose = _TABLE.sub(_without_columns_of_others, prose)
     lines = [line.strip() for block in blocks for line in re.sub(r"\\\n", " ", block).splitlines()]
     return Page(lines, [" ".join(piece.split()) for piece in _INLINE.findall(prose)])
 
 
-def commands(page: Page) -> Iterator[list[str]]:
-    """The words of every `pangu-trl COMMAND ...` of a page but those that stand for several."""
-    for piece in [*page.code, *page.inline]:
+def _without_columns_of_others(table: re.Match) -> str:
+    rows = [line.strip("|").split("|") for line in table[0].splitlines()]
+    kept = [i for i, head in enumerate(rows[0]) if not _OF_OTHERS.match(head.strip())]
+    return "\n".join("|".join(row[i] for i in kept if i < len(row)) for row in rows) + "\n"
+
+
+def commands(pieces: list[str]) -> Iterator[list[str]]:
+    """The words of every `pangu-trl COMMAND ...` but those that stand for several."""
+    for piece in pieces:
         if not re.match(r"(?:\$ )?pangu-trl ", piece) or "|" in piece or "..." in piece:
             continue
         words = shlex.split(piece.removeprefix("$ "), comments=True)[1:]
@@ -66,6 +72,10 @@ def names(page: Page) -> Iterator[str]:
             yield piece
         else:
             yield from re.findall(r"(?<!\S)--[a-z][\w-]*", piece)
+
+
+def headings(path: Path) -> list[str]:
+    return re.findall(r"^#+ (.*)", _FENCE.sub("", path.read_text("utf-8")), flags=re.M)
 
 
 def python_blocks(path: Path) -> list[str]:

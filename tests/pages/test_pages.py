@@ -19,7 +19,7 @@ from pangu_trl.runs.folders import STAGES
 from pangu_trl.runs.option_sources import options_of_recipe
 from pangu_trl.runs.shipped import accelerate_config
 
-from .pages import CHINESE, ENGLISH, PAGES, ROOT, commands, names, python_blocks, read, settings
+from .pages import CHINESE, ENGLISH, PAGES, ROOT, commands, headings, names, python_blocks, read, settings
 
 sys.path.insert(0, str(ROOT / "docs" / "site"))
 import navigation  # noqa: E402
@@ -68,21 +68,32 @@ def words_of_sources():
 
 @pytest.mark.parametrize("path", PAGES, ids=by_name)
 def test_commands_on_a_page_are_taken(path):
-    for words in commands(read(path)):
-        command, *rest = words
-        assert command in cli.COMMANDS, words
-        if "--help" in rest:
-            continue
-        parser = parser_of(command)
-        if command in STAGES:
-            args, recipe_words = parser.parse_known_args(rest)
-            given = {word.removeprefix("--") for word in recipe_words if word.startswith("--")}
-            assert given - {"any_option"} <= recipe_options(command), words
-        elif rest:
-            parser.exit_on_error = True
-            args = parser.parse_args(rest) if len(rest) > 1 or not rest[0].startswith("-") else None
-        if rest and getattr(args, "accelerate", None):
-            accelerate_config(str(args.accelerate))
+    page = read(path)
+    for words in commands(page.code):
+        take(words, is_whole=True)
+    for words in commands(page.inline):
+        take(words, is_whole=False)
+
+
+def take(words, is_whole):
+    """Reads a command as the command line would; one that is mentioned in passing may lack what it needs."""
+    command, *rest = words
+    assert command in cli.COMMANDS, words
+    if "--help" in rest:
+        return
+    parser = parser_of(command)
+    parser.exit_on_error = True
+    with pytest.MonkeyPatch.context() as patch:
+        for action in parser._actions if not is_whole else ():
+            patch.setattr(action, "required", False)
+        args, unknown = parser.parse_known_args(rest)
+    if command in STAGES:
+        given = {word.removeprefix("--") for word in unknown if word.startswith("--")}
+        assert given - {"any_option"} <= recipe_options(command), words
+    else:
+        assert unknown == [], words
+    if getattr(args, "accelerate", None):
+        accelerate_config(str(args.accelerate))
 
 
 @pytest.mark.parametrize("path", PAGES, ids=by_name)
@@ -94,7 +105,9 @@ def test_names_and_figures_on_a_page_are_of_the_code(path):
         if name.startswith("--"):
             assert name in options or name.removeprefix("--") in known, name
         else:
-            assert name.removeprefix("eval_") in known or name in known or (ROOT / name).exists(), name
+            # Some are put together where they are logged.
+            parts = set(re.sub(r"^(?:eval|train)_", "", name).split("/"))
+            assert name in known or parts <= known or (ROOT / name).exists(), name
 
 
 def fields_with_choices():
@@ -184,9 +197,8 @@ def test_chinese_pages_have_an_english_page_each_and_say_it_in_chinese():
         assert other_language.in_other_language(english, chinese_site=False) == page
         assert (ROOT / f"{english}.md").exists()
         text = path.read_text("utf-8")
-        assert len(re.findall(r"[一-鿿]", text)) > 100, path
-        headings = re.findall(r"^#+ (.*)", text, flags=re.M)
-        assert all(re.search(r"[一-鿿]|^pangu_trl$|^PPO$|^LoRA$", heading) for heading in headings), headings
+        assert len(re.findall(r"[一-鿿]", text)) > 50, path
+        assert all(re.search(r"[一-鿿]|^pangu_trl$|^PPO$|^LoRA$", heading) for heading in headings(path)), path
 
 
 def test_links_between_languages_and_to_folders_are_no_links_on_the_site():
