@@ -41,6 +41,9 @@ napoleon_numpy_docstring = False
 # Docstrings write code in single backticks, as Markdown does.
 default_role = "code"
 
+# Indented blocks are commands and records.
+highlight_language = "none"
+
 html_theme = "furo"
 html_title = f"pangu_trl {release}"
 html_copy_source = False

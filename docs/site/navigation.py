@@ -1,13 +1,13 @@
-"""Every page is in the navigation: those that no list of the front page names are added to its last list."""
+"""Every page is in the navigation: those that no list of the front page names go where it says `% the rest`."""
 
 import re
 from pathlib import PurePosixPath
 
 from sphinx.application import Sphinx
 
-# The lists of the front page, and the line of the last one that stands for the rest.
 _LISTS = re.compile(r"^```\{toctree\}\n(.*?)^```", flags=re.M | re.S)
-THE_REST = "% pages that stand in no list above"
+# Stands for the pages of a folder, or for all, that no list names.
+_THE_REST = re.compile(r"^% the rest(?: of (\S+))?$", flags=re.M)
 
 
 def named_pages(source: str, front: str) -> set[str]:
@@ -25,8 +25,14 @@ def _absolute(entry: str, front: str) -> str:
 def fill_in(app: Sphinx, docname: str, source: list[str]) -> None:
     if docname != app.config.root_doc:
         return
-    missing = sorted(app.env.found_docs - named_pages(source[0], docname) - {docname})
-    source[0] = source[0].replace(THE_REST, "\n".join(f"/{page}" for page in missing))
+    missing = app.env.found_docs - named_pages(source[0], docname) - {docname}
+
+    def entries(place: re.Match) -> str:
+        pages = {page for page in missing if page.startswith(place[1] or "")}
+        missing.difference_update(pages)
+        return "\n".join(f"/{page}" for page in sorted(pages))
+
+    source[0] = _THE_REST.sub(entries, source[0])
 
 
 def setup(app: Sphinx) -> None:
