@@ -70,7 +70,7 @@ def saved_model(reward_model, tokenizer, tmp_path) -> str:
     return str(tmp_path / "reward_model")
 
 
-def test_evaluate_reward_writes_figures_pictures_and_a_page(saved_model, reward_model, tokenizer, tmp_path):
+def test_evaluate_reward_writes_figures_and_a_page_with_charts(saved_model, reward_model, tokenizer, tmp_path):
     write_jsonl(tmp_path / "rankings.jsonl", RANKINGS)
     arguments = ["evaluate-reward", saved_model, "--data", str(tmp_path / "rankings.jsonl")]
     assert main([*arguments, "--output", str(tmp_path / "report")]) == 0
@@ -90,10 +90,15 @@ def test_evaluate_reward_writes_figures_pictures_and_a_page(saved_model, reward_
     assert content["metrics"]["pair_accuracy"] == pytest.approx(right / 5)
     assert content["metrics"]["length_correlation"] == pytest.approx(statistics.correlation(rewards, lengths), abs=1e-6)
     assert content["probes"].keys() == probes.PROBES.keys()
-    page = (tmp_path / "report" / "report.md").read_text("utf-8")
-    for name in ("scores.png", "calibration.png", "accuracy_by_gap.png"):
-        assert (tmp_path / "report" / name).stat().st_size > 1000
-        assert f"]({name})" in page
+    page = (tmp_path / "report" / "report.html").read_text("utf-8")
+    assert page.count("<svg") == 3 and "src=" not in page and "href=" not in page
+    low, high = content["intervals"]["pair_accuracy"]
+    assert f'<td class="number">{right / 5:.4g}</td><td class="number">{low:.4g} – {high:.4g}</td>' in page
+    for probe, figures in content["probes"].items():
+        assert f'<td class="text">{probe}</td><td class="number">{figures["prompts"]}</td>' in page
+    # The same in Chinese, over the old one when told to.
+    assert main([*arguments, "--output", str(tmp_path / "report"), "--lang", "zh", "--overwrite"]) == 0
+    assert "成对准确率" in (tmp_path / "report" / "report.html").read_text("utf-8")
     # A second run does not overwrite the first unless it is told to.
     assert main([*arguments, "--output", str(tmp_path / "report")]) == 2
 
@@ -111,7 +116,7 @@ def test_evaluate_reward_without_a_pair_that_counts_writes_nothing(saved_model, 
     assert "ties.jsonl[train]: no two answers to a prompt have different scores" in capsys.readouterr().err
     assert not output.exists()
     assert main([*words, "--min-score-gap", "0.5"]) == 0
-    assert "- min_score_gap: 0.5" in (output / "report.md").read_text("utf-8")
+    assert "min_score_gap: 0.5" in (output / "report.html").read_text("utf-8")
 
 
 def test_an_answer_that_cannot_be_scored_is_named_by_line(saved_model, tmp_path, capsys):
