@@ -23,7 +23,7 @@ from pangu_trl.runs.report.words import words
 
 from .calibration import calibration_curve
 from .evaluation import are_highest, counted_pairs, ranking_metrics
-from .intervals import accuracy_intervals
+from .intervals import accuracy_intervals, ratio_interval
 from .probes import probe_metrics, probe_verdicts
 
 MAX_GAP_BINS = 8
@@ -99,19 +99,43 @@ def evaluate_rankings(
     )
 
 
-def accuracy_by_score_gap(evaluation: Evaluation) -> list[tuple[float, float, int]]:
-    """Mean gap of annotated scores, pair accuracy and number of pairs, in up to `MAX_GAP_BINS` groups of equal size.
+@dataclass(frozen=True)
+class GapGroup:
+    """Pairs whose annotated scores lie about equally far apart.
+
+    Attributes:
+        gap: Mean gap.
+        accuracy: Share of the pairs whose better answer has the higher reward.
+        num_pairs: How many there are.
+        interval: 95 % interval of the accuracy, by bootstrap over prompts; None where the prompts are too few.
+    """
+
+    gap: float
+    accuracy: float
+    num_pairs: int
+    interval: tuple[float, float] | None
+
+
+def accuracy_by_score_gap(evaluation: Evaluation) -> list[GapGroup]:
+    """Pair accuracy in up to `MAX_GAP_BINS` groups of equal size, by the gap of the annotated scores.
 
     Pairs with the same gap stay together, so that rankings by order, whose gaps are few, make few groups.
     """
     gaps, differences = evaluation.counted_differences()
-    right = win_share(differences)
+    counted = counted_pairs(evaluation.labels, evaluation.mask, evaluation.min_score_gap)
+    prompts, num_prompts = counted.nonzero()[:, 0], len(counted)
+    right = win_share(differences).double()
     quantiles = torch.linspace(0, 1, MAX_GAP_BINS + 1, dtype=gaps.dtype)[1:-1]
     groups = torch.bucketize(gaps, torch.quantile(gaps, quantiles).unique())
-    return [
-        (gaps[members].mean().item(), right[members].mean().item(), int(members.sum()))
-        for members in (groups == group for group in groups.unique())
-    ]
+    found = []
+    for group in groups.unique():
+        members = groups == group
+        top = torch.bincount(prompts[members], right[members], num_prompts)
+        bottom = torch.bincount(prompts[members], minlength=num_prompts).double()
+        interval = ratio_interval(top.numpy(), bottom.numpy())
+        accuracy = right[members].mean().item()
+        found.append(GapGroup(gaps[members].mean().item(), accuracy, int(members.sum()), interval))
+    return found
 
 
 def write_report(folder: Path, evaluation: Evaluation, source: dict[str, Any], language: str = "en") -> None:
@@ -190,10 +214,11 @@ def _charts(evaluation: Evaluation, say: dict[str, str]) -> list[Chart]:
             list(zip(curve.confidence[filled].tolist(), curve.accuracy[filled].tolist(), strict=True)),
         ),
     ]
-    by_gap = [(gap, accuracy) for gap, accuracy, _ in accuracy_by_score_gap(evaluation)]
+    groups = accuracy_by_score_gap(evaluation)
+    by_gap = [(group.gap, group.accuracy) for group in groups]
     gaps = [
         Line(say["chance"], [(by_gap[0][0], 0.5), (by_gap[-1][0], 0.5)], style="reference"),
-        Line(say["accuracy"], by_gap),
+        Line(say["accuracy"], by_gap, intervals=[group.interval for group in groups]),
     ]
     return [
         histogram(say["scores_chart"], groups),

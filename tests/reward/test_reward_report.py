@@ -60,7 +60,21 @@ def test_accuracy_by_gap_groups_pairs_of_similar_gaps():
         torch.tensor([[1.0, 0.0], [1.0, 0.0], [5.0, 0.0]]),
     )
     evaluation = Evaluation(rewards.double(), labels.double(), torch.ones(3, 2, dtype=torch.bool), 0.0, {}, {})
-    assert accuracy_by_score_gap(evaluation) == [(1.0, 0.5, 2), (5.0, 1.0, 1)]
+    small, large = accuracy_by_score_gap(evaluation)
+    assert (small.gap, small.accuracy, small.num_pairs) == (1.0, 0.5, 2)
+    assert (large.gap, large.accuracy, large.num_pairs) == (5.0, 1.0, 1)
+    # With three prompts some draws hold none of these pairs.
+    assert small.interval is None and large.interval is None
+
+
+def test_accuracy_by_gap_has_intervals_over_prompts():
+    """Forty prompts with one pair each, thirty of them right: the shares of the draws are binomial(40, 0.75) / 40."""
+    rewards = torch.tensor([[1.0, 0.0]] * 30 + [[0.0, 1.0]] * 10).double()
+    labels = torch.tensor([[1.0, 0.0]] * 40).double()
+    evaluation = Evaluation(rewards, labels, torch.ones(40, 2, dtype=torch.bool), 0.0, {}, {})
+    (group,) = accuracy_by_score_gap(evaluation)
+    # Standard deviation 0.0685; 0.75 -+ 1.96 of them, to a step of 1 / 40 and the noise of 2000 draws.
+    assert group.interval == pytest.approx((0.616, 0.884), abs=0.03)
 
 
 @pytest.fixture

@@ -245,7 +245,7 @@ def test_histogram_shows_shares_of_each_group_and_their_means():
 
 
 def test_intervals_are_drawn_between_their_ends():
-    line = Line("accuracy", [(1, 0.5), (2, 0.75)], intervals=[(0.0, 1.0), (0.5, 1.0)])
+    line = Line("accuracy", [(1, 0.5), (2, 0.75), (3, 0.5)], intervals=[(0.0, 1.0), (0.5, 1.0), None])
     chart = line_chart("x", [line], is_share=True, over_steps=False)
     ends = re.findall(r'class="whisker c0" x1="[\d.]+" x2="[\d.]+" y1="([\d.]+)" y2="([\d.]+)"', chart.svg)
     # The picture is 210 high; 26 below and 10 above the axes: 0 is at 184, 1 at 10, 0.5 between.

@@ -19,14 +19,14 @@ class Line:
         points: Steps (or what the chart is over) and values, in order.
         colour: Number of its colour on the page.
         style: `dashed` for what was measured on held-out records, `reference` for what to compare with.
-        intervals: Of each point the lower and the upper end; empty where there are none.
+        intervals: Of each point the lower and the upper end, or None; empty where there are none.
     """
 
     label: str
     points: Sequence[tuple[float, float]]
     colour: int = 0
     style: str = ""
-    intervals: Sequence[tuple[float, float]] = ()
+    intervals: Sequence[tuple[float, float] | None] = ()
 
 
 @dataclass(frozen=True)
@@ -93,15 +93,17 @@ class _Axes:
 def line_chart(title: str, lines: Sequence[Line], is_share: bool = False, over_steps: bool = True) -> Chart:
     """Lines over the steps that there are, or over any other number."""
     points = [point for line in lines for point in line.points]
-    ends = [end for line in lines for interval in line.intervals for end in interval]
+    ends = [end for line in lines for interval in line.intervals for end in interval or ()]
     axes = _Axes.around([x for x, _ in points], [y for _, y in points] + ends, is_share, over_steps)
     parts = axes.drawn(title)
     for line in lines:
         style = line.style if line.style == "reference" else f"c{line.colour} {line.style}".strip()
         drawn = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in line.points)
-        for (x, _), (low, high) in zip(line.points, line.intervals, strict=False):
-            at = f'x1="{axes.x(x):.1f}" x2="{axes.x(x):.1f}" y1="{axes.y(low):.1f}" y2="{axes.y(high):.1f}"'
-            parts.append(f'<line class="whisker c{line.colour}" {at}/>')
+        for (x, _), interval in zip(line.points, line.intervals, strict=False):
+            if interval is not None:
+                low, high = (f"{axes.y(end):.1f}" for end in interval)
+                at = f'x1="{axes.x(x):.1f}" x2="{axes.x(x):.1f}" y1="{low}" y2="{high}"'
+                parts.append(f'<line class="whisker c{line.colour}" {at}/>')
         parts.append(f'<polyline class="line {style}" points="{drawn}"/>')
         if line.style != "reference" and len(line.points) <= MOST_POINTS_WITH_MARKS:
             for x, y in line.points:
