@@ -76,7 +76,7 @@ def _sums_of_prompts(
 
 
 def ratio_interval(top: np.ndarray, bottom: np.ndarray) -> tuple[float, float] | None:
-    """95 % percentile interval of sum(top) / sum(bottom), drawing prompts anew; None where a draw has nothing to divide.
+    """95 % percentile interval of sum(top) / sum(bottom), drawing prompts anew; None where a draw has none to divide.
 
     Args:
         top: What every prompt adds to the numerator, (N,).

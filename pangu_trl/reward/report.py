@@ -214,11 +214,11 @@ def _charts(evaluation: Evaluation, say: dict[str, str]) -> list[Chart]:
             list(zip(curve.confidence[filled].tolist(), curve.accuracy[filled].tolist(), strict=True)),
         ),
     ]
-    groups = accuracy_by_score_gap(evaluation)
-    by_gap = [(group.gap, group.accuracy) for group in groups]
+    by_gap = accuracy_by_score_gap(evaluation)
+    points = [(group.gap, group.accuracy) for group in by_gap]
     gaps = [
-        Line(say["chance"], [(by_gap[0][0], 0.5), (by_gap[-1][0], 0.5)], style="reference"),
-        Line(say["accuracy"], by_gap, intervals=[group.interval for group in groups]),
+        Line(say["chance"], [(by_gap[0].gap, 0.5), (by_gap[-1].gap, 0.5)], style="reference"),
+        Line(say["accuracy"], points, intervals=[group.interval for group in by_gap]),
     ]
     return [
         histogram(say["scores_chart"], groups),
