@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo demo-real gpu test test-distributed test-families test-kills test-newest test-python test-slow test-tokenizer test-transformers test-wheel dist lint install clean
+.PHONY: demo demo-real docs gpu test test-distributed test-families test-kills test-newest test-python test-slow test-tokenizer test-transformers test-wheel dist lint install clean
 
 demo: install  ## The whole pipeline on Chinese reviews; STEPS=smoke for a quick look.
 	$(BIN)/python recipes/demo/run.py --steps $(STEPS)
@@ -116,6 +116,18 @@ test-wheel: dist  ## Installs the wheel into a new environment and runs init, sf
 	$(WHEEL)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
 	@set -e; folder=$$(mktemp -d); program=$$PWD/tests/wheel/run.py; python=$$PWD/$(WHEEL)/bin/python; \
 	cd $$folder; HF_HUB_OFFLINE=1 PYTHONPATH= $$python -P $$program $$folder; rm -rf $$folder
+
+# The site of the pages, once for each language of its words. A warning is an error, and so is a link that leads nowhere.
+SITE := build/site
+SPHINX := $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --conf-dir docs/site .
+
+docs: install  ## The pages as a site in build/site, in English and Chinese, with search and a reference; checks all links.
+	$(PIP) --editable '.[docs]'
+	rm -rf $(SITE)
+	$(SPHINX) $(SITE)/en
+	$(SPHINX) --tag zh $(SITE)/zh
+	cp docs/site/start.html $(SITE)/index.html
+	$(BIN)/python docs/site/check_links.py $(SITE)
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,10 +1,8 @@
 """Evaluation on held-out prompts: what the answers of all ranks add up to."""
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from .collector import RolloutCollector
 from .metrics import answer_figures, own_random_numbers
 from .reward_sources import FunctionReward, RewardFunction
 from .rollout import Rollout
+from .sample_tables import COLUMNS
 from .scoring import score_completions
 
 # What an evaluation is measured by; `metric_for_best_model` is one of them.
@@ -57,20 +56,10 @@ class EvaluatedAnswers:
             "win_rate": win_share(self.judged - rivals.judged).mean().item(),
         }
 
-    def write_table(self, path: Path, rivals: "EvaluatedAnswers") -> None:
-        """Writes prompts and answers of both sides, one JSON object a line."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = zip(
-            self.prompts,
-            self.completions,
-            self.judged.tolist(),
-            rivals.completions,
-            rivals.judged.tolist(),
-            strict=True,
-        )
-        names = ("prompt", "completion", "score", "reference_completion", "reference_score")
-        lines = [json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) for row in rows]
-        path.write_text("\n".join(lines) + "\n", "utf-8")
+    def table(self, rivals: "EvaluatedAnswers") -> list[dict[str, Any]]:
+        """Prompts and answers of both sides, a row each."""
+        sides = (self.prompts, self.completions, self.judged.tolist(), rivals.completions, rivals.judged.tolist())
+        return [dict(zip(COLUMNS, row, strict=True)) for row in zip(*sides, strict=True)]
 
     def print_scored(self) -> None:
         """Prints each answer with its score and its prompt."""

@@ -58,6 +58,7 @@ from .resolve import (
 from .reward_sources import ModelReward, Reward, RewardFunction, TextModelReward, reward_sources
 from .rollout import Rollout
 from .run_state import RunState, rollout_options, state_of, take_up
+from .sample_tables import show_in_trackers, write_table
 from .sampler import RolloutSampler
 from .texts import TextBatches, prepare_prompts, stream_prompts
 from .unused_options import check_unused
@@ -363,7 +364,9 @@ class PPOTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_{name}": figure for name, figure in ours.metrics(rivals).items()}
         if self.args.log_completions and self.is_world_process_zero():
             name = f"{metric_key_prefix}-{self.state.global_step}.jsonl"
-            ours.write_table(Path(self.args.output_dir) / "completions" / name, rivals)
+            rows = ours.table(rivals)
+            write_table(Path(self.args.output_dir) / "completions" / name, rows)
+            show_in_trackers(self.args.report_to, self.callback_handler.callbacks, rows, self.state.global_step)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -1,6 +1,8 @@
 """What the page on a run of the demo says beside figures and pictures."""
 
-from report import Headline, Story, decimal, duration, percent
+from report import Headline, Story, decimal, percent
+
+from pangu_trl.runs.report.page import duration
 
 HEADLINES = [
     Headline(
@@ -41,6 +43,5 @@ DEMO_STORY = Story(
         ),
     },
     samples={"base": "Random weights", "sft": "After fine-tuning", "ppo": "After PPO"},
-    overview=("sft_loss", "reward_pair_accuracy", "ppo_reward", "judge_scores"),
     policy_before="sft",
 )

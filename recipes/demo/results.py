@@ -55,6 +55,27 @@ class RunResults:
             raise MissingResult(f"samples/{name}.jsonl is missing or empty")
         return self.samples[name]
 
+    def best_and_worst(self) -> dict[str, list[float]]:
+        """Scores of the reward model for the best and the worst answer of each prompt, by the judge; ties left out."""
+        best, worst = [], []
+        for record in self.records(RANKINGS):
+            if "reward_scores" not in record:
+                raise MissingResult("samples/rankings.test.jsonl has no 'reward_scores'")
+            ranked = sorted(zip(record["scores"], record["reward_scores"], strict=True))
+            if ranked[0][0] < ranked[-1][0]:
+                worst.append(ranked[0][1])
+                best.append(ranked[-1][1])
+        if not best:
+            raise MissingResult("samples/rankings.test.jsonl has no prompt whose answers differ in score")
+        return {"worst answer": worst, "best answer": best}
+
+    def judgements(self) -> dict[str, list[float]]:
+        """The judge's scores of all answers before and after PPO."""
+        return {
+            label: [score for record in self.records(name) for score in record["scores"]]
+            for name, label in {self.policy_before: "before PPO", "ppo": "after PPO"}.items()
+        }
+
 
 def read_results(run_dir: Path, judged: Sequence[str], policy_before: str) -> RunResults:
     """Reads a run's folder.

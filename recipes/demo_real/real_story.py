@@ -1,6 +1,8 @@
 """What the page on a run of the real demo says beside figures and pictures."""
 
-from report import Headline, Story, decimal, duration, percent
+from report import Headline, Story, decimal, percent
+
+from pangu_trl.runs.report.page import duration
 
 HEADLINES = [
     Headline(
@@ -48,6 +50,5 @@ REAL_STORY = Story(
         "ppo": ("PPO", "The policy is optimised against the reward model; the judge stays hidden from it."),
     },
     samples={"start": "The start model", "ppo": "After PPO"},
-    overview=("reward_pair_accuracy", "ppo_reward", "judge_scores"),
     policy_before="start",
 )
