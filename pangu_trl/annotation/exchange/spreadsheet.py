@@ -18,7 +18,7 @@ from pangu_trl.annotation.ranks import dense_ranks
 from pangu_trl.answers.records import Answers
 from pangu_trl.data.data_files import DataFile
 from pangu_trl.data.readers import ReadOptions, rows_of_file
-from pangu_trl.data.records import RecordError, is_finite_number, messages_text
+from pangu_trl.data.records import RecordError, is_finite_number
 from pangu_trl.data.strict_json import parse_json
 
 from .exchanged import Exchanged, as_answer_record, count_lost_columns, decisions_by_prompt
@@ -68,10 +68,7 @@ def write_spreadsheet(path: Path, answers: Answers, decisions: Iterable[Decision
         writer.writerow([*COLUMNS, *(f"{ATTRIBUTE}{name}" for name in attributes)])
         for record, given in prompts:
             count_lost_columns(lost, record)
-            _check_texts(record, given, lines[prompt_digest(record)])
-            lost["whole texts in Excel, which cuts a cell off"] += sum(
-                map(_is_long, [record["prompt"], *record["responses"]])
-            )
+            _check_texts(record, given, lines[prompt_digest(record)], lost)
             for decision in given or [None]:
                 writer.writerows(_rows(record, decision, attributes))
     return lost
@@ -161,15 +158,13 @@ def _separator(path: Path) -> str:
     return max(SEPARATORS, key=header.count)
 
 
-def _check_texts(record: Mapping[str, Any], given: Iterable[Decision], place: str) -> None:
-    texts = [messages_text(record["prompt"]), *map(messages_text, record["responses"])]
-    texts += [text for decision in given for text in (decision.annotator, decision.comment)]
-    if any("\x00" in text for text in texts):
+def _check_texts(record: Mapping[str, Any], given: Iterable[Decision], place: str, lost: Counter[str]) -> None:
+    cells = [*map(_cell, [record["prompt"], *record["responses"]]), *(decision.comment for decision in given)]
+    if any("\x00" in cell for cell in cells):
         raise ValueError(f"{place}: holds the character NUL, which CSV cannot hold; choose another form")
-
-
-def _is_long(value: Any) -> bool:
-    return len(_cell(value)) > LONGEST_IN_EXCEL
+    lost["whole texts in Excel, which cuts a cell off"] += sum(len(cell) > LONGEST_IN_EXCEL for cell in cells)
+    # Files that were put together have them there, and readers take them off.
+    lost["marks U+FEFF at the beginning of a line"] += sum("\n\ufeff" in cell for cell in cells)
 
 
 def _rows(record: Mapping[str, Any], decision: Decision | None, attributes: Iterable[str]) -> Iterator[list[Any]]:
