@@ -4,7 +4,7 @@ import argparse
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from .options import add_batch_size, add_judge_option, note
+from .options import add_batch_size, add_judge_option, add_output, note, refuse_existing
 
 if TYPE_CHECKING:
     from pangu_trl.annotation.dealing import Deck
@@ -27,6 +27,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="NAME",
         help="who ranks; several times for several people, each of whom gets a link of their own",
+    )
+    add_output(
+        parser,
+        "RANKINGS.jsonl",
+        "written when the page is closed with Ctrl-C: what `pangu-trl export-annotations` writes (default: decisions "
+        "are only kept beside the answers)",
+        required=False,
     )
     parser.add_argument("--port", type=_port, default=PORT, help="0 takes a free one (default: %(default)s)")
     parser.add_argument(
@@ -80,6 +87,8 @@ def run(args: argparse.Namespace) -> None:
     from pangu_trl.annotation.server import Address, Server, make_app
     from pangu_trl.annotation.store import Store, store_path
 
+    from . import export_annotations
+
     attributes = () if args.attributes is None else read_attributes(args.attributes)
     address = Address(args.host, args.port, args.public_url)
     file = AnswersFile.load(args.answers)
@@ -92,6 +101,8 @@ def run(args: argparse.Namespace) -> None:
         decisions = [kept.decision for kept in store.decisions()]
     ranked = sum(not decision.skipped for decision in decisions)
     print(f"{store.path}: {ranked} rankings, {len(decisions) - ranked} prompts skipped")
+    if args.output is not None and ranked:
+        export_annotations.run(_export(args))
 
 
 def _refuse(args: argparse.Namespace) -> None:
@@ -108,6 +119,21 @@ def _refuse(args: argparse.Namespace) -> None:
         raise ValueError("--order active needs the model that prompts are chosen for; name it with --judge")
     if args.judge and args.order != "active":
         raise ValueError("--judge is for --order active; give both or neither")
+    if args.output is not None:
+        if args.output.suffix != ".jsonl":
+            raise ValueError(f"{args.output}: rankings are written as JSON lines; give a name that ends in .jsonl")
+        for path in (args.output, args.output.with_suffix(".md")):
+            refuse_existing(argparse.Namespace(output=path, overwrite=args.overwrite))
+
+
+def _export(args: argparse.Namespace) -> argparse.Namespace:
+    """The options of `pangu-trl export-annotations` that write this output."""
+    from . import export_annotations
+
+    parser = argparse.ArgumentParser()
+    export_annotations.add_options(parser)
+    words = [args.answers, "--output", str(args.output), *(["--overwrite"] if args.overwrite else [])]
+    return argparse.Namespace(command=args.command, **vars(parser.parse_args(words)))
 
 
 def _deck(args: argparse.Namespace, file: "AnswersFile", store: "Store") -> "Deck":

@@ -315,7 +315,8 @@ def _start(answers, *words):
 
 def test_the_command_serves_until_it_is_interrupted_and_refuses_a_second_one(place, capsys):
     place.close()
-    process, link = _start(place.path, "--seed", "5")
+    output = place.path.parent / "out" / "rankings.jsonl"
+    process, link = _start(place.path, "--seed", "5", "--output", str(output))
     try:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{32}", link)
         with urllib.request.urlopen(link) as answer:
@@ -338,8 +339,17 @@ def test_the_command_serves_until_it_is_interrupted_and_refuses_a_second_one(pla
         process.kill()
         process.wait()
     assert process.returncode == 0, warned
-    assert printed == f"{store_path(place.path)}: 1 rankings, 0 prompts skipped\n"
+    first, second = printed.splitlines()
+    assert first == f"{store_path(place.path)}: 1 rankings, 0 prompts skipped"
+    assert second.startswith(f"{output}: 1 rankings by 1 annotators")
+    (record,) = map(json.loads, output.read_text("utf-8").splitlines())
+    # Ranked as shown, and exported in the order of the file: 3 points for the best of four.
+    order = [record["responses"].index(parts[0]["text"]) for parts in state["page"]["answers"]]
+    assert [record["scores"][index] for index in order] == [3.0, 2.0, 1.0, 0.0]
     assert "Traceback" not in warned and "a link is a key" in warned
     with Store(place.store) as store:
         assert store.seed == 5
-    assert sorted(os.listdir(place.path.parent)) == ["answers.annotations.sqlite", "answers.jsonl"]
+    assert sorted(os.listdir(place.path.parent)) == ["answers.annotations.sqlite", "answers.jsonl", "out"]
+    # What was written is not replaced in silence.
+    assert main(["annotate", str(place.path), "--annotator", "ann", "--output", str(output)]) == 2
+    assert "exists already" in capsys.readouterr().err
