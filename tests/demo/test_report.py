@@ -171,7 +171,7 @@ def test_samples_to_other_prompts_are_left_out(report, tmp_path, story):
 def test_samples_beyond_the_first_ones_are_folded_and_counted(report, tmp_path, story):
     write_samples(tmp_path, "sft", *({"prompt": f"第{i}个", "responses": ["回答"], "judge": [0.1]} for i in range(30)))
     page = Page(report.write_report(tmp_path, story))
-    assert "The first 24 of 30 held-out openings" in page.text
+    assert "The first 24 of 30 held-out prompts" in page.text
     assert page.text.index("第5个") < page.text.index("18 more") < page.text.index("第6个")
     assert "第23个" in page.text
     assert "第24个" not in page.text
