@@ -1,7 +1,7 @@
 """The real demo: a pretrained chat model, from its first answers to a policy that writes what a judge prefers.
 
     make demo-real                  # SmolLM2-135M-Instruct on two cores of a CPU
-    make demo-real STEPS=short      # half of the prompts, about a third of the work
+    make demo-real STEPS=short      # half of the prompts, one pass over their rankings, four rollouts
     make demo-real STEPS=smoke      # the same with a few prompts and steps, to see that everything runs
 
 Every stage is a command that works alone, and is printed before it runs; docs/demo-real.md has them one by one. A run
@@ -61,7 +61,7 @@ class Size:
 
 SIZES = {
     "full": Size(),
-    # Half of the prompts, one pass over their rankings, four rollouts: about a third of the work.
+    # Half of the prompts, one pass over their rankings, four rollouts.
     "short": Size(
         prompts={"train": 200, "held-out": 80},
         overrides={"reward": {"num_train_epochs": 1, "learning_rate": 1e-3}, "ppo": {"max_steps": 32}},
