@@ -1,7 +1,9 @@
 """`report_to`: figures and tables of answers arrive where a tracker keeps them; those not installed are skipped."""
 
+import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -23,8 +25,7 @@ def tracked_run(request, models_dir, tmp_path):
     folder.mkdir()
     places = ("TENSORBOARD_LOGGING_DIR", "WANDB_DIR", "TRACKIO_DIR", "SWANLAB_SAVE_DIR", "SWANLAB_LOG_DIR")
     environment = os.environ | dict.fromkeys(places, str(folder))
-    # SwanLab calls a run that stays on this machine `local`.
-    environment |= {"WANDB_MODE": "offline", "SWANLAB_MODE": "local"}
+    environment |= {"WANDB_MODE": "offline", "SWANLAB_MODE": "offline"}
     words = [sys.executable, str(Path(__file__).with_name("tracked_run.py")), str(models_dir), name, str(output)]
     result = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
@@ -66,13 +67,13 @@ def read_wandb(folder, output, answers):
 
 
 def read_trackio(folder, output, answers):
-    found = b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
-    assert b"reward/mean" in found and b"completions" in found
-    import pandas
-
-    tables = [pandas.read_parquet(path) for path in sorted(folder.rglob("*.parquet"))]
-    tables = [table for table in tables if set(COLUMNS) <= set(table.columns)]
-    assert answers[:MOST_ROWS] in [list(table["completion"]) for table in tables]
+    (database,) = folder.rglob("*.db")
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        logs = [json.loads(row[0]) for row in connection.execute("SELECT metrics FROM metrics ORDER BY id")]
+    assert any("train/reward/mean" in log for log in logs) and any("eval/win_rate" in log for log in logs)
+    tables = [log["completions"]["_value"] for log in logs if "completions" in log]
+    assert [log["train/global_step"] for log in logs if "completions" in log] == [2, 4]
+    assert [row["completion"] for row in tables[-1]] == answers[:MOST_ROWS]
 
 
 def read_swanlab(folder, output, answers):
