@@ -16,7 +16,7 @@ project = "pangu_trl"
 author = "the authors of pangu_trl"
 release = version = installed_version("pangu_trl")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-extensions += ["docstrings", "navigation", "other_language", "page_sources", "search_in_two_languages"]
+extensions += ["accessible", "docstrings", "navigation", "other_language", "page_sources", "search_in_two_languages"]
 
 include_patterns = ["README.md", "README_zh.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**.md", "data_cards/*.md"]
 exclude_patterns = [".*", "build", "dist", "runs", "tests", "**/__pycache__"]

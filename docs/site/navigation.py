@@ -1,5 +1,6 @@
 """Every page is in the navigation: those that no list of the front page names go where it says `% the rest`."""
 
+import posixpath
 import re
 from pathlib import PurePosixPath
 
@@ -19,7 +20,7 @@ def named_pages(source: str, front: str) -> set[str]:
 def _absolute(entry: str, front: str) -> str:
     if entry.startswith("/"):
         return entry[1:]
-    return str(PurePosixPath(front).parent / entry)
+    return posixpath.normpath(PurePosixPath(front).parent / entry)
 
 
 def fill_in(app: Sphinx, docname: str, source: list[str]) -> None:

@@ -48,7 +48,8 @@ def show_in_trackers(
         import pandas
         import trackio
 
-        trackio.log({NAME: trackio.Table(dataframe=pandas.DataFrame(cells, columns=COLUMNS))}, step=step)
+        table = trackio.Table(dataframe=pandas.DataFrame(cells, columns=COLUMNS))
+        trackio.log({NAME: table, "train/global_step": step})
     if "swanlab" in report_to:
         import swanlab
 

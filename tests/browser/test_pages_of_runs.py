@@ -1,7 +1,11 @@
 """The page on a run as people see it: two widths, two colour schemes, two languages, on paper."""
 
 import pytest
+import torch
 
+from pangu_trl.reward.evaluation import ranking_metrics
+from pangu_trl.reward.intervals import accuracy_intervals
+from pangu_trl.reward.report import Evaluation, write_report
 from pangu_trl.runs.report.page import write_page
 from pangu_trl.runs.report.reading import read_run
 
@@ -32,6 +36,28 @@ def test_page_of_a_run(look, runs, tmp_path, kind, language):
     for chart in charts.all():
         assert chart.bounding_box()["height"] > 100
     assert page.evaluate("document.documentElement.lang") == {"en": "en", "zh": "zh-CN"}[language]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_page_of_an_evaluation(look, tmp_path, language):
+    torch.manual_seed(0)
+    labels, mask = torch.rand(40, 4).double(), torch.ones(40, 4, dtype=torch.bool)
+    rewards = labels * 3 + torch.randn(40, 4)
+    probe = {"prompts": 40, "best_answer_wins": 0.4, "mean_score": 2.5, "mean_best_score": 2.0}
+    evaluation = Evaluation(
+        rewards,
+        labels,
+        mask,
+        0.0,
+        ranking_metrics(rewards, labels, mask),
+        {"empty": probe, "answer_to_another_prompt": probe | {"best_answer_wins": 0.9}},
+        accuracy_intervals(rewards, labels, mask),
+    )
+    write_report(tmp_path, evaluation, {"model": "runs/" + "m" * 100, "data": "held-out.jsonl[train]"}, language)
+    page = look(tmp_path / "report.html")
+    assert page.locator("svg").count() == 3
+    assert page.locator(".whisker").count() == 8
+    assert page.locator("p.worse").count() == 1
 
 
 def test_page_on_paper_is_whole(browser, runs, tmp_path):

@@ -31,7 +31,7 @@ import search_in_two_languages  # noqa: E402
 OPTIONS_OF_OTHERS = {
     *("--config_file", "--machine_rank", "--main_process_ip", "--main_process_port", "--num_processes"),
     *("--quiet", "--signal", "--trust-remote-code", "--weight-transfer-config", "--logprobs-mode", "--local_dir"),
-    *("--any_option",),
+    *("--any_option", "--logdir"),
 }
 
 
@@ -184,6 +184,8 @@ def test_every_page_is_in_the_navigation(front):
         config=SimpleNamespace(root_doc=front), env=SimpleNamespace(found_docs=all_pages() | {"docs/new-page"})
     )
     navigation.fill_in(app, front, source)
+    # Once each: a page in two lists would have two places.
+    assert len(re.findall(r"README>?$", source[0], flags=re.M)) == {"docs/index": 2, "docs/zh/index": 2}[front]
     assert navigation.named_pages(source[0], front) == (all_pages() | {"docs/new-page"} | named) - {front}
 
 
