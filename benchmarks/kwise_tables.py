@@ -151,7 +151,7 @@ def draw(cells: list[dict], path: Path) -> None:
                 answers, means, lows, highs = map(np.array, zip(*points, strict=True))
                 label = name if style == "-" else None
                 panel.plot(answers, means, style, color=colour, marker="o", markersize=3.5, label=label)
-                if style == "-":
+                if style == "-" and len({cell["seed"] for cell in cells}) >= FEWEST_SEEDS:
                     panel.fill_between(answers, lows, highs, color=colour, alpha=0.08)
         panel.set_title(f"{noise:.0%} of the pairs wrong", fontsize=11)
         panel.set_xlabel("K (solid: equal labels, dashed: equal prompts)")
