@@ -262,6 +262,8 @@ def follow_with_ppo(
         **_QUIET,
     )
     prompts = [{"prompt": record["prompt"]} for record in pool.train_records]
+    rollout = PPO_SETTINGS["per_device_train_batch_size"] * PPO_SETTINGS["num_rollout_batches"]
+    prompts *= math.ceil(rollout / len(prompts))
     trainer = PPOTrainer(
         policy, args, reward, critic, train_dataset=Dataset.from_list(prompts), processing_class=pool.tokenizer
     )

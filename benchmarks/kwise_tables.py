@@ -21,8 +21,20 @@ FIGURES = {
     "calibration_error_at_temperature": "the same at its temperature",
 }
 NUM_RESAMPLES = 10_000
+# Of fewer a bootstrap says nothing.
+FEWEST_SEEDS = 3
 # Colours that colour-blind readers tell apart.
 COLOURS = ["#2f6fb3", "#d9722b", "#2a9d7f", "#8e5ea2", "#7f7f7f"]
+
+
+def with_interval(values: Iterable[float], sign: str = "") -> str:
+    """The mean of the values, one a seed, with its interval where there are seeds enough for one."""
+    values = list(values)
+    mean = f"{np.mean(values):{sign}.3f}"
+    if len(values) < FEWEST_SEEDS:
+        return mean
+    low, high = interval(values)
+    return f"{mean} ({low:{sign}.3f} to {high:{sign}.3f})"
 
 
 def interval(values: Iterable[float]) -> tuple[float, float]:
@@ -65,9 +77,7 @@ def against_all_pairs(cells: list[dict]) -> list[str]:
     for loss in list(LOSS_NAMES)[1:]:
         entries = []
         for figure in FIGURES:
-            differences = list(paired(cells, loss, figure).values())
-            low, high = interval(differences)
-            entries.append(f"{np.mean(differences):+.3f} ({low:+.3f} to {high:+.3f})")
+            entries.append(with_interval(paired(cells, loss, figure).values(), "+"))
         lines.append(f"| {LOSS_NAMES[loss]} | " + " | ".join(entries) + " |")
     return lines
 
@@ -96,9 +106,7 @@ def by_condition(cells: list[dict]) -> list[str]:
                 continue
             entries = []
             for noise in noises:
-                values = found[loss, answers, noise, prompts]
-                low, high = interval(values)
-                entries.append(f"{np.mean(values):.3f} ({low:.3f} to {high:.3f})")
+                entries.append(with_interval(found[loss, answers, noise, prompts]))
             name = "all five" if answers == 2 else name
             lines.append(f"| {answers} | {prompts} | {name} | " + " | ".join(entries) + " |")
     return lines
@@ -143,7 +151,7 @@ def draw(cells: list[dict], path: Path) -> None:
                 answers, means, lows, highs = map(np.array, zip(*points, strict=True))
                 label = name if style == "-" else None
                 panel.plot(answers, means, style, color=colour, marker="o", markersize=3.5, label=label)
-                if style == "-":
+                if style == "-" and len({cell["seed"] for cell in cells}) >= FEWEST_SEEDS:
                     panel.fill_between(answers, lows, highs, color=colour, alpha=0.08)
         panel.set_title(f"{noise:.0%} of the pairs wrong", fontsize=11)
         panel.set_xlabel("K (solid: equal labels, dashed: equal prompts)")

@@ -61,7 +61,7 @@ class Size:
     answer_tokens: int = 12
 
 
-QUICK = Size(24, 8, 200, 4, 2500, 16, 1, 6)
+QUICK = Size(24, 8, 200, 4, 1600, 16, 1, 6)
 Judge = Callable[[Sequence[str]], list[float]]
 
 

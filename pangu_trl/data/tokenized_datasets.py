@@ -45,9 +45,9 @@ CODE_DIGEST = hashlib.sha256(
     )
 ).hexdigest()
 
-# Of a ranking, beside its scores: by how much the better answer has to win, how much the ranking counts, and what each
-# annotator said.
-RANKING_ANNOTATIONS = ("margin", "weight", "annotator_scores")
+# Of a ranking, beside its scores: by how much the better answer has to win, how much the ranking counts, what each
+# annotator said, and the value of each attribute.
+RANKING_ANNOTATIONS = ("margin", "weight", "annotator_scores", "attribute_scores")
 
 
 def tokenize_demonstrations(
@@ -247,6 +247,9 @@ def _annotations(row: Mapping[str, Any]) -> dict[str, Any]:
         found["weight"] = float(row["weight"])
     if "annotator_scores" in row:
         found["annotator_scores"] = _annotator_scores(row["annotator_scores"], len(row["responses"]))
+    if "attribute_scores" in row:
+        # Made, and checked, by the reward trainer.
+        found["attribute_scores"] = row["attribute_scores"]
     return found
 
 

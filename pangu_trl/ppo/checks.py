@@ -296,7 +296,10 @@ def _check_scores(name: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> 
     # A model of text and images has its head by the outer configuration, and its tokens by the inner one.
     config, num_labels = model.config.get_text_config(), model.config.num_labels
     if num_labels != 1:
-        raise ValueError(f"PPOTrainer: {name} must have num_labels=1; got {num_labels}.")
+        raise ValueError(
+            f"PPOTrainer: {name} must have num_labels=1; got {num_labels}. Load a reward model "
+            "with several attributes with pangu_trl.models.reward_model.load_reward_model, which sums them up."
+        )
     if config.pad_token_id not in (None, tokenizer.pad_token_id):
         raise ValueError(
             f"PPOTrainer: {name}.config.pad_token_id is {config.pad_token_id}, the tokenizer pads with "
