@@ -63,7 +63,7 @@ def main() -> None:
         if isinstance(reward, PreTrainedModel | str):
             trust_reward_model(name, reward, start.tokenizer)
     reference = None
-    if start.peft_config is None:
+    if start.peft_config is None and (training_args.has_kl_penalty or eval_dataset is not None):
         reference = load_start(AutoModelForCausalLM, model_args, training_args).model
     trainer = PPOTrainer(
         model=start.model,

@@ -29,6 +29,7 @@ from pangu_trl.runs.whole_evaluation import evaluate_on_all
 from .actor_critic.averaging import WeightAverage
 from .actor_critic.build import build_models
 from .actor_critic.optimizer import delay_policy, parameter_groups
+from .actor_critic.reference import check_reference
 from .callbacks import AverageAfterStep
 from .checkpoint import load_policy_and_value, save_learnt, save_policy_and_value
 from .checks import (
@@ -81,7 +82,8 @@ class PPOTrainer(Trainer):
             model. Default: a deep copy of the first reward model.
         ref_model: The reference of the KL penalty. Default: the policy as it is passed in. That is the policy with its
             adapter off where the adapter starts at nothing, and a frozen copy otherwise, which shares with the policy
-            what does not learn. So a trained adapter's reference is that adapter, not its base model.
+            what does not learn. So a trained adapter's reference is that adapter, not its base model. None is kept with
+            `kl_coef` 0 and without `eval_dataset`.
         train_dataset: Prompts, `{"prompt": ...}` (text or messages) or `{"input_ids": ...}`; other columns are passed
             to a reward function. An `IterableDataset` is read as it is needed, see docs/data.md.
         eval_dataset: Held-out prompts, or a dict of such datasets.
@@ -135,9 +137,10 @@ class PPOTrainer(Trainer):
             args.judge_form,
         )
         check_data_columns(rewards, judge, train_dataset, eval_dataset)
-        has_own_reference = ref_model is not None
+        has_own_reference, needs_reference = ref_model is not None, args.has_kl_penalty or eval_dataset is not None
+        check_reference(ref_model, needs_reference)
         check_passed_models(model, value_model, ref_model, rewards, peft_config, args)
-        models, ref_model = build_models(model, value_model, ref_model, rewards, peft_config, args)
+        models, ref_model = build_models(model, value_model, ref_model, rewards, peft_config, args, needs_reference)
         check_models(models, ref_model, rewards, processing_class, args)
         resolve_model_pad_tokens(models, rewards, processing_class)
         resolve_vocabulary(models, ref_model, processing_class)
@@ -185,7 +188,7 @@ class PPOTrainer(Trainer):
             server,
             reference_is_start=not has_own_reference,
         )
-        self.evaluation = Evaluation(self.collector, judge)
+        self.evaluation = Evaluation(self.collector, judge, needs_reference)
         self.texts = None if ptx_dataset is None else TextBatches(ptx_dataset, processing_class, args)
         texts = [] if self.texts is None else self.texts.texts
         self.rollout_options = rollout_options(args, num_prompts, None if is_stream(texts) else len(texts))
