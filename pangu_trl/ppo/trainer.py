@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import TrainOutput
 
 from pangu_trl.models.modes import disable_dropout
-from pangu_trl.models.sharding import prepare_frozen
+from pangu_trl.models.sharding import prepare_frozen, runs_zero3
 from pangu_trl.runs.broken_training import stop_on_broken_training
 from pangu_trl.runs.checkpoints import checkpoint_dir
 from pangu_trl.runs.coarse_weights import check_coarse_weights
@@ -29,6 +29,7 @@ from pangu_trl.runs.whole_evaluation import evaluate_on_all
 from .actor_critic.averaging import WeightAverage
 from .actor_critic.build import build_models
 from .actor_critic.optimizer import delay_policy, parameter_groups
+from .actor_critic.quantised import check_quantised_launch
 from .actor_critic.reference import check_reference
 from .callbacks import AverageAfterStep
 from .checkpoint import load_policy_and_value, save_learnt, save_policy_and_value
@@ -54,6 +55,7 @@ from .resolve import (
     resolve_model_pad_tokens,
     resolve_pad_token,
     resolve_padding,
+    resolve_quantised,
     resolve_vocabulary,
 )
 from .reward_sources import ModelReward, Reward, RewardFunction, TextModelReward, reward_sources
@@ -140,6 +142,7 @@ class PPOTrainer(Trainer):
         has_own_reference, needs_reference = ref_model is not None, args.has_kl_penalty or eval_dataset is not None
         check_reference(ref_model, needs_reference)
         check_passed_models(model, value_model, ref_model, rewards, peft_config, args)
+        resolve_quantised(model, value_model, ref_model, rewards)
         models, ref_model = build_models(model, value_model, ref_model, rewards, peft_config, args, needs_reference)
         check_models(models, ref_model, rewards, processing_class, args)
         resolve_model_pad_tokens(models, rewards, processing_class)
@@ -158,6 +161,7 @@ class PPOTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        check_quantised_launch(models.policy, self.is_fsdp_enabled or runs_zero3(args))
         resolve_padding(args, models, ref_model, rewards, tiles=not self.is_fsdp_enabled)
         check_passed_optimizers(self)
         if ptx_dataset is not None:
