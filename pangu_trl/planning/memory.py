@@ -231,7 +231,8 @@ class Plan:
             yield Item("policy gathered for generation", policy.num_parameters * weight, GENERATION)
         if settings["use_vllm"]:
             return
-        if settings.get("merge_lora_for_generation") and (gathers or not is_zero3):
+        merges = settings.get("merge_lora_for_generation") and not settings.is_quantised
+        if merges and (gathers or not is_zero3):
             yield Item("weights without LoRA, kept while merged", policy.num_mergeable * weight, GENERATION)
         cached = weight
         if settings.stage == "grpo" and self._lora is None and not launch.shards_weights:
