@@ -14,6 +14,9 @@ A reward may also be a Python function, `path/to/file.py:function`, or a service
 
 With `share_backbone: all` (and `use_peft`) only the policy's base model is loaded: `reward_model` is the folder of a
 reward adapter that was trained on it, and is not merged.
+
+With `use_peft` the policy's base may be quantised, `load_in_4bit` or `load_in_8bit`; so may the one of ONE backbone.
+Reward models and critics with a backbone of their own are loaded as they are.
 """
 
 import logging
@@ -31,7 +34,16 @@ from pangu_trl.models.reward_model import load_reward_model
 from pangu_trl.reward.card import check_reward_card, read_reward_card
 from pangu_trl.runs.arguments import PPOModelArguments, RunArguments
 from pangu_trl.runs.process import run_recipe
-from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, loading_options, parse_options, train
+from pangu_trl.runs.start import (
+    check_quantisation,
+    claim_output_dir,
+    finish,
+    guard,
+    load_start,
+    loading_options,
+    parse_options,
+    train,
+)
 from pangu_trl.runs.streaming import order_seed, resolve_stream
 
 logger = logging.getLogger(__name__)
@@ -41,8 +53,7 @@ def main() -> None:
     data_args, reward_args, run_args, training_args, model_args = parse_options(
         DataArguments, PPOModelArguments, RunArguments, PPOConfig, ModelConfig
     )
-    if model_args.load_in_4bit or model_args.load_in_8bit:
-        raise ValueError("PPO does not train on quantised weights; leave out load_in_4bit and load_in_8bit.")
+    check_quantisation(model_args)
     if training_args.share_backbone == "all" and not model_args.use_peft:
         raise ValueError(
             "share_backbone=all needs use_peft: policy, critic and reward model are adapters of one base model. Set "
@@ -66,7 +77,7 @@ def main() -> None:
         if isinstance(reward, PreTrainedModel | str):
             trust_reward_model(name, reward, start.tokenizer)
     reference = None
-    if start.peft_config is None:
+    if start.peft_config is None and (training_args.has_kl_penalty or eval_dataset is not None):
         reference = load_start(AutoModelForCausalLM, model_args, training_args).model
     trainer = PPOTrainer(
         model=start.model,

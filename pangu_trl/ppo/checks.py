@@ -17,6 +17,7 @@ from pangu_trl.models.vocabulary import check_vocabulary
 
 from .actor_critic.policy_reading import wrong_reading
 from .actor_critic.policy_value import PolicyAndValue
+from .actor_critic.quantised import check_quantised
 from .config import PPOConfig
 from .reward_sources import AdapterReward, ModelReward, RewardSource, StepReward, TextModelReward
 
@@ -122,6 +123,7 @@ def check_passed_models(
             "or leave ref_model out to have it copied."
         )
     copies_critic = value_model is None and share_backbone == "none" and args.has_critic
+    check_quantised(policy, value_model, rewards, peft_config, copies_critic)
     _check_adapters(policy, value_model, rewards, peft_config, copies_critic)
 
 

@@ -141,7 +141,13 @@ class PPOConfig(TrainingArguments):
     )
 
     # Divergence from the reference.
-    kl_coef: float = field(default=0.05, metadata={"help": "Weight of the KL penalty in the reward."})
+    kl_coef: float = field(
+        default=0.05,
+        metadata={
+            "help": "Weight of the KL penalty in the reward. 0: none, and no reference is asked or kept but for an "
+            "evaluation."
+        },
+    )
     kl_estimator: str = field(
         default="k1",
         metadata={"help": "Estimator of the per-token KL divergence.", "choices": ["k1", "k2", "k3"]},
@@ -368,6 +374,11 @@ class PPOConfig(TrainingArguments):
         config = cls(**translated)
         apply_episodes(config, total_episodes)
         return config
+
+    @property
+    def has_kl_penalty(self) -> bool:
+        """Whether a reference is asked while the policy learns."""
+        return self.kl_coef != 0
 
     @property
     def has_critic(self) -> bool:

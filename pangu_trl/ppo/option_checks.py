@@ -64,6 +64,10 @@ def _check_effects(config: Any) -> None:
                 f"{getattr(config, name)!r}."
             )
 
+    if config.adaptive_kl_target is not None and not config.has_kl_penalty:
+        raise ValueError(
+            "PPOConfig: adaptive_kl_target multiplies kl_coef, which would stay 0; set kl_coef to where it is to start."
+        )
     if config.reward_std_coef != 1.0 and config.reward_combination != "mean_minus_std":
         raise ValueError(
             f"PPOConfig: reward_std_coef has no effect with reward_combination={config.reward_combination!r}; leave it "
