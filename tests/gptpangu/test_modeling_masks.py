@@ -195,3 +195,9 @@ def test_masks_of_a_wrong_shape_are_refused(model):
         # As if the cache had got lost on the way.
         with pytest.raises(ValueError, match=r"must cover the 0 cached and the 1 new tokens; got shape \(1, 6\)"):
             model(ids[:, :1], attention_mask=torch.ones(1, 6), position_ids=position_ids)
+
+
+def test_sequences_of_one_token_are_told_apart():
+    """Each begins at position 0, which is not above the one before."""
+    positions = torch.tensor([[0, 0, 1, 0, 0]])
+    assert number_packed_sequences(positions, None).tolist() == [[0, 1, 1, 2, 3]]
