@@ -216,3 +216,9 @@ def test_search_cuts_chinese_into_pairs_of_characters():
     assert found[:2] == ["用", "PPO"]
     assert {"训练", "练奖", "奖励", "励模", "模型", "奖", "kl_coef"} <= set(found)
     assert "训练奖励模型" not in found
+
+
+def test_both_sites_find_the_stemmer_that_they_name():
+    """Sphinx's page of search calls it by the name of the language, and finds nothing at all without it."""
+    for language in (search_in_two_languages.EnglishAndChinese, search_in_two_languages.ChineseSite):
+        assert language.js_stemmer_rawcode == f"{language.language_name.lower()}-stemmer.js"
