@@ -21,6 +21,7 @@ from pangu_trl.runs.given_options import did_you_mean
 COMMANDS = (
     *("init", "check-data", *STAGES, "report"),
     *("sample", "score", "evaluate", "best-of-n", "score-sft", "evaluate-reward", "chat"),
+    *("annotate", "agreement", "export-annotations", "import-annotations"),
     *("plan", "merge", "average", "publish", "convert", "train-tokenizer", "env", "completion"),
 )
 
@@ -80,7 +81,7 @@ def _run(words: list[str]) -> int:
         return (command.run(args, rest) if takes_more else command.run(args)) or 0
     except BrokenPipeError:
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if getattr(args, "debug", os.environ.get("PANGU_TRL_DEBUG")):
             raise
         # Some libraries explain themselves over several lines.

@@ -66,12 +66,15 @@ def add_batch_size(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_judge_option(parser: argparse.ArgumentParser, required: bool) -> None:
+def add_judge_option(parser: argparse.ArgumentParser, required: bool, several: bool = False) -> None:
     parser.add_argument(
         "--judge",
         required=required,
+        action="append" if several else "store",
         help="path/to/file.py:function or package.module:function, a Python function f(prompts, completions, "
-        "**columns) -> list[float]; or folder or hub id of a reward model" + ("" if required else " (default: none)"),
+        "**columns) -> list[float]; or folder or hub id of a reward model"
+        + ("; several times for an ensemble" if several else "")
+        + ("" if required else " (default: none)"),
     )
     parser.add_argument("--judge-form", choices=FORMS, default="record", help=FORM_HELP + " (default: %(default)s)")
 

@@ -73,10 +73,11 @@ class Evaluation:
     Args:
         collector: Samples and scores.
         judge: Function that compares answers; None takes the score.
+        has_reference: Whether a reference was kept.
     """
 
-    def __init__(self, collector: RolloutCollector, judge: RewardFunction | None) -> None:
-        self.collector = collector
+    def __init__(self, collector: RolloutCollector, judge: RewardFunction | None, has_reference: bool = True) -> None:
+        self.collector, self.has_reference = collector, has_reference
         form, tokenizer = collector.args.judge_form, collector.tokenizer
         self.judge = None if judge is None else FunctionReward("judge", 1.0, judge, tokenizer, form)
         self._rivals: dict[str, EvaluatedAnswers] = {}
@@ -90,7 +91,15 @@ class Evaluation:
             model: PolicyAndValue, as its engine wraps it.
             dataset: Tokenised prompts.
             loader: Gives the batches of this rank, by a loader that accelerate prepared.
+
+        Raises:
+            ValueError: There is no reference to compare with.
         """
+        if not self.has_reference:
+            raise ValueError(
+                "PPOTrainer: an evaluation compares with the answers of the reference, and none was kept, since "
+                "kl_coef is 0 and the constructor got no eval_dataset. Pass eval_dataset to the constructor."
+            )
         if dataset._fingerprint not in self._rivals:
             self._rivals[dataset._fingerprint] = self._answers(model, loader(dataset), by_reference=True)
         return self._answers(model, loader(dataset), by_reference=False), self._rivals[dataset._fingerprint]

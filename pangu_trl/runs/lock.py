@@ -1,4 +1,4 @@
-"""One run in a folder at a time."""
+"""One process at a time: in the folder of a run, or at a file."""
 
 import atexit
 import errno
@@ -23,62 +23,83 @@ _held: dict[Path, int] = {}
 
 
 def lock_folder(folder: str | Path) -> None:
-    """Takes a folder for this process until it ends, or until `unlock_folder`; makes the folder if it is missing.
-
-    The system itself holds the lock (`flock`) and drops it when the process ends, killed or not. It reaches over
-    machines on NFS and other shared file systems; where the file system knows no locks, a warning says so. A file that
-    is left over locks nothing. A second call in the same process changes nothing.
+    """Takes a folder for the run of this process, as `hold` does; makes the folder if it is missing.
 
     Raises:
         BlockingIOError: Another run has the folder; the message names its host and process id.
         OSError: The folder cannot be written.
     """
     folder = Path(folder).absolute()
-    if fcntl is None or folder in _held:
+    hold(folder / LOCK_FILE, f"output_dir {folder}", "run", "give another output_dir")
+
+
+def unlock_folder(folder: str | Path) -> None:
+    """Gives a folder back, and takes the file of the lock away."""
+    release(Path(folder) / LOCK_FILE)
+
+
+def hold(lock_file: str | Path, what: str, holder: str, otherwise: str) -> None:
+    """Takes what a lock file stands for, until this process ends or calls `release`; makes missing folders.
+
+    The system itself holds the lock (`flock`) and drops it when the process ends, killed or not. It reaches over
+    machines on NFS and other shared file systems; where the file system knows no locks, a warning says so. A file that
+    is left over locks nothing. A second call in the same process changes nothing.
+
+    Args:
+        lock_file: The file, which need not exist.
+        what: What it stands for, for messages.
+        holder: What another process that has it is, such as `run`.
+        otherwise: What to do instead of waiting for it.
+
+    Raises:
+        BlockingIOError: Another process has it; the message names its host and process id.
+        OSError: The lock file cannot be written.
+    """
+    path = Path(lock_file).absolute()
+    if fcntl is None or path in _held:
         return
-    path = folder / LOCK_FILE
-    descriptor = None
+    folder, descriptor = path.parent, None
     while descriptor is None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            reason = "it is not a folder" if folder.exists() and not folder.is_dir() else error.strerror
-            raise OSError(error.errno, f"output_dir {folder} cannot be written: {reason}") from None
-        descriptor = _locked(descriptor, path)
+            reason = f"{folder} is not a folder" if folder.exists() and not folder.is_dir() else error.strerror
+            raise OSError(error.errno, f"{what} cannot be written: {reason}") from None
+        descriptor = _locked(descriptor, path, what, holder, otherwise)
     os.ftruncate(descriptor, 0)
     os.write(descriptor, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": _now()}).encode())
-    _held[folder] = descriptor
+    _held[path] = descriptor
 
 
-def unlock_folder(folder: str | Path) -> None:
-    """Gives a folder back, and takes the file of the lock away."""
-    folder = Path(folder).absolute()
-    descriptor = _held.pop(folder, None)
+def release(lock_file: str | Path) -> None:
+    """Gives back what `hold` took, and takes the lock file away."""
+    path = Path(lock_file).absolute()
+    descriptor = _held.pop(path, None)
     if descriptor is not None:
         # While the lock is held, so that nobody else has locked the file that goes.
         with suppress(OSError):
-            (folder / LOCK_FILE).unlink()
+            path.unlink()
         os.close(descriptor)
 
 
-def _locked(descriptor: int, path: Path) -> int | None:
-    """The locked descriptor; None if the file went away meanwhile, as the run before gave it back."""
+def _locked(descriptor: int, path: Path, what: str, holder: str, otherwise: str) -> int | None:
+    """The locked descriptor; None if the file went away meanwhile, as the process before gave it back."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = _holder(descriptor)
+        its_name = _holder(descriptor)
         os.close(descriptor)
         raise BlockingIOError(
             errno.EWOULDBLOCK,
-            f"output_dir {path.parent} is in use by another run{holder}. Wait for it, stop it, or give another "
-            "output_dir",
+            f"{what} is in use by another {holder}{its_name}. Wait for it, stop it, or {otherwise}",
         ) from None
     except OSError as error:
         logger.warning(
-            "output_dir %s is on a file system without locks (%s): take care that no second run writes into it.",
-            path.parent,
+            "%s is on a file system without locks (%s): take care that no second %s writes there.",
+            what,
             error.strerror,
+            holder,
         )
         return descriptor
     with suppress(FileNotFoundError):
@@ -111,8 +132,8 @@ def _forget_in_child() -> None:
 
 
 def _unlock_all() -> None:
-    for folder in list(_held):
-        unlock_folder(folder)
+    for path in list(_held):
+        release(path)
 
 
 atexit.register(_unlock_all)

@@ -1,6 +1,6 @@
 """Writes the report on a run of the demo: one HTML page that needs no other file, and an overview picture."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,26 +8,12 @@ from pictures import draw_overview
 from results import MissingResult, RunResults, read_results
 
 from pangu_trl.runs.report.charts import Chart, histogram
-from pangu_trl.runs.report.page import charts_of, duration
+from pangu_trl.runs.report.page import charts_of
 from pangu_trl.runs.report.reading import read_run
 from pangu_trl.runs.report.sections import Answer, Card, Note, Section, Table, Tile, write_sections
 from pangu_trl.runs.report.words import words
 
 MAX_SAMPLE_CARDS = 24
-
-LEAD = (
-    "A small GPTPangu learns to write Chinese reviews, then to write favourable ones: supervised fine-tuning, a reward "
-    "model on ranked answers, PPO."
-)
-SECTION_TITLES = {
-    "sft": ("Supervised fine-tuning", "The model starts from random weights and learns to continue reviews."),
-    "reward": ("Reward model", "It learns the judge's taste from ranked answers of the fine-tuned model."),
-    "ppo": (
-        "PPO",
-        "The fine-tuned model is optimised against the reward model; the judge's view stays hidden from it.",
-    ),
-}
-SAMPLE_LABELS = {"base": "Random weights", "sft": "After fine-tuning", "ppo": "After PPO"}
 
 
 @dataclass(frozen=True)
@@ -40,49 +26,48 @@ class Headline:
     explanation: str
 
 
-def _write_decimal(value: float) -> str:
+@dataclass(frozen=True)
+class Story:
+    """What the page of a demo says beside figures and charts.
+
+    Attributes:
+        title: Heading of the page.
+        lead: What happens, in one or two sentences.
+        language: Of prompts and answers, as HTML names it.
+        headlines: Figures at the top.
+        sections: Title and explanation of each stage, by its name.
+        samples: What the answers of each model are called, by file name in `samples/`.
+        policy_before: File of the answers before PPO.
+    """
+
+    title: str
+    lead: str
+    language: str
+    headlines: Sequence[Headline]
+    sections: Mapping[str, tuple[str, str]]
+    samples: Mapping[str, str]
+    policy_before: str
+
+
+def decimal(value: float) -> str:
+    """Two places."""
     return f"{value:.2f}"
 
 
-def _write_percent(value: float) -> str:
+def percent(value: float) -> str:
+    """Whole percent."""
     return f"{value:.0%}"
 
 
-HEADLINES = [
-    Headline(
-        "Language-model loss",
-        (("sft", "eval_loss_before"), ("sft", "eval_loss_after")),
-        _write_decimal,
-        "Held-out reviews, before and after fine-tuning; lower is better.",
-    ),
-    Headline(
-        "Reward model",
-        (("reward", "pair_accuracy_before"), ("reward", "pair_accuracy_after")),
-        _write_percent,
-        "Held-out pairs of answers in the right order; chance is 50%.",
-    ),
-    Headline(
-        "Reward", (("ppo", "reward_before"), ("ppo", "reward_after")), _write_decimal, "Before and after PPO, its aim."
-    ),
-    Headline(
-        "Judge's score",
-        (("ppo", "judge_before"), ("ppo", "judge_after")),
-        _write_decimal,
-        "Before and after PPO, from 0 to 1; PPO never saw it.",
-    ),
-    Headline("KL", (("ppo", "kl"),), _write_decimal, "Distance of PPO's model from the fine-tuned one."),
-    Headline("Time", (("seconds",),), duration, "The whole pipeline."),
-]
-
-
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, story: Story) -> Path:
     """Writes `report.html` of a run.
 
     What the run did not write, such as the curves of a stage that was skipped, is named on the page in its place.
 
     Args:
-        run_dir: Folder with `summary.json`, `{sft,reward,ppo}/trainer_state.json` and
-            `samples/{base,sft,ppo,rankings.test}.jsonl`.
+        run_dir: Folder with `summary.json`, `{sft,reward,ppo}/trainer_state.json`, `samples/rankings.test.jsonl` and
+            the files of answers that the story names.
+        story: What the page says beside them.
 
     Returns:
         Path of the page.
@@ -91,29 +76,29 @@ def write_report(run_dir: Path) -> Path:
         FileNotFoundError: there is no such folder.
         ValueError: a file in it is damaged.
     """
-    results = read_results(run_dir)
-    sections = [_headlines(results), _samples(results)]
-    sections += [_stage(stage, results, run_dir) for stage in SECTION_TITLES]
+    results = read_results(run_dir, tuple(story.samples), story.policy_before)
+    sections = [_headlines(results, story), _samples(results, story)]
+    sections += [_stage(stage, results, run_dir, story) for stage in story.sections]
     figures = list(_flatten(results.summary))
     if figures:
         sections.append(Section("All figures", table=Table(["summary.json", ""], figures, (1,))))
     path = run_dir / "report.html"
-    write_sections(path, "pangu_trl demo", LEAD, sections)
+    write_sections(path, story.title, story.lead, sections)
     return path
 
 
-def plot_overview(run_dir: Path) -> Path:
+def plot_overview(run_dir: Path, story: Story) -> Path:
     """Writes `pictures/overview.png` of a run: the four pictures that tell the story, side by side."""
     path = run_dir / "pictures" / "overview.png"
-    results = read_results(run_dir)
+    results = read_results(run_dir, tuple(story.samples), story.policy_before)
     path.parent.mkdir(exist_ok=True)
     draw_overview(results, path)
     return path
 
 
-def _headlines(results: RunResults) -> Section:
+def _headlines(results: RunResults, story: Story) -> Section:
     tiles, missing = [], []
-    for headline in HEADLINES:
+    for headline in story.headlines:
         try:
             *before, value = (headline.write(results.figure(*keys)) for keys in headline.keys)
         except MissingResult as reason:
@@ -123,8 +108,8 @@ def _headlines(results: RunResults) -> Section:
     return Section(tiles=tiles, notes=_left_out(missing))
 
 
-def _stage(stage: str, results: RunResults, run_dir: Path) -> Section:
-    title, explanation = SECTION_TITLES[stage]
+def _stage(stage: str, results: RunResults, run_dir: Path, story: Story) -> Section:
+    title, explanation = story.sections[stage]
     charts: list[Chart] = []
     missing = []
     try:
@@ -148,9 +133,9 @@ def _judge_scores(results: RunResults) -> Chart:
     return histogram("Scores of the judge before and after PPO, as share", results.judgements(), limits=(0.0, 1.0))
 
 
-def _samples(results: RunResults) -> Section:
+def _samples(results: RunResults, story: Story) -> Section:
     samples, missing = {}, []
-    for name in SAMPLE_LABELS:
+    for name in story.samples:
         try:
             records = results.records(name)
         except MissingResult as reason:
@@ -165,21 +150,21 @@ def _samples(results: RunResults) -> Section:
     if not samples:
         return section
     rows = list(zip(*samples.values(), strict=True))
-    cards = [_card(dict(zip(samples, row, strict=True))) for row in rows[:MAX_SAMPLE_CARDS]]
+    cards = [_card(dict(zip(samples, row, strict=True)), story) for row in rows[:MAX_SAMPLE_CARDS]]
     lead = (
-        f"The first {len(cards)} of {len(rows)} held-out openings with the first answer of each model (none is picked "
+        f"The first {len(cards)} of {len(rows)} held-out prompts with the first answer of each model (none is picked "
         "by hand) and the judge's score of that answer, from 0 to 1."
     )
-    return replace(section, lead=lead, cards=cards)
+    return replace(section, lead=lead, cards=cards, cards_language=story.language)
 
 
-def _card(records: dict[str, dict]) -> Card:
+def _card(records: dict[str, dict], story: Story) -> Card:
     answers = []
     before = None
     for name, record in records.items():
         score = record["scores"][0]
         verdict = "" if before is None or score == before else "better" if score > before else "worse"
-        answers.append(Answer(SAMPLE_LABELS[name], f"{score:.2f}", record["responses"][0], verdict))
+        answers.append(Answer(story.samples[name], f"{score:.2f}", record["responses"][0], verdict))
         before = score
     return Card(next(iter(records.values()))["prompt"], answers)
 

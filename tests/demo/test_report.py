@@ -22,6 +22,11 @@ def report(demo_module):
 
 
 @pytest.fixture(scope="module")
+def story(demo_module):
+    return demo_module("demo_story").DEMO_STORY
+
+
+@pytest.fixture(scope="module")
 def results(demo_module):
     return demo_module("results")
 
@@ -49,8 +54,8 @@ def run_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(report, run_dir):
-    return Page(report.write_report(run_dir))
+def page(report, run_dir, story):
+    return Page(report.write_report(run_dir, story))
 
 
 def write_json(path: Path, content) -> None:
@@ -141,30 +146,30 @@ def test_samples_stand_side_by_side_with_their_own_scores_as_plain_text(page):
     assert not page.attributes("b")  # none from the prompt
 
 
-def test_empty_answer_is_named_as_such(report, tmp_path):
+def test_empty_answer_is_named_as_such(report, tmp_path, story):
     write_samples(tmp_path, "ppo", {"responses": [""], "judge": [0.0]})
-    assert "After PPO, score \n0.00\n(empty)" in Page(report.write_report(tmp_path)).text
+    assert "After PPO, score \n0.00\n(empty)" in Page(report.write_report(tmp_path, story)).text
 
 
-def test_samples_to_other_prompts_are_left_out(report, tmp_path):
+def test_samples_to_other_prompts_are_left_out(report, tmp_path, story):
     write_samples(tmp_path, "base", {"responses": ["回答"], "judge": [0.1]})
     write_samples(tmp_path, "ppo", {"prompt": "别的", "responses": ["回答"], "judge": [0.9]})
-    page = Page(report.write_report(tmp_path))
+    page = Page(report.write_report(tmp_path, story))
     assert "samples/ppo.jsonl has other prompts than samples/base.jsonl." in page.text
     assert "After PPO" not in page.text
 
 
-def test_samples_beyond_the_first_ones_are_folded_and_counted(report, tmp_path):
+def test_samples_beyond_the_first_ones_are_folded_and_counted(report, tmp_path, story):
     write_samples(tmp_path, "sft", *({"prompt": f"第{i}个", "responses": ["回答"], "judge": [0.1]} for i in range(30)))
-    page = Page(report.write_report(tmp_path))
-    assert "The first 24 of 30 held-out openings" in page.text
+    page = Page(report.write_report(tmp_path, story))
+    assert "The first 24 of 30 held-out prompts" in page.text
     assert page.text.index("第5个") < page.text.index("18 more") < page.text.index("第6个")
     assert "第23个" in page.text
     assert "第24个" not in page.text
 
 
-def test_empty_run_gives_a_page_that_names_what_is_missing(report, tmp_path):
-    page = Page(report.write_report(tmp_path))
+def test_empty_run_gives_a_page_that_names_what_is_missing(report, tmp_path, story):
+    page = Page(report.write_report(tmp_path, story))
     assert not page.attributes("svg")
     for reason in [
         "summary.json has no number 'sft.eval_loss_before'",
@@ -176,24 +181,24 @@ def test_empty_run_gives_a_page_that_names_what_is_missing(report, tmp_path):
         assert reason in page.text
 
 
-def test_missing_pieces_do_not_take_others_with_them(report, tmp_path):
+def test_missing_pieces_do_not_take_others_with_them(report, tmp_path, story):
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "base.jsonl").write_text("")
     write_samples(tmp_path, "ppo", {"responses": ["回答"], "judge": [0.9]})
     write_samples(tmp_path, "rankings.test", {"responses": ["好", "坏"], "scores": [0.9, 0.1]})
     write_history(tmp_path, "sft", [{"step": 5, "eval_loss": 6.0}, {"step": 5, "train_runtime": 3.0}])
-    page = Page(report.write_report(tmp_path))
+    page = Page(report.write_report(tmp_path, story))
     assert len(page.attributes("svg")) == 1
     assert "samples/base.jsonl is missing or empty" in page.text
     assert "samples/rankings.test.jsonl has no 'reward_scores'" in page.text
     assert "After PPO, score \n0.90" in page.text
 
 
-def test_score_that_is_no_number_is_named_by_file_and_line(report, tmp_path):
+def test_score_that_is_no_number_is_named_by_file_and_line(report, tmp_path, story):
     answers = {"responses": ["好", "坏"], "scores": [1, 0], "reward_scores": [float("inf"), 0.0]}
     write_samples(tmp_path, "rankings.test", answers)
     with pytest.raises(ValueError, match=r"rankings\.test\.jsonl:1: numbers must be finite; got Infinity"):
-        report.write_report(tmp_path)
+        report.write_report(tmp_path, story)
 
 
 @pytest.mark.parametrize(
@@ -211,21 +216,21 @@ def test_score_that_is_no_number_is_named_by_file_and_line(report, tmp_path):
         ("samples/sft.jsonl", '{"prompt": "甲", "responses": [], "judge": []}', r"sft\.jsonl:1: 'responses' must"),
     ],
 )
-def test_damaged_file_is_named(report, tmp_path, path, content, message):
+def test_damaged_file_is_named(report, tmp_path, path, content, message, story):
     (tmp_path / path).parent.mkdir(exist_ok=True)
     (tmp_path / path).write_text(content)
     with pytest.raises(ValueError, match=message):
-        report.write_report(tmp_path)
+        report.write_report(tmp_path, story)
 
 
-def test_missing_run_is_named(report, tmp_path):
+def test_missing_run_is_named(report, tmp_path, story):
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
-        report.write_report(tmp_path / "nowhere")
+        report.write_report(tmp_path / "nowhere", story)
 
 
-def test_overview_is_one_wide_picture_even_of_an_empty_run(report, run_dir, tmp_path_factory):
+def test_overview_is_one_wide_picture_even_of_an_empty_run(report, run_dir, tmp_path_factory, story):
     for folder in (run_dir, tmp_path_factory.mktemp("empty")):
-        path = report.plot_overview(folder)
+        path = report.plot_overview(folder, story)
         width, height = struct.unpack(">II", path.read_bytes()[16:24])
         assert width > 4 * height
 
@@ -236,11 +241,11 @@ def test_best_and_worst_answers_skip_ties(results):
         {"scores": [0.2, 0.8], "reward_scores": [3.0, 4.0]},
         {"scores": [0.5, 0.5], "reward_scores": [50.0, 60.0]},
     ]
-    found = results.RunResults({}, {}, {"rankings.test": records}).best_and_worst()
+    found = results.RunResults({}, {}, {"rankings.test": records}, "sft").best_and_worst()
     assert found == {"worst answer": [1.0, 3.0], "best answer": [2.0, 4.0]}
 
 
 def test_judgements_are_of_all_answers_before_and_after(results):
     samples = {"sft": [{"scores": [0.0, 0.5]}, {"scores": [0.4]}], "ppo": [{"scores": [1.0]}]}
-    found = results.RunResults({}, {}, samples).judgements()
+    found = results.RunResults({}, {}, samples, "sft").judgements()
     assert found == {"before PPO": [0.0, 0.5, 0.4], "after PPO": [1.0]}

@@ -77,7 +77,7 @@ def test_a_file_that_was_taken_away_while_it_was_waited_for_is_no_lock(tmp_path,
 
     monkeypatch.setattr(lock.fcntl, "flock", slow)
     lock_folder(tmp_path)
-    assert os.path.samestat(os.fstat(lock._held[tmp_path]), os.stat(tmp_path / LOCK_FILE))
+    assert os.path.samestat(os.fstat(lock._held[tmp_path / LOCK_FILE]), os.stat(tmp_path / LOCK_FILE))
     unlock_folder(tmp_path)
 
 

@@ -126,14 +126,17 @@ def assert_every_damage_is_found(folder: Path, caplog) -> None:
 
 @pytest.mark.parametrize("stage", ["sft"], indirect=True)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_run_that_is_told_to_stop_saves_and_says_how_to_go_on(run_recipe, options, number, capsys):
+def test_a_run_that_is_told_to_stop_saves_and_says_how_to_go_on(run_recipe, options, number, capsys, request):
     class Tell(TrainerCallback):
         def on_step_begin(self, args, state, control, **_):
             if state.global_step == 2:
                 os.kill(os.getpid(), number)
 
     folder = Path(options["output_dir"])
-    before = signal.getsignal(number)
+    # A shell that starts the tests in the background has them ignore SIGINT, which a run respects.
+    was, before = signal.getsignal(number), signal.default_int_handler
+    signal.signal(number, before)
+    request.addfinalizer(lambda: signal.signal(number, was))
     with pytest.raises(SystemExit) as end:
         run_recipe("sft", lambda trainer: trainer.add_callback(Tell()), **options)
     assert end.value.code == 128 + number

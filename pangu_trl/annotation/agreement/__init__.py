@@ -1,0 +1,1 @@
+"""How far annotators agree, with one another and with themselves: measures, figures, and a page of them."""

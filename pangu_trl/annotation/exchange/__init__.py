@@ -1,0 +1,1 @@
+"""Answers and decisions on them in the files of other tools: Argilla, Label Studio, spreadsheets."""
