@@ -31,8 +31,10 @@ import search_in_two_languages  # noqa: E402
 OPTIONS_OF_OTHERS = {
     *("--config_file", "--machine_rank", "--main_process_ip", "--main_process_port", "--num_processes"),
     *("--quiet", "--signal", "--trust-remote-code", "--weight-transfer-config", "--logprobs-mode", "--local_dir"),
-    *("--any_option", "--logdir"),
+    *("--any_option", "--logdir", "--no-deps"),
 }
+# Of label-studio-sdk.
+NAMES_OF_OTHERS = {"validate_annotation"}
 
 
 def by_name(path):
@@ -98,8 +100,11 @@ def take(words, is_whole):
 
 @pytest.mark.parametrize("path", PAGES, ids=by_name)
 def test_names_and_figures_on_a_page_are_of_the_code(path):
-    known = set().union(*map(recipe_options, STAGES)) | words_of_sources()
+    known = set().union(*map(recipe_options, STAGES)) | words_of_sources() | NAMES_OF_OTHERS
     options = {option for command in cli.COMMANDS for option in parser_of(command)._option_string_actions}
+    # Benchmarks and recipes have options of their own.
+    programs = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "recipes").rglob("*.py")]
+    options |= {name for path in programs for name in re.findall(r'"(--[a-z][\w-]*)"', path.read_text("utf-8"))}
     options |= OPTIONS_OF_OTHERS | {"--version"}
     for name in names(read(path)):
         if name.startswith("--"):
