@@ -34,10 +34,9 @@ class EnglishAndChinese(SearchEnglish):
 
 
 class ChineseSite(EnglishAndChinese):
-    """The same under the name of the site's other language."""
+    """The same for the site's other language; its name stays, by which Sphinx finds the stemmer of a page."""
 
     lang = "zh"
-    language_name = "Chinese"
 
 
 def setup(app: Sphinx) -> None:
