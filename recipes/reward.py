@@ -34,7 +34,10 @@ def main() -> None:
         resolve_stream(training_args, "reward")
 
     train_dataset, eval_dataset = data_args.load("ranking", order_seed(training_args))
-    start = load_start(AutoModelForSequenceClassification, model_args, training_args, new_head="score.", num_labels=1)
+    num_labels = len(training_args.attributes or ["reward"])
+    start = load_start(
+        AutoModelForSequenceClassification, model_args, training_args, new_head="score.", num_labels=num_labels
+    )
     training_args.max_length = sequence_limit(start.model, training_args.max_length)
     trainer = KWiseRewardTrainer(
         model=start.model,

@@ -254,3 +254,13 @@ def test_figures_are_one_json_object_where_that_is_asked_for(capsys):
     figures = json.loads(said(capsys, *plan, "--json")[1])
     assert figures["fits"] is True
     assert f"{figures['peak_bytes'] / 2**30:.3f}" in said(capsys, *plan)[1]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["ppo", "--help"], ["sampel"], ["sft", "--learning_rat", "1"], ["env"]])
+def test_no_colour_where_none_is_wanted(words, monkeypatch, capsys):
+    """NO_COLOR (no-color.org) wins over what asks for colours, which newer versions of argparse follow."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    _, out, error = said(capsys, *words)
+    assert out + error
+    assert "\x1b" not in out + error

@@ -99,11 +99,6 @@ IMPORTED: list[tuple[str, Any, str]] = [
     ("transformers.processing_utils.Unpack", ANY, "annotations of native models"),
     ("transformers.tokenization_utils_base.TruncationStrategy", ANY, "the tokenizer truncates by itself"),
     ("transformers.trainer.TRAINING_ARGS_NAME", ANY, "the pickled options, which are not pushed"),
-    (
-        "transformers.trainer.rotate_checkpoints",
-        ["output_dir", "save_total_limit", "best_model_checkpoint", "use_mtime", ...],
-        "deletes old checkpoints after the mark of the new one is written",
-    ),
     ("transformers.utils.PaddingStrategy", ANY, "the tokenizer pads by itself"),
     ("transformers.utils.TransformersKwargs", ANY, "which keywords forward lets pass"),
     ("transformers.utils.cached_file", ["path_or_repo_id", "filename", "kwargs"], "a file of a folder or the Hub"),

@@ -14,7 +14,11 @@ import pangu_trl
 from pangu_trl import cli
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "data_cards").glob("*.md"))]
+DOCUMENTS = [
+    *ROOT.glob("README*.md"),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "data_cards").glob("*.md")),
+]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 # The room that each name of the library's root comes from.
 PUBLIC_NAMES = {

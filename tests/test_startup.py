@@ -20,6 +20,8 @@ LIGHT = [
     ("sample --modle x", set()),
     ("evaluate scored.jsonl --min-score-gap -1", set()),
     ("plan --config absent.yaml --accelerate absent.yaml", set()),
+    ("ppo --output_dir o --kl_estimator absent", set()),
+    ("sft --output_dir o --learning_rate absent", set()),
     ("sample --model m --prompts p.jsonl --output scored.jsonl", set()),
     ("evaluate scored.jsonl", set()),
     ("best-of-n scored.jsonl --output best.jsonl", set()),

@@ -43,7 +43,8 @@ class AnswersFile:
         Raises:
             RecordError: Naming file, line and field, if a record is malformed or none has two answers.
         """
-        digest = file_digest(path)
+        # What is no file is said better by the reader.
+        digest = file_digest(path) if Path(path).is_file() else None
         answers = Answers.load(path)
         if file_digest(path) != digest:
             raise RecordError(f"{path}: changed while it was read; start again when it is whole")

@@ -114,7 +114,7 @@ class Address:
         """The page's address, with a slash at its end."""
         if self.public_url is not None:
             return self.public_url.rstrip("/") + "/"
-        host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
+        host = _own_address() if self.host in ("0.0.0.0", "::") else self.host
         return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
     def admits(self, host: str, reached: str | None) -> bool:
@@ -398,6 +398,17 @@ def _host_name(header: str) -> str | None:
     except ValueError:
         return None
     return parts.hostname if parts.netloc == header and "@" not in header else None
+
+
+def _own_address() -> str:
+    """The address of this machine that others on its network reach; its name if it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # Asks the system for a way to there, an address for documentation, and sends nothing.
+            probe.connect(("192.0.2.1", 9))
+            return probe.getsockname()[0]
+        except OSError:
+            return socket.gethostname()
 
 
 def _origin(url: str) -> str:

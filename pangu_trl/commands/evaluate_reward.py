@@ -1,4 +1,4 @@
-"""`pangu-trl evaluate-reward`: a saved reward model against annotated rankings, with probes and pictures."""
+"""`pangu-trl evaluate-reward`: a saved reward model against annotated rankings, with probes and a page."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from .options import (
     score_gap,
 )
 
-SUMMARY = "measure a saved reward model against rankings: figures, probes, pictures"
+SUMMARY = "measure a saved reward model against rankings: figures, probes, a page"
 EXAMPLE = "pangu-trl evaluate-reward runs/reward --data held-out.jsonl --output reward-report"
 
 
@@ -50,7 +50,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="answers scored together (default: %(default)s)",
     )
-    add_output(parser, "FOLDER", "gets metrics.json, report.md and its pictures")
+    parser.add_argument(
+        "--lang", choices=("en", "zh"), default="en", help="language of the page (default: %(default)s)"
+    )
+    add_output(parser, "FOLDER", "gets metrics.json and report.html, a page with charts")
     add_json(parser)
 
 
@@ -59,10 +62,6 @@ def run(args: argparse.Namespace) -> None:
     if args.benchmark is not None:
         _run_rewardbench2(args)
         return
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ValueError("evaluate-reward draws pictures with matplotlib: pip install matplotlib") from error
     from pangu_trl.data.loading import load_records, place_of
     from pangu_trl.models.reward_model import ScoringError, load_reward_model
     from pangu_trl.reward.probes import probe_verdicts
@@ -82,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         source = {"model": args.model, "data": f"{args.data}[{args.split}]"}
         # Words of the command line may hold bytes that are no text.
         readable = {name: os.fsencode(value).decode("utf-8", "replace") for name, value in source.items()}
-        write_report(args.output, evaluation, readable | {"min_score_gap": args.min_score_gap})
+        write_report(args.output, evaluation, readable | {"min_score_gap": args.min_score_gap}, args.lang)
         journal.remove()
     if args.json:
         verdicts = probe_verdicts(evaluation.probes)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pangu_trl.runs.early_values import refuse_wrong_values
 from pangu_trl.runs.folders import STAGES
 from pangu_trl.runs.given_options import read_given_options, read_yaml
 from pangu_trl.runs.option_sources import SourceOption, options_of_recipe
@@ -58,8 +59,9 @@ class StageCommand:
 
     def run(self, args: argparse.Namespace, words: list[str]) -> int:
         config = [] if args.config is None else ["--config", args.config]
-        known = [option.name for option in options_of_recipe(self.script)]
-        read_given_options([*config, *words], known)
+        options = options_of_recipe(self.script)
+        given = read_given_options([*config, *words], [option.name for option in options])
+        refuse_wrong_values(given.words, given.settings, options)
         configuration = None if args.accelerate is None else accelerate_config(args.accelerate)
         _refuse_several_without_distribution(configuration, args.num_processes)
         launcher = ["--num_processes", str(args.num_processes)] if args.num_processes else []

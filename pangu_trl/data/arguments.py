@@ -1,5 +1,6 @@
 """Which data a recipe reads."""
 
+import logging
 from dataclasses import dataclass, field
 
 from accelerate import PartialState
@@ -9,6 +10,8 @@ from .formats import FORMATS
 from .loading import load_records
 from .streams import stream_records
 from .typed_tokens import MODE_COLUMN, check_mode
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_BUFFER = 1000
 FORMS = "a file of records, a .md data card or mixture of them, a folder or a Hub dataset"
@@ -84,6 +87,15 @@ class DataArguments:
         With `dataset_streaming` the training records are a stream, in an order by the seed; the held-out ones are
         whole, since figures are over all of them.
         """
+        if (self.eval_data, self.eval_split, self.eval_format) == (
+            self.train_data,
+            self.train_split,
+            self.train_format,
+        ):
+            logger.warning(
+                "eval_data is train_data: its figures are of what was learnt, and of nothing held out. `pangu-trl "
+                "check-data FILE --against OTHER` counts the records that two sources share."
+            )
         # One process of a machine does the work, the others read its cache.
         with PartialState().local_main_process_first():
             train_dataset = self.load_training(self.train_data, kind, self.train_split, self.train_format, seed)

@@ -25,12 +25,13 @@ class RankingCollator:
         Args:
             examples: Records with `prompt_input_ids` (list of int), `response_input_ids` (list of lists of int) and
                 `scores` (list of float, higher is better); where the data has them `margin`, `weight` (float) and
-                `annotator_scores` (of each annotator one score for each response).
+                `annotator_scores` (of each annotator one score for each response), `attribute_scores` (likewise of
+                each attribute, None where there is none).
 
         Returns:
             `scores` (B, K); `answer_mask` (B, K), True for real answers; `prompt_lengths` (B,) and `answer_lengths`
             (B, K) in tokens, 0 where there is no answer; `input_ids` and `attention_mask` (B, K, T); if given, `margin`
-            and `weight` (B,), and `annotator_scores` (B, A, K), NaN where there is none.
+            and `weight` (B,), `annotator_scores` and `attribute_scores` (B, A, K), NaN where there is none.
         """
         batch = _stack_annotations(examples)
         longest = int((batch["prompt_lengths"] + batch["answer_lengths"].amax(dim=1)).max())
@@ -127,13 +128,14 @@ def _stack_annotations(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
     for name in ("margin", "weight"):
         if name in examples[0]:
             batch[name] = torch.tensor([example[name] for example in examples], dtype=torch.float32)
-    if "annotator_scores" in examples[0]:
-        num_annotators = max(len(example["annotator_scores"]) for example in examples)
-        judged = torch.full((shape[0], num_annotators, shape[1]), torch.nan)
-        for row, example in enumerate(examples):
-            scores = torch.tensor(example["annotator_scores"], dtype=torch.float32)
-            judged[row, : scores.shape[0], : scores.shape[1]] = scores
-        batch["annotator_scores"] = judged
+    for name in ("annotator_scores", "attribute_scores"):
+        if name in examples[0]:
+            judged = torch.full((shape[0], max(len(example[name]) for example in examples), shape[1]), torch.nan)
+            for row, example in enumerate(examples):
+                known = [[torch.nan if score is None else score for score in scores] for scores in example[name]]
+                scores = torch.tensor(known, dtype=torch.float32)
+                judged[row, : scores.shape[0], : scores.shape[1]] = scores
+            batch[name] = judged
     return batch
 
 

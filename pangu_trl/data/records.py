@@ -76,7 +76,7 @@ def validate_record(record: Mapping[str, Any], kind: str, where: str) -> dict[st
     with the scores 1 and 0.
 
     Args:
-        record: The record as read; a field that is None counts as absent.
+        record: The record as read; a field that is None counts as absent, but scores of responses may not be None.
         kind: One of `KINDS`.
         where: The record's place, such as `answers.jsonl:3`; error messages start with it.
 
@@ -151,6 +151,12 @@ def _canonical_scores(record: Mapping[str, Any], num_responses: int, where: str)
             raise RecordError(
                 f"{where}: 'scores' must be present, because 'ranked' is false: these answers are samples that nobody "
                 "has ranked yet. Run `pangu-trl score` on the file, or order the answers best first and drop 'ranked'."
+            )
+        if "scores" in record:
+            raise RecordError(
+                f"{where}: 'scores' is null: nobody scored these answers, or they stand best first and their scores "
+                "are of no use. Give the scores, or if they stand best first leave the field out (in a table with "
+                "scores in other rows: write them down, highest first)."
             )
         return [float(score) for score in reversed(range(num_responses))]
     scores = record["scores"]

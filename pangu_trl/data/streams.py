@@ -33,6 +33,9 @@ PLACE_COLUMN = "record_place"
 # What encoding says of a record beside its tokens, and takes out again.
 LENGTH_COLUMN = "num_tokens_of_longest"
 TYPED_COLUMN = "num_typed_special_tokens"
+UNKNOWN_COLUMN = "num_unknown_tokens"
+# What it means that a tokenizer does not know a character.
+UNKNOWN = "Such characters are all one token to the model, and what they say is lost; another tokenizer may know them."
 # Enough to see that a source or its order is another one, and soon read.
 RECORDS_OF_FINGERPRINT = 256
 
@@ -126,8 +129,8 @@ class EncodedStream:
         repeats: Turns the records of a pass into those of the stream, which may be more; for the order of PPO.
 
     Attributes:
-        totals: Records that were read, left out, and held special tokens; the special tokens; shared with a worker
-            process of the loader. Those of the reading that began last.
+        totals: Records that were read, left out, and held special tokens; the special tokens; records that held
+            unknown tokens; these. Shared with a worker process of the loader. Those of the reading that began last.
     """
 
     records: IterableDataset
@@ -136,7 +139,7 @@ class EncodedStream:
     noun: str
     keeps_columns: bool = False
     repeats: Callable[[Iterator[dict[str, Any]]], Iterator[dict[str, Any]]] | None = None
-    totals: torch.Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.int64).share_memory_())
+    totals: torch.Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.int64).share_memory_())
 
     def dataset(self) -> IterableDataset:
         """The stream as the trainers take it; it knows its `encoded_stream`."""
@@ -146,10 +149,12 @@ class EncodedStream:
 
     def describe(self) -> str:
         """How many records were read so far, and what became of them."""
-        num_read, num_overlong, num_with_typed, num_typed = self.totals.tolist()
+        num_read, num_overlong, num_with_typed, num_typed, num_with_unknown, num_unknown = self.totals.tolist()
         text = f"{num_read} {self.noun} read from the stream; {num_overlong} left out as too long"
         if num_typed:
             text += f"; {num_typed} special tokens stood in the texts of {num_with_typed}"
+        if num_unknown:
+            text += f"; {num_unknown} tokens of {num_with_unknown} are unknown to the tokenizer"
         return text
 
     def _generate(self) -> Iterator[dict[str, Any]]:
@@ -189,6 +194,7 @@ class EncodedStream:
         except ValueError as error:
             raise ValueError(f"{place}: {error}" if place not in str(error) else str(error)) from error
         self._count_typed(row.pop(TYPED_COLUMN, 0), place)
+        self._count_unknown(row.pop(UNKNOWN_COLUMN, 0), place)
         length = row.pop(LENGTH_COLUMN, 0)
         if self.max_length is not None and length > self.max_length:
             return self._leave_out(f"{place}: has {length} tokens, max_length is {self.max_length}")
@@ -212,6 +218,17 @@ class EncodedStream:
                 )
             self.totals[2] += 1
             self.totals[3] += count
+
+    def _count_unknown(self, count: int, place: str) -> None:
+        if count:
+            if not self.totals[4]:
+                logger.warning(
+                    "The tokenizer does not know all of the stream's text, first in %s. %s Further tokens are counted.",
+                    place,
+                    UNKNOWN,
+                )
+            self.totals[4] += 1
+            self.totals[5] += count
 
     def _with_columns(self, row: dict[str, Any], columns: tuple[str, ...], place: str) -> dict[str, Any]:
         """The row with the columns of the first one: a batch is made of all rows alike."""

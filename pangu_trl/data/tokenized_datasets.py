@@ -18,7 +18,7 @@ from . import answer_end, conversations, tables, tokenizing, typed_tokens
 from .conversations import Conversation, EncodingColumns
 from .loading import place_of
 from .records import is_finite_number
-from .streams import LENGTH_COLUMN, TYPED_COLUMN, EncodedStream, OverlongPrompt
+from .streams import LENGTH_COLUMN, TYPED_COLUMN, UNKNOWN, UNKNOWN_COLUMN, EncodedStream, OverlongPrompt
 from .tables import padded_columns, without_nulls
 from .tokenizing import (
     NOTHING_SAID,
@@ -45,9 +45,9 @@ CODE_DIGEST = hashlib.sha256(
     )
 ).hexdigest()
 
-# Of a ranking, beside its scores: by how much the better answer has to win, how much the ranking counts, and what each
-# annotator said.
-RANKING_ANNOTATIONS = ("margin", "weight", "annotator_scores")
+# Of a ranking, beside its scores: by how much the better answer has to win, how much the ranking counts, what each
+# annotator said, and the value of each attribute.
+RANKING_ANNOTATIONS = ("margin", "weight", "annotator_scores", "attribute_scores")
 
 
 def tokenize_demonstrations(
@@ -158,10 +158,22 @@ class _Encoder:
             raise _RowError(index, str(error)) from error
 
     def encode_with_count(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """What `encode` gives, and how many special tokens the texts of the row spell."""
+        """What `encode` gives, how many special tokens the texts of the row spell, and how many tokens are unknown."""
         row = dict(row) | {name: without_nulls(row[name]) for name in self.padded_columns}
         encoded = self.encode(row, self.tokenizer, self.limit)
-        return encoded | {TYPED_COLUMN: len(typed_special_tokens(self.tokenizer, row))}
+        return encoded | {
+            TYPED_COLUMN: len(typed_special_tokens(self.tokenizer, row)),
+            UNKNOWN_COLUMN: _count_unknown(self.tokenizer, encoded),
+        }
+
+
+def _count_unknown(tokenizer: PreTrainedTokenizerBase, encoded: Mapping[str, Any]) -> int:
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+        # GPT-2's kind calls its end of sequence so, and knows every byte.
+        return 0
+    lists = [encoded.get("input_ids", ()), encoded.get("prompt_input_ids", ()), *encoded.get("response_input_ids", ())]
+    return sum(ids.count(unknown) for ids in lists)
 
 
 class _RowError(ValueError):
@@ -235,6 +247,9 @@ def _annotations(row: Mapping[str, Any]) -> dict[str, Any]:
         found["weight"] = float(row["weight"])
     if "annotator_scores" in row:
         found["annotator_scores"] = _annotator_scores(row["annotator_scores"], len(row["responses"]))
+    if "attribute_scores" in row:
+        # Made, and checked, by the reward trainer.
+        found["attribute_scores"] = row["attribute_scores"]
     return found
 
 
@@ -296,7 +311,18 @@ def _map_rows(dataset: datasets.Dataset, encoder: _Encoder, num_proc: int | None
             raise
         raise ValueError(f"row {row} ({place}): {message}") from error
     report_typed_tokens(list(encoded[TYPED_COLUMN]), dataset)
-    return encoded.remove_columns(TYPED_COLUMN)
+    _report_unknown_tokens(list(encoded[UNKNOWN_COLUMN]), dataset)
+    return encoded.remove_columns([TYPED_COLUMN, UNKNOWN_COLUMN])
+
+
+def _report_unknown_tokens(counts: list[int], dataset: datasets.Dataset) -> None:
+    rows = [row for row, count in enumerate(counts) if count]
+    if rows:
+        place = place_of(dataset, rows[0])
+        logger.warning(
+            "%d tokens are unknown to the tokenizer, in %d of %d records, the first in row %d%s. %s",
+            *(sum(counts), len(rows), len(counts), rows[0], "" if place is None else f" ({place})", UNKNOWN),
+        )
 
 
 def report_typed_tokens(counts: list[int], dataset: datasets.Dataset) -> None:

@@ -116,6 +116,12 @@ CREDENTIALS: dict[str, tuple[tuple[str, ...], re.Pattern[str]]] = {
         (".",),
         re.compile(rf"\.(?<=[0-9a-f]{{32}}\.)(?P<secret>(?=[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z0-9]{{16}}){_END}"),
     ),
+    # Of kaggle.json, which says no more than this.
+    "an API key of Kaggle": (
+        ("key",),
+        re.compile(rf"(?i:key(?<![\w-]key)){_IS}(?P<secret>[0-9a-f]{{32}}){_END}"),
+    ),
+    "a key or account of Twilio": (("sk", "ac"), _token(r"(?:SK|AC)[0-9a-f]{32}" + _END)),
     "a token of a Telegram bot": (
         (":aa",),
         re.compile(r":(?<=\d{8}:)(?P<secret>AA[\w-]{33})(?![\w-])"),
@@ -144,11 +150,15 @@ CREDENTIALS: dict[str, tuple[tuple[str, ...], re.Pattern[str]]] = {
         ),
     ),
     "a password of a command or of .netrc": (
-        ("curl", "wget", "login", "authorization"),
+        ("curl", "wget", "login", "authorization", "mysql", "mariadb", "sshpass", "redis-cli"),
         re.compile(
             r"(?i:curl|wget)[ \t][^\n]{0,80}?(?:-u|--user|--password)[ =]?[\"']?(?:[\w.-]+:)?"
             r"(?P<secret>(?=\S{0,64}\d)(?=\S{0,64}[A-Za-z])[^\s\"':/<>${}]{6,})"
             r"|(?i:login)[ \t]+[\w.@-]+\s+(?i:password)[ \t]+(?P<netrc>[^\s\"'<>${}]{6,})"
+            # Written without a blank after the option, as these programs want it or take it.
+            r"|(?:mysql(?:dump|admin)?|mariadb(?:-dump)?|sshpass|redis-cli)[ \t](?:[^\n]{0,80}?[ \t])?"
+            r"(?:-p|-a[ \t])[ \t]?[\"']?"
+            r"(?P<option>(?=\S{0,64}\d)(?=\S{0,64}[A-Za-z])[^\s\"'/<>${}-][^\s\"'<>${}]{5,})"
             r"|(?i:authorization)[\"']?\s?[:=]\s?[\"']?(?i:basic)\s(?P<basic>[A-Za-z0-9+/]{12,}={0,2})"
         ),
     ),
@@ -178,7 +188,7 @@ CREDENTIALS: dict[str, tuple[tuple[str, ...], re.Pattern[str]]] = {
 _KIND_PREFIX = re.compile(
     r"hf_(?:oauth_|jwt_)?|api_org_|gh[pousr]_|github_pat_|gl[a-z]+-|sk-(?:proj-|svcacct-|admin-|ant-|or-)?|A[KS]IA|ABIA|ACCA"
     r"|ms-|wandb_v\d_|xox[a-z]-|xapp-|AIza|GOCSPX-|ya29\.|LTAI|AKID|npm_|pypi-|gsk_|r8_|[sr]k_(?:live|test)_|nvapi-|eyJ"
-    r"|xai-|pplx-|tgp_v1_|SG\.|dckr_pat_|hv[sb]\.|dapi|dop_v1_|nfp_"
+    r"|xai-|pplx-|tgp_v1_|SG\.|dckr_pat_|hv[sb]\.|dapi|dop_v1_|nfp_|SK|AC"
 )
 # What documentation writes where the reader's own secret goes.
 _PLACEHOLDER = re.compile(

@@ -38,6 +38,8 @@ _DRIVE = re.compile(
     rf":(?<=[A-Za-z]:)(?<![A-Za-z0-9_][A-Za-z]:)(?:\\{{1,2}}|/(?!/)){_WINDOWS_NAME}(?:[\\/]{{1,2}}{_WINDOWS_NAME})*"
 )
 _UNC = re.compile(r"\\\\(?<![\\\w]\\\\)(?:\\\\)?(?=[\w.-]{2})[\w.$-]+(?:\\{1,2}[\w.$ -]{2,})+")
+# The same with the slashes of other systems, below what people share; "//" begins comments and addresses, too.
+_SHARE = re.compile(rf"//(?<![\w:/.\"'=(]//)[A-Za-z][\w-]+/(?:{_ROOTS})/[\w.-]+(?:/[\w.-]+)*")
 _FILE_URL = re.compile(r":(?<=[Ff][Ii][Ll][Ee]:)/{1,3}[^\s/\"'`<>)][^\s\"'`<>)]*")
 # Where a cluster or a company keeps its files.
 _STORAGE = re.compile(
@@ -94,7 +96,7 @@ def _candidates(text: str, is_code: bool) -> Iterator[tuple[int, int]]:
     for match in _DRIVE.finditer(text):
         if not _ESCAPES.fullmatch(match[0]) or (not is_code and match[0].count("\\") > 1):
             yield match.start() - 1, match.end()
-    for pattern in (_QUOTED, _SENTENCE, _POSIX_ROOT, _POSIX, _OTHER_HOME, _UNC, _STORAGE, _ESCAPED):
+    for pattern in (_QUOTED, _SENTENCE, _POSIX_ROOT, _POSIX, _OTHER_HOME, _UNC, _SHARE, _STORAGE, _ESCAPED):
         for match in pattern.finditer(text):
             yield match.span()
 

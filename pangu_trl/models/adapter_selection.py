@@ -16,6 +16,8 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from .quantised import is_packed
+
 # Names that no adapter of a user's has, and no module of a model: a parameter's name then says whose it is.
 VALUE_ADAPTER = "pangu_trl_value"
 REWARD_ADAPTER = "pangu_trl_reward"
@@ -108,7 +110,7 @@ def can_merge(layer: LoraLayer, adapter: str, embedding: Tensor) -> bool:
     base = layer.get_base_layer()
     if not isinstance(base, nn.Linear | Conv1D) or adapter not in layer.lora_A or adapter in layer.lora_variant:
         return False
-    return base.weight.is_floating_point() and base.weight is not embedding and not layer.lora_bias[adapter]
+    return not is_packed(base.weight) and base.weight is not embedding and not layer.lora_bias[adapter]
 
 
 def _adapter_layers(model: nn.Module) -> list[nn.Module]:

@@ -4,7 +4,7 @@
 frozen, which looks like a model to train and learns nothing; everything here goes through PEFT instead.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,12 +15,13 @@ from huggingface_hub.errors import StrictDataclassError
 from peft import PeftConfig, PeftModel
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file, find_adapter_config_file
 
 from .adapter_kinds import check_padding_is_unseen
 from .vocabulary import check_vocabulary
+from .weight_files import refuse_broken_weights, refuse_pointers
 
 
 def load_with_adapter(
@@ -39,9 +40,11 @@ def load_with_adapter(
         are random.
 
     Raises:
-        ValueError: If one of them cannot be loaded, or both are adapters.
+        ValueError: If one of them cannot be loaded, or has weights that are no numbers, or both are adapters.
     """
+    refuse_pointers(model_id)
     model, tokenizer, missing = _load(auto_class, model_id, adapter, "main", **model_kwargs)
+    refuse_broken_weights(model, model_id)
     return model.to(PartialState().device), tokenizer, missing
 
 
@@ -120,18 +123,27 @@ def name_base_for_good(model: PreTrainedModel | PeftModel) -> None:
             config.base_model_name_or_path = lasting_name(named or None)
 
 
-def _read_adapter_config(model_id: str, revision: str) -> PeftConfig | None:
+def _read_adapter_config(model_id: str, revision: str, base_of: str | None = None) -> PeftConfig | None:
     model_id = adapter_folder(model_id)
-    with _loading(model_id):
+    with _loading(model_id, base_of):
         if find_adapter_config_file(model_id, revision=revision) is None:
             return None
-        config = PeftConfig.from_pretrained(model_id, revision=revision)
+        config = _peft_config(model_id, revision)
     if not config.base_model_name_or_path:
         raise ValueError(
             f"{model_id}: the adapter does not say which model it belongs to; write 'base_model_name_or_path' into its "
             "adapter_config.json"
         )
     return config
+
+
+def _peft_config(adapter: str, revision: str = "main") -> PeftConfig:
+    try:
+        return PeftConfig.from_pretrained(adapter, revision=revision)
+    except KeyError as error:
+        raise ValueError(
+            f"its adapter_config.json names the method {error}, which this version of PEFT does not know"
+        ) from error
 
 
 def _load(
@@ -143,7 +155,7 @@ def _load(
     if adapter is not None:
         # Before the base model is loaded for nothing.
         with _loading(adapter):
-            PeftConfig.from_pretrained(adapter_folder(adapter))
+            _peft_config(adapter_folder(adapter))
     if own_config is not None:
         base_id, base_revision = own_config.base_model_name_or_path, own_config.revision or "main"
         if adapter is not None:
@@ -151,12 +163,14 @@ def _load(
                 f"{model_id} is itself an adapter, on {base_id}; merge it into its base model before adding {adapter}"
             )
         adapter, adapter_revision = adapter_folder(model_id), revision
-        if _read_adapter_config(base_id, base_revision) is not None:
+        if _read_adapter_config(base_id, base_revision, base_of=model_id) is not None:
             raise ValueError(
                 f"{model_id}: its base model {base_id} is itself an adapter, and one adapter on another is not "
                 "supported; merge the first into its base model, and name that in adapter_config.json"
             )
-    with _loading(base_id):
+    with _loading(base_id, base_of=None if own_config is None else model_id):
+        if auto_class is AutoModelForCausalLM:
+            _refuse_score_head(base_id, base_revision, model_kwargs)
         model, info = auto_class.from_pretrained(
             base_id, revision=base_revision, output_loading_info=True, **model_kwargs
         )
@@ -195,7 +209,7 @@ def load_tokenizer(model_id: str, revision: str = "main", trust_remote_code: boo
 
 def _add_adapter(model: PreTrainedModel, adapter: str, revision: str) -> tuple[PeftModel, list[str]]:
     """Puts an adapter on a model; also gives the names of the weights in its file."""
-    config = PeftConfig.from_pretrained(adapter, revision=revision)
+    config = _peft_config(adapter, revision)
     check_padding_is_unseen(adapter, config)
     _check_model_type(config, model)
     if config.task_type == "CAUSAL_LM" and not hasattr(model, "prepare_inputs_for_generation"):
@@ -256,14 +270,36 @@ def _fitting(adapter: str, base_id: str, base: PreTrainedModel) -> Iterator[None
         ) from error
 
 
+def _refuse_score_head(model_id: str, revision: str, model_kwargs: Mapping[str, Any]) -> None:
+    """Refuses a reward model as a language model: with a tied head it would load, and its score be dropped."""
+    config = AutoConfig.from_pretrained(
+        model_id, revision=revision, trust_remote_code=model_kwargs.get("trust_remote_code", False)
+    )
+    kind = next(iter(config.architectures or ()), "")
+    if kind.endswith("ForSequenceClassification"):
+        raise ValueError(f"it is a reward model or classifier ({kind}), and a language model is asked for")
+
+
 @contextmanager
-def _loading(model_id: str) -> Iterator[None]:
-    """Names the model in errors of the libraries that load it; some leave it out."""
+def _loading(model_id: str, base_of: str | None = None) -> Iterator[None]:
+    """Names the model in errors of the libraries that load it, some of which leave it out, and whose base it is."""
     try:
         yield
-    # Damaged weights, and a config.json with wrong types.
-    except (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError, StrictDataclassError) as error:
-        raise ValueError(f"{model_id}: not a folder or hub id that can be loaded; {error}") from error
+    # Damaged weights, a config.json with wrong types, and kernels that are not installed.
+    except (
+        *(OSError, ValueError, RuntimeError, ImportError),
+        *(UnpicklingError, SafetensorError, StrictDataclassError),
+    ) as error:
+        reason = str(error)
+        if "ignore_mismatched_sizes" in reason:
+            reason = (
+                "its weights have other sizes than config.json says, as the report above lists; one of the two belongs "
+                "to another model"
+            )
+        if Path(model_id).is_file():
+            reason = "it is a file; give the folder that it lies in"
+        role = "" if base_of is None else f" (the base model that the adapter {base_of} names)"
+        raise ValueError(f"{model_id}{role}: not a folder or hub id that can be loaded; {reason}") from error
 
 
 def _has_tokenizer(adapter: str, revision: str) -> bool:

@@ -19,6 +19,7 @@ from pangu_trl.data.conversations import EncodingColumns
 from pangu_trl.data.records import answer_text
 from pangu_trl.data.tokenizing import NOTHING_SAID, encode_completion, encode_prompt
 
+from .attribute_head import attribute_weights, sum_up_attributes
 from .loading import find_base_model, load_with_adapter
 from .modes import evaluation_mode, position_limit
 from .score_head import innermost
@@ -89,6 +90,8 @@ def load_reward_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a trained reward model, full or an adapter, with its tokenizer.
 
+    One with several attributes gets a head with one output, which gives their weighted sum.
+
     Args:
         model_id: Folder or hub id.
         load: `load_with_adapter`, or `load_merged` for a model that will be trained.
@@ -98,24 +101,29 @@ def load_reward_model(
         ValueError: If it cannot be loaded, has another number of labels than one, or its files hold no weights for the
             score head.
     """
-    is_adapter = find_base_model(model_id) is not None
+    is_adapter, num_labels = find_base_model(model_id) is not None, 1
     if not is_adapter:
         # An adapter's base is a language model, whose config knows nothing of the single label.
         try:
-            num_labels = AutoConfig.from_pretrained(model_id).num_labels
+            config = AutoConfig.from_pretrained(model_id)
+            num_labels = config.num_labels
         except (OSError, ValueError) as error:
             raise ValueError(f"{model_id}: no model that can be loaded; {error}") from error
-        if num_labels != 1:
+        if attribute_weights(config, model_id) is None and num_labels != 1:
             raise ValueError(
                 f"{model_id}: a reward model has num_labels 1; this model has {num_labels}. Give the folder that "
                 "reward training wrote"
             )
-    model, tokenizer, missing = load(AutoModelForSequenceClassification, model_id, num_labels=1, **model_kwargs)
+    model, tokenizer, missing = load(
+        AutoModelForSequenceClassification, model_id, num_labels=num_labels, **model_kwargs
+    )
     if missing:
         raise ValueError(
             f"{model_id}: the files hold no weights for {', '.join(missing)}, so every score would be random. Give "
             "the folder that reward training wrote"
         )
+    if not is_adapter:
+        sum_up_attributes(model, model_id)
     # The base model of an adapter keeps its own pad id, which may not be the one that the adapter was trained with.
     config = model.config.get_text_config()
     if tokenizer.pad_token_id is not None and (is_adapter or config.pad_token_id is None):
@@ -183,7 +191,8 @@ def _check_reward_model(model: PreTrainedModel) -> None:
     if model.config.num_labels != 1:
         raise ValueError(
             f"a reward model gives one score an answer (num_labels 1); this {model.config.model_type} model has "
-            f"num_labels {model.config.num_labels}. Load a sequence classification model trained as a reward model"
+            f"num_labels {model.config.num_labels}. Load a sequence classification model trained as a reward model; "
+            "one with attributes by pangu_trl.models.reward_model.load_reward_model, which sums them up"
         )
     if model.config.get_text_config().pad_token_id is None:
         raise ValueError(

@@ -16,7 +16,7 @@ def _no_cache(model: nn.Module) -> dict[str, bool]:
 
 
 def sequence_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Reward of each text, (B,): what the score head gives at its last real token.
+    """Reward of each text, (B,): what the score head gives at its last real token; of a head with A attributes (B, A).
 
     transformers takes the last token that is not the pad token instead. Where a tokenizer pads with its end of sequence
     that is another one, the token before the end.

@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from .quantised import is_packed
+
 POINTER = b"version https://git-lfs"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".model")
 
@@ -37,7 +39,7 @@ def refuse_broken_weights(model: PreTrainedModel, model_id: str) -> None:
     broken = [
         name
         for name, parameter in model.named_parameters()
-        if parameter.is_floating_point() and not torch.isfinite(parameter.detach()).all()
+        if not is_packed(parameter) and not torch.isfinite(parameter.detach()).all()
     ]
     if broken:
         shown = ", ".join(broken[:5]) + (f" and {len(broken) - 5} more" if len(broken) > 5 else "")

@@ -98,7 +98,10 @@ class Plan:
     def frozen(self) -> dict[str, ModelShape]:
         """The models that are only asked."""
         settings, found = self.settings, {}
-        has_reference = settings.stage in ("ppo", "dpo") or (settings.stage == "grpo" and settings["beta"] > 0)
+        has_reference = settings.stage == "dpo" or (settings.stage == "grpo" and settings["beta"] > 0)
+        if settings.stage == "ppo":
+            has_evaluation = settings["eval_data"] is not None or settings["eval_strategy"] != "no"
+            has_reference = settings["kl_coef"] != 0 or has_evaluation
         if has_reference and self._lora is None and not settings.get("precompute_ref_log_probs"):
             found["reference"] = count(self.config, trains=False)
         if settings.stage in ("ppo", "grpo") and settings.get("share_backbone") != "all":
@@ -228,7 +231,8 @@ class Plan:
             yield Item("policy gathered for generation", policy.num_parameters * weight, GENERATION)
         if settings["use_vllm"]:
             return
-        if settings.get("merge_lora_for_generation") and (gathers or not is_zero3):
+        merges = settings.get("merge_lora_for_generation") and not settings.is_quantised
+        if merges and (gathers or not is_zero3):
             yield Item("weights without LoRA, kept while merged", policy.num_mergeable * weight, GENERATION)
         cached = weight
         if settings.stage == "grpo" and self._lora is None and not launch.shards_weights:

@@ -9,6 +9,7 @@ from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
 from trl import ModelConfig, get_peft_config
 
 from pangu_trl.gptpangu.conversion import named_config
@@ -36,6 +37,8 @@ class ModelShape:
         vocab_size: Rows of the embedding, V.
         num_lora_inputs: Features that the LoRA layers of a block read, all layers together.
         num_mergeable: Weights that LoRA can be added to for generation.
+        num_quantisable: Weights of linear layers but the head, which `load_in_4bit` and `load_in_8bit` quantise.
+        largest_matrix: Weights of the largest of these layers.
     """
 
     num_parameters: int
@@ -49,6 +52,8 @@ class ModelShape:
     vocab_size: int
     num_lora_inputs: int = 0
     num_mergeable: int = 0
+    num_quantisable: int = 0
+    largest_matrix: int = 0
 
     @property
     def num_frozen(self) -> int:
@@ -93,6 +98,12 @@ def count(
         config.num_labels = 1
     with torch.device("meta"):
         model: nn.Module = auto_class.from_config(config)
+    heads = (model.get_output_embeddings(), getattr(model, "score", None))
+    matrices = [
+        module.weight.numel()
+        for module in model.modules()
+        if isinstance(module, nn.Linear | Conv1D) and not any(module is head for head in heads)
+    ]
     if not trains:
         model.requires_grad_(False)
     elif lora is not None:
@@ -100,8 +111,8 @@ def count(
         with torch.device("meta"):
             model = get_peft_model(model, get_peft_config(ModelConfig(use_peft=True, **options)))
     text = config.get_text_config()
-    heads = text.num_attention_heads
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    num_heads = text.num_attention_heads
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // num_heads
     blocks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     block_sizes = [sum(p.numel() for p in block.parameters()) for group in blocks for block in group]
     own = [sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()]
@@ -115,9 +126,11 @@ def count(
         largest_block=max(block_sizes + own),
         hidden_size=text.hidden_size,
         num_blocks=text.num_hidden_layers,
-        num_key_value_features=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
+        num_key_value_features=(getattr(text, "num_key_value_heads", None) or num_heads) * head_size,
         intermediate_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         vocab_size=text.vocab_size,
         num_lora_inputs=sum(layer.in_features for layer in adapted) // text.num_hidden_layers,
         num_mergeable=sum(layer.get_base_layer().weight.numel() for layer in mergeable),
+        num_quantisable=sum(matrices),
+        largest_matrix=max(matrices),
     )

@@ -50,6 +50,19 @@ class Settings:
         return 2 if self["dtype"] in ("bfloat16", "float16") else 4
 
     @property
+    def is_quantised(self) -> bool:
+        return bool(self["load_in_4bit"] or self["load_in_8bit"])
+
+    @property
+    def quantised_size(self) -> float:
+        """Bytes of a quantised weight in bitsandbytes' blocks of 64, with the share of its block's scale."""
+        if self["load_in_8bit"]:
+            # One scale a row, which is thousands of weights wide.
+            return 1.0
+        # Nested quantisation has scales of 8 bits, 256 of which share one of 32.
+        return 0.5 + (1 + 4 / 256) / 64 if self["use_bnb_nested_quant"] else 0.5 + 4 / 64
+
+    @property
     def has_lora_dropout(self) -> bool:
         """Whether the LoRA layers drop features; PPO and, where they are told to, TRL's trainers switch that off."""
         is_off = self.get("disable_dropout", self.stage == "ppo")
@@ -103,8 +116,8 @@ def read_settings(path: str | Path, model: str | None = None, stage: str | None 
 
 
 def _refuse_unplanned(path: Path, settings: Settings) -> None:
-    if settings["load_in_4bit"] or settings["load_in_8bit"]:
-        raise ValueError(f"{path}: the plan counts no quantised weights; leave out load_in_4bit and load_in_8bit")
+    if settings.is_quantised and not settings["use_peft"]:
+        raise ValueError(f"{path}: load_in_4bit and load_in_8bit need use_peft, with which the recipes start")
     if settings.stage == "grpo" and settings["use_vllm"] and settings["vllm_mode"] == "colocate":
         raise ValueError(
             f"{path}: vllm_mode colocate takes vllm_gpu_memory_utilization of each GPU, which the plan does not count; "

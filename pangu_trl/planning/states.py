@@ -94,7 +94,18 @@ def trained_model(
     shards = launch.num_devices
     trainable, size = shape.num_trainable, precision.of_trained(shape)
     weights_shared_by = shards if launch.shards_weights else 1
-    weights = shape.num_frozen * precision.weights + trainable * size
+    frozen = shape.num_frozen * precision.weights
+    if settings.is_quantised and shape.num_frozen:
+        if launch.shards_weights:
+            raise ValueError(
+                "load_in_4bit and load_in_8bit cannot be sharded by ZeRO-3 and FSDP2; plan with single_gpu.yaml, "
+                "ddp.yaml, zero1.yaml or zero2.yaml"
+            )
+        kept = shape.num_frozen - shape.num_quantisable
+        frozen = int(kept * precision.weights + shape.num_quantisable * settings.quantised_size)
+        # The layer that computes has its weights as numbers in the backward pass.
+        yield Item(f"{name}: one layer's weights as numbers", shape.largest_matrix * precision.compute, BACKWARD)
+    weights = frozen + trainable * size
     yield Item(f"{name}: weights", weights // weights_shared_by, on_host=launch.offload_weights)
     if precision.compute < size and not launch.shards_weights:
         # What autocast makes at every use; only of weights that learn it is kept.

@@ -35,7 +35,7 @@ def kl_divergence(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k1")
 def shape_rewards(
     scores: Tensor,
     logprobs: Tensor,
-    ref_logprobs: Tensor,
+    ref_logprobs: Tensor | None,
     mask: Tensor,
     kl_coef: float,
     kl_estimator: str = "k1",
@@ -48,7 +48,7 @@ def shape_rewards(
     Args:
         scores: Score of each answer, (B,).
         logprobs: Log-probabilities of the answer tokens under the policy that sampled them, (B, C).
-        ref_logprobs: The same under the reference, (B, C).
+        ref_logprobs: The same under the reference, (B, C); None without a penalty.
         mask: True for answer tokens, (B, C); at least one per row.
         kl_coef: Weight of the KL penalty.
         kl_estimator: See `kl_divergence`.
@@ -59,7 +59,10 @@ def shape_rewards(
     """
     if reward_clip is not None:
         scores = scores.clamp(-reward_clip, reward_clip)
-    rewards = torch.where(mask, -kl_coef * kl_divergence(logprobs, ref_logprobs, kl_estimator), 0.0)
+    if ref_logprobs is None:
+        rewards = torch.zeros_like(logprobs)
+    else:
+        rewards = torch.where(mask, -kl_coef * kl_divergence(logprobs, ref_logprobs, kl_estimator), 0.0)
     return add_at_last_token(rewards, scores, mask)
 
 

@@ -17,6 +17,7 @@ from pangu_trl.models.vocabulary import check_vocabulary
 
 from .actor_critic.policy_reading import wrong_reading
 from .actor_critic.policy_value import PolicyAndValue
+from .actor_critic.quantised import check_quantised
 from .config import PPOConfig
 from .reward_sources import AdapterReward, ModelReward, RewardSource, StepReward, TextModelReward
 
@@ -122,6 +123,7 @@ def check_passed_models(
             "or leave ref_model out to have it copied."
         )
     copies_critic = value_model is None and share_backbone == "none" and args.has_critic
+    check_quantised(policy, value_model, rewards, peft_config, copies_critic)
     _check_adapters(policy, value_model, rewards, peft_config, copies_critic)
 
 
@@ -296,7 +298,10 @@ def _check_scores(name: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> 
     # A model of text and images has its head by the outer configuration, and its tokens by the inner one.
     config, num_labels = model.config.get_text_config(), model.config.num_labels
     if num_labels != 1:
-        raise ValueError(f"PPOTrainer: {name} must have num_labels=1; got {num_labels}.")
+        raise ValueError(
+            f"PPOTrainer: {name} must have num_labels=1; got {num_labels}. Load a reward model "
+            "with several attributes with pangu_trl.models.reward_model.load_reward_model, which sums them up."
+        )
     if config.pad_token_id not in (None, tokenizer.pad_token_id):
         raise ValueError(
             f"PPOTrainer: {name}.config.pad_token_id is {config.pad_token_id}, the tokenizer pads with "

@@ -85,14 +85,14 @@ class RolloutCollector:
                 rollout = self._draw_dull_groups_anew(model, rollout, examples)
         # 2. Score the answers; of their tokens, log-probabilities of policy and reference, and values.
         with self.figures.timed("scoring"):
-            self.score(model, rollout, examples)
+            self.score(model, rollout, examples, asks_reference=self.args.has_kl_penalty)
         # 3. Stop, or warn, before anything is learnt from numbers that are off; correct what can be.
         check_sampling(watch, rollout, self.figures)
         if self.args.vllm_importance_sampling_correction:
             correct_sampling(rollout, self.args, self.figures)
         rollout.sampling_logprobs = None
         self._check_finite(rollout, examples)
-        if self.reference_is_start and step == 0:
+        if self.reference_is_start and self.args.has_kl_penalty and step == 0:
             self._check_start(rollout, innermost(model).policy.dtype)
         self.reference_is_start = False
         # 4. Rewards from scores and divergence; from these advantages and returns.
@@ -100,8 +100,8 @@ class RolloutCollector:
         self._estimate_advantages(rollout, critic_warms_up)
         self._record(rollout, examples, step)
         # 5. Move the weight of the divergence for the next rollout, unless the policy stands still.
-        divergence = self.accelerator.reduce(kl_per_answer(rollout).mean(), reduction="mean").item()
-        if not critic_warms_up:
+        if self.args.has_kl_penalty and not critic_warms_up:
+            divergence = self.accelerator.reduce(kl_per_answer(rollout).mean(), reduction="mean").item()
             self.kl_controller.update(divergence, self.args.rollout_batch_size * self.accelerator.num_processes)
         return rollout
 
@@ -126,7 +126,9 @@ class RolloutCollector:
             rollout.sampling_logprobs = watch.logprobs[:, : rollout.completion_width]
         return rollout
 
-    def score(self, model: nn.Module, rollout: Rollout, examples: list[dict[str, Any]]) -> None:
+    def score(
+        self, model: nn.Module, rollout: Rollout, examples: list[dict[str, Any]], asks_reference: bool = True
+    ) -> None:
         """Scores of the answers; log-probabilities of policy and reference, and values, of their tokens.
 
         Runs in the batches of the first pass: learning repeats the very same computation, so its first ratio is
@@ -142,7 +144,7 @@ class RolloutCollector:
             self.score_answers(model, rollout, examples)
         unwrapped = self.accelerator.unwrap_model(model)
         with phase("scoring"), evaluation_mode(unwrapped), self.accelerator.autocast():
-            score_tokens(model, self.ref_model, rollout, batches, args.temperature)
+            score_tokens(model, self.ref_model, rollout, batches, args.temperature, asks_reference)
 
     def score_answers(self, model: nn.Module, rollout: Rollout, examples: list[dict[str, Any]]) -> None:
         """Fills in the scores of the answers."""

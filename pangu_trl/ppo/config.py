@@ -6,7 +6,9 @@ from typing import Any
 from transformers import TrainingArguments
 
 from pangu_trl.runs.judge_form import FORM_HELP, FORMS
+from pangu_trl.runs.ranges import check_numbers
 
+from .estimator_options import resolve_estimator
 from .losses import AGGREGATIONS, IMPORTANCE_MODES
 from .option_checks import check_options
 from .trl_options import apply_episodes, translate_trl_options
@@ -80,7 +82,13 @@ class PPOConfig(TrainingArguments):
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; log-probabilities use it too."})
     top_p: float = field(default=1.0, metadata={"help": "Probability mass to sample from; 1 keeps all tokens."})
     top_k: int = field(default=0, metadata={"help": "Number of likeliest tokens to sample from; 0 keeps all."})
-    num_generations: int = field(default=1, metadata={"help": "Answers to each prompt of a rollout."})
+    num_generations: int | None = field(
+        default=None,
+        metadata={
+            "help": "Answers to each prompt of a rollout. Default: 1; with grpo and rloo 8, or 4 or 2 where the "
+            "rollout's answers are no multiple of that."
+        },
+    )
 
     # How they are sampled.
     generation_batch_size: int | None = field(
@@ -133,7 +141,13 @@ class PPOConfig(TrainingArguments):
     )
 
     # Divergence from the reference.
-    kl_coef: float = field(default=0.05, metadata={"help": "Weight of the KL penalty in the reward."})
+    kl_coef: float = field(
+        default=0.05,
+        metadata={
+            "help": "Weight of the KL penalty in the reward. 0: none, and no reference is asked or kept but for an "
+            "evaluation."
+        },
+    )
     kl_estimator: str = field(
         default="k1",
         metadata={"help": "Estimator of the per-token KL divergence.", "choices": ["k1", "k2", "k3"]},
@@ -212,9 +226,10 @@ class PPOConfig(TrainingArguments):
         default="gae",
         metadata={
             "help": "gae: generalised advantage estimation with a critic (PPO). The others have no critic, none is "
-            "built or saved. grpo: an answer's return minus the mean of its group, the num_generations answers to a "
-            "prompt. rloo: minus the mean of the others of its group. reinforce_plus_plus: the return from each token "
-            "on, normalised over all answers. The KL penalty is part of the reward in all.",
+            "built or saved, and its options are put back to their defaults with a warning. grpo: an answer's return "
+            "minus the mean of its group, the num_generations answers to a prompt. rloo: minus the mean of the others "
+            "of its group. reinforce_plus_plus: the return from each token on, normalised over all answers. The KL "
+            "penalty is part of the reward in all.",
             "choices": ["gae", "grpo", "rloo", "reinforce_plus_plus"],
         },
     )
@@ -317,6 +332,8 @@ class PPOConfig(TrainingArguments):
         if self.whiten_advantages is None:
             self.whiten_advantages = self.advantage_estimator in ("gae", "reinforce_plus_plus")
         super().__post_init__()
+        check_numbers(self)
+        resolve_estimator(self)
         check_options(self)
 
     @classmethod
@@ -357,6 +374,11 @@ class PPOConfig(TrainingArguments):
         config = cls(**translated)
         apply_episodes(config, total_episodes)
         return config
+
+    @property
+    def has_kl_penalty(self) -> bool:
+        """Whether a reference is asked while the policy learns."""
+        return self.kl_coef != 0
 
     @property
     def has_critic(self) -> bool:

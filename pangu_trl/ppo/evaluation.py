@@ -1,10 +1,8 @@
 """Evaluation on held-out prompts: what the answers of all ranks add up to."""
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from .collector import RolloutCollector
 from .metrics import answer_figures, own_random_numbers
 from .reward_sources import FunctionReward, RewardFunction
 from .rollout import Rollout
+from .sample_tables import COLUMNS
 from .scoring import score_completions
 
 # What an evaluation is measured by; `metric_for_best_model` is one of them.
@@ -57,20 +56,10 @@ class EvaluatedAnswers:
             "win_rate": win_share(self.judged - rivals.judged).mean().item(),
         }
 
-    def write_table(self, path: Path, rivals: "EvaluatedAnswers") -> None:
-        """Writes prompts and answers of both sides, one JSON object a line."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = zip(
-            self.prompts,
-            self.completions,
-            self.judged.tolist(),
-            rivals.completions,
-            rivals.judged.tolist(),
-            strict=True,
-        )
-        names = ("prompt", "completion", "score", "reference_completion", "reference_score")
-        lines = [json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) for row in rows]
-        path.write_text("\n".join(lines) + "\n", "utf-8")
+    def table(self, rivals: "EvaluatedAnswers") -> list[dict[str, Any]]:
+        """Prompts and answers of both sides, a row each."""
+        sides = (self.prompts, self.completions, self.judged.tolist(), rivals.completions, rivals.judged.tolist())
+        return [dict(zip(COLUMNS, row, strict=True)) for row in zip(*sides, strict=True)]
 
     def print_scored(self) -> None:
         """Prints each answer with its score and its prompt."""
@@ -84,10 +73,11 @@ class Evaluation:
     Args:
         collector: Samples and scores.
         judge: Function that compares answers; None takes the score.
+        has_reference: Whether a reference was kept.
     """
 
-    def __init__(self, collector: RolloutCollector, judge: RewardFunction | None) -> None:
-        self.collector = collector
+    def __init__(self, collector: RolloutCollector, judge: RewardFunction | None, has_reference: bool = True) -> None:
+        self.collector, self.has_reference = collector, has_reference
         form, tokenizer = collector.args.judge_form, collector.tokenizer
         self.judge = None if judge is None else FunctionReward("judge", 1.0, judge, tokenizer, form)
         self._rivals: dict[str, EvaluatedAnswers] = {}
@@ -101,7 +91,15 @@ class Evaluation:
             model: PolicyAndValue, as its engine wraps it.
             dataset: Tokenised prompts.
             loader: Gives the batches of this rank, by a loader that accelerate prepared.
+
+        Raises:
+            ValueError: There is no reference to compare with.
         """
+        if not self.has_reference:
+            raise ValueError(
+                "PPOTrainer: an evaluation compares with the answers of the reference, and none was kept, since "
+                "kl_coef is 0 and the constructor got no eval_dataset. Pass eval_dataset to the constructor."
+            )
         if dataset._fingerprint not in self._rivals:
             self._rivals[dataset._fingerprint] = self._answers(model, loader(dataset), by_reference=True)
         return self._answers(model, loader(dataset), by_reference=False), self._rivals[dataset._fingerprint]

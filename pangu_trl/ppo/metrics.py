@@ -55,10 +55,10 @@ def kl_per_answer(rollout: Rollout) -> Tensor:
 
 
 def answer_figures(rollout: Rollout) -> dict[str, Tensor]:
-    """What is known of each answer, (N,) each."""
+    """What is known of each answer, (N,) each; no divergence where the reference was not asked."""
     return {
         "reward/mean": rollout.scores,
-        "kl/mean": kl_per_answer(rollout),
+        **({} if rollout.ref_logprobs is None else {"kl/mean": kl_per_answer(rollout)}),
         "completion/length": rollout.completion_mask.sum(dim=1).float(),
         "completion/eos_rate": rollout.ended.float(),
     }

@@ -4,7 +4,8 @@ from dataclasses import fields
 from typing import Any
 
 from pangu_trl.data.records import is_finite_number
-from pangu_trl.runs.ranges import check_numbers
+
+from .estimator_options import ESTIMATORS_OF_GROUPS
 
 # Options that say how another one works, that one, and its value that has no use for them.
 NEEDS = {
@@ -14,19 +15,6 @@ NEEDS = {
     "overlong_penalty": ("overlong_buffer_length", 0),
     "critic_warmup_lam": ("critic_warmup_steps", 0),
 }
-
-# What only a critic looks at.
-OF_THE_CRITIC = (
-    "critic_learning_rate",
-    "critic_weight_decay",
-    "critic_warmup_steps",
-    "critic_warmup_lam",
-    "lam",
-    "critic_lam",
-    "adaptive_lam_alpha",
-    "cliprange_value",
-    "vf_coef",
-)
 # Options of words; each says in its own field which there are.
 CHOICES = (
     "advantage_estimator",
@@ -55,7 +43,6 @@ def check_options(config: Any) -> None:
 
 
 def _check_ranges(config: Any) -> None:
-    check_numbers(config)
     for name in ("num_rollout_batches", "num_ppo_epochs", "kl_horizon"):
         check(config, getattr(config, name) >= 1, name, "1 or more")
     check(config, config.ema_decay is None or 0 < config.ema_decay < 1, "ema_decay", "between 0 and 1")
@@ -77,6 +64,10 @@ def _check_effects(config: Any) -> None:
                 f"{getattr(config, name)!r}."
             )
 
+    if config.adaptive_kl_target is not None and not config.has_kl_penalty:
+        raise ValueError(
+            "PPOConfig: adaptive_kl_target multiplies kl_coef, which would stay 0; set kl_coef to where it is to start."
+        )
     if config.reward_std_coef != 1.0 and config.reward_combination != "mean_minus_std":
         raise ValueError(
             f"PPOConfig: reward_std_coef has no effect with reward_combination={config.reward_combination!r}; leave it "
@@ -126,10 +117,8 @@ def _check_policy_loss(config: Any) -> None:
 def _check_estimator(config: Any) -> None:
     """Refuses options that the estimator does not look at, and groups of one."""
     estimator, defaults = config.advantage_estimator, {option.name: option.default for option in fields(config)}
-    unused = () if config.has_critic else OF_THE_CRITIC
-    has_groups = estimator in ("grpo", "rloo")
-    if has_groups:
-        unused += ("gamma", "whiten_rewards")
+    has_groups = estimator in ESTIMATORS_OF_GROUPS
+    unused = ("gamma", "whiten_rewards") if has_groups else ()
     if not has_groups:
         unused += ("dynamic_sampling_rounds",)
     if estimator != "grpo":

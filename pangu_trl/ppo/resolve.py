@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pangu_trl.data.answer_end import note_stop_tokens
 from pangu_trl.models.padding_free import make_padding_free
+from pangu_trl.models.quantised import compute_alike_in_both_modes, is_quantised
 from pangu_trl.models.score_head import innermost
 from pangu_trl.models.sequence_scores import sequence_scores
 from pangu_trl.models.sharding import runs_zero3
@@ -46,6 +47,15 @@ def resolve_model_pad_tokens(
         config = model.config.get_text_config()
         if config.pad_token_id is None:
             config.pad_token_id = its_tokenizer.pad_token_id
+
+
+def resolve_quantised(
+    policy: nn.Module, value_model: nn.Module | None, ref_model: nn.Module | None, rewards: list[RewardSource]
+) -> None:
+    """Has quantised layers of all models, as they were passed, score answers as they learn from them."""
+    for model in (policy, value_model, ref_model, *(r.model for r in rewards if isinstance(r, ModelReward))):
+        if is_quantised(model):
+            compute_alike_in_both_modes(model)
 
 
 def resolve_vocabulary(models: PolicyAndValue, ref_model: nn.Module | None, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -22,7 +22,7 @@ class Rollout:
     ended: Tensor  # (N,) True where the answer ended with a stop token
     sampling_logprobs: Tensor | None = None  # (N, C) as the engine that sampled gave them; kept only on demand
     logprobs: Tensor | None = None  # (N, C) under the policy that sampled
-    ref_logprobs: Tensor | None = None  # (N, C) under the reference
+    ref_logprobs: Tensor | None = None  # (N, C) under the reference, where it was asked
     entropy: Tensor | None = None  # (N, C) of the policy that sampled, nats
     values: Tensor | None = None  # (N, C) of the critic at rollout, if there is one
     source_scores: Tensor | None = None  # (N, S) of each part of the reward

@@ -98,7 +98,12 @@ def combine_scores(scores: Tensor, sources: list[RewardSource], combination: str
 
 
 def score_tokens(
-    models: nn.Module, ref_model: nn.Module | None, rollout: Rollout, batches: list[Tensor], temperature: float
+    models: nn.Module,
+    ref_model: nn.Module | None,
+    rollout: Rollout,
+    batches: list[Tensor],
+    temperature: float,
+    asks_reference: bool = True,
 ) -> None:
     """Fills in log-probabilities of policy and reference, entropy and values of the answer tokens.
 
@@ -108,15 +113,16 @@ def score_tokens(
         rollout: N answers.
         batches: Rows of each forward pass, every row once.
         temperature: As when the answers were sampled.
+        asks_reference: Whether the reference's log-probabilities are wanted.
     """
     for rows in batches:
         batch = rollout.select(rows)
         arguments = (batch.input_ids, batch.attention_mask, batch.completion_mask, temperature)
         with torch.no_grad():
             outputs = models(*arguments)
-            if ref_model is None:
+            if asks_reference and ref_model is None:
                 outputs["ref_logprobs"] = models(*arguments, part="reference")["logprobs"]
-            else:
+            elif asks_reference:
                 outputs["ref_logprobs"], _ = completion_logprobs(ref_model, *arguments)
         for name, tensor in outputs.items():
             if getattr(rollout, name) is None:

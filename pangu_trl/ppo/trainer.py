@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import TrainOutput
 
 from pangu_trl.models.modes import disable_dropout
-from pangu_trl.models.sharding import prepare_frozen
+from pangu_trl.models.sharding import prepare_frozen, runs_zero3
 from pangu_trl.runs.broken_training import stop_on_broken_training
 from pangu_trl.runs.checkpoints import checkpoint_dir
 from pangu_trl.runs.coarse_weights import check_coarse_weights
@@ -29,6 +29,8 @@ from pangu_trl.runs.whole_evaluation import evaluate_on_all
 from .actor_critic.averaging import WeightAverage
 from .actor_critic.build import build_models
 from .actor_critic.optimizer import delay_policy, parameter_groups
+from .actor_critic.quantised import check_quantised_launch
+from .actor_critic.reference import check_reference
 from .callbacks import AverageAfterStep
 from .checkpoint import load_policy_and_value, save_learnt, save_policy_and_value
 from .checks import (
@@ -53,11 +55,13 @@ from .resolve import (
     resolve_model_pad_tokens,
     resolve_pad_token,
     resolve_padding,
+    resolve_quantised,
     resolve_vocabulary,
 )
 from .reward_sources import ModelReward, Reward, RewardFunction, TextModelReward, reward_sources
 from .rollout import Rollout
 from .run_state import RunState, rollout_options, state_of, take_up
+from .sample_tables import show_in_trackers, write_table
 from .sampler import RolloutSampler
 from .texts import TextBatches, prepare_prompts, stream_prompts
 from .unused_options import check_unused
@@ -81,7 +85,8 @@ class PPOTrainer(Trainer):
             model. Default: a deep copy of the first reward model.
         ref_model: The reference of the KL penalty. Default: the policy as it is passed in. That is the policy with its
             adapter off where the adapter starts at nothing, and a frozen copy otherwise, which shares with the policy
-            what does not learn. So a trained adapter's reference is that adapter, not its base model.
+            what does not learn. So a trained adapter's reference is that adapter, not its base model. None is kept with
+            `kl_coef` 0 and without `eval_dataset`.
         train_dataset: Prompts, `{"prompt": ...}` (text or messages) or `{"input_ids": ...}`; other columns are passed
             to a reward function. An `IterableDataset` is read as it is needed, see docs/data.md.
         eval_dataset: Held-out prompts, or a dict of such datasets.
@@ -135,9 +140,11 @@ class PPOTrainer(Trainer):
             args.judge_form,
         )
         check_data_columns(rewards, judge, train_dataset, eval_dataset)
-        has_own_reference = ref_model is not None
+        has_own_reference, needs_reference = ref_model is not None, args.has_kl_penalty or eval_dataset is not None
+        check_reference(ref_model, needs_reference)
         check_passed_models(model, value_model, ref_model, rewards, peft_config, args)
-        models, ref_model = build_models(model, value_model, ref_model, rewards, peft_config, args)
+        resolve_quantised(model, value_model, ref_model, rewards)
+        models, ref_model = build_models(model, value_model, ref_model, rewards, peft_config, args, needs_reference)
         check_models(models, ref_model, rewards, processing_class, args)
         resolve_model_pad_tokens(models, rewards, processing_class)
         resolve_vocabulary(models, ref_model, processing_class)
@@ -155,6 +162,7 @@ class PPOTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        check_quantised_launch(models.policy, self.is_fsdp_enabled or runs_zero3(args))
         resolve_padding(args, models, ref_model, rewards, tiles=not self.is_fsdp_enabled)
         check_passed_optimizers(self)
         if ptx_dataset is not None:
@@ -185,7 +193,7 @@ class PPOTrainer(Trainer):
             server,
             reference_is_start=not has_own_reference,
         )
-        self.evaluation = Evaluation(self.collector, judge)
+        self.evaluation = Evaluation(self.collector, judge, needs_reference)
         self.texts = None if ptx_dataset is None else TextBatches(ptx_dataset, processing_class, args)
         texts = [] if self.texts is None else self.texts.texts
         self.rollout_options = rollout_options(args, num_prompts, None if is_stream(texts) else len(texts))
@@ -363,7 +371,9 @@ class PPOTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_{name}": figure for name, figure in ours.metrics(rivals).items()}
         if self.args.log_completions and self.is_world_process_zero():
             name = f"{metric_key_prefix}-{self.state.global_step}.jsonl"
-            ours.write_table(Path(self.args.output_dir) / "completions" / name, rivals)
+            rows = ours.table(rivals)
+            write_table(Path(self.args.output_dir) / "completions" / name, rows)
+            show_in_trackers(self.args.report_to, self.callback_handler.callbacks, rows, self.state.global_step)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -57,7 +57,8 @@ def average_reward_models(names: Sequence[str], output: str | Path) -> PreTraine
 def _card_of(name: str, tokenizer: object) -> RewardCard:
     """The card of a reward model without its scores, which the average does not share."""
     card = read_reward_card(name) or RewardCard.describe(tokenizer, loss_type="unknown", max_answers=0)
-    return replace(card, score_mean=None, score_std=None, scored_set=None)
+    # Attributes were summed up when their model was loaded.
+    return replace(card, score_mean=None, score_std=None, scored_set=None, attributes=None)
 
 
 def _check_same_shape(first: str, expected: dict[str, Tensor], name: str, found: dict[str, Tensor]) -> None:

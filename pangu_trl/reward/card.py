@@ -30,6 +30,7 @@ class RewardCard:
         score_mean: Mean score of the answers of its evaluation set; None if these very weights were not evaluated.
         score_std: Their standard deviation, likewise.
         scored_set: Which evaluation set that was, as the trainer calls it.
+        attributes: Weight of each attribute in the score; None of a head with one output.
     """
 
     loss_type: str
@@ -42,6 +43,7 @@ class RewardCard:
     score_mean: float | None = None
     score_std: float | None = None
     scored_set: str | None = None
+    attributes: dict[str, float] | None = None
 
     @property
     def score_statistics(self) -> dict[str, Any]:

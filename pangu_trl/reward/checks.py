@@ -22,14 +22,18 @@ def check_rankings(scores: Iterable[Sequence[float]], name: str) -> None:
         name: What the trainer calls the set, "train" the one that it learns from.
 
     Raises:
-        ValueError: There are none in a set to evaluate on.
+        ValueError: There are none.
     """
     if any(min(group) < max(group) for group in scores):
         return
-    flaw = f"the {name} set has no prompt with two answers of different scores"
-    if name != "train":
-        raise ValueError(f"KWiseRewardTrainer: {flaw}, so there is nothing to measure. Leave the set out.")
-    logger.warning("%s, so there is nothing to learn. Different scores silence this.", flaw.capitalize())
+    if name == "train":
+        what, cure = "learn", "Look at the scores: all may be ties, or of an unset column"
+    else:
+        what, cure = "measure", "Leave the set out"
+    raise ValueError(
+        f"KWiseRewardTrainer: the {name} set has no prompt with two answers of different scores, so there is nothing "
+        f"to {what}. {cure}."
+    )
 
 
 def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: KWiseRewardConfig) -> None:

@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 
 from trl import RewardConfig
 
+from pangu_trl.data.records import is_finite_number
 from pangu_trl.runs.ranges import check_numbers
 
 SAMPLING_STRATEGIES = ["random", "sequential", "group_by_length"]
-LOSS_TYPES = ["pairwise", "plackett_luce", "tokenwise"]
+LOSS_TYPES = ["pairwise", "plackett_luce", "tokenwise", "regression"]
 
 
 @dataclass
@@ -35,9 +36,20 @@ class KWiseRewardConfig(RewardConfig):
         metadata={
             "help": "'pairwise': every better answer against every worse one, averaged over the pairs of a prompt. "
             "'plackett_luce': likelihood of the whole order. 'tokenwise': DeepSpeed-Chat's comparison of the scores at "
-            "every token.",
+            "every token. 'regression': squared error of the attributes.",
             "choices": LOSS_TYPES,
         },
+    )
+    attributes: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "With the regression loss: columns of the data with a number for every response (null where there "
+            "is none), each of which an output of the head learns. The reward is their weighted sum."
+        },
+    )
+    attribute_weights: list[float] | None = field(
+        default=None,
+        metadata={"help": "Weight of each attribute in the reward; the model's config.json keeps them. Unset: 1 each."},
     )
     margin_coefficient: float = field(
         default=0.0,
@@ -125,6 +137,7 @@ class KWiseRewardConfig(RewardConfig):
                 f"KWiseRewardConfig: label_smoothing needs loss_type 'pairwise', which has probabilities of pairs; got "
                 f"{self.loss_type!r}. Remove one of the two."
             )
+        self._check_attributes()
         if self.prefix_sharing and self.lm_coefficient is not None:
             raise ValueError(
                 "KWiseRewardConfig: lm_coefficient reads an answer from a row of its own, which prefix_sharing does "
@@ -138,3 +151,30 @@ class KWiseRewardConfig(RewardConfig):
         if self.max_row_tokens < 1:
             raise ValueError(f"KWiseRewardConfig: max_row_tokens must be 1 or more; got {self.max_row_tokens}.")
         check_numbers(self)
+
+    def _check_attributes(self) -> None:
+        """Refuses a regression on nothing, attributes that nothing learns, and terms that belong to rankings."""
+        if (self.loss_type == "regression") != bool(self.attributes):
+            raise ValueError(
+                "KWiseRewardConfig: loss_type 'regression' and attributes, the names of columns, go together; got "
+                f"loss_type {self.loss_type!r} and attributes {self.attributes!r}. Set both or neither."
+            )
+        names, weights = self.attributes or [], self.attribute_weights
+        if len(set(names)) < len(names):
+            raise ValueError(f"KWiseRewardConfig: attributes must differ from one another; got {names}.")
+        if weights is not None and len(weights) != len(names):
+            raise ValueError(
+                f"KWiseRewardConfig: attribute_weights needs one number for each of the {len(names)} attributes; got "
+                f"{weights!r}."
+            )
+        if weights is not None and (not all(map(is_finite_number, weights)) or not any(weights)):
+            raise ValueError(
+                f"KWiseRewardConfig: attribute_weights must be finite numbers, not all 0; got {weights!r}."
+            )
+        of_rankings = ("prefix_sharing", "center_rewards_coefficient", "sum_to_zero_coefficient", "lm_coefficient")
+        for name in of_rankings if names else ():
+            if getattr(self, name):
+                raise ValueError(
+                    f"KWiseRewardConfig: {name} does not go with loss_type 'regression'; leave it out. Got "
+                    f"{getattr(self, name)!r}."
+                )

@@ -75,6 +75,22 @@ def _sums_of_prompts(
     return {name: (top.numpy(), bottom.numpy()) for name, (top, bottom) in sums.items()}
 
 
+def ratio_interval(top: np.ndarray, bottom: np.ndarray) -> tuple[float, float] | None:
+    """95 % percentile interval of sum(top) / sum(bottom), drawing prompts anew; None where a draw has none to divide.
+
+    Args:
+        top: What every prompt adds to the numerator, (N,).
+        bottom: What it adds to the denominator, (N,).
+    """
+    generator, num_prompts = np.random.default_rng(0), len(top)
+    parts = []
+    for _ in range(NUM_RESAMPLES // _RESAMPLES_AT_ONCE):
+        counts = generator.multinomial(num_prompts, [1 / num_prompts] * num_prompts, size=_RESAMPLES_AT_ONCE)
+        parts.append(_ratio(counts, top, bottom))
+    low, high = np.percentile(np.concatenate(parts), [2.5, 97.5])
+    return (float(low), float(high)) if np.isfinite(low + high) else None
+
+
 def _ratio(counts: np.ndarray, top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
         return (counts @ top) / (counts @ bottom)

@@ -106,6 +106,26 @@ def plackett_luce_loss(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     return torch.where(drawn, log_totals - scores, torch.zeros_like(scores)).sum(dim=1)
 
 
+def attribute_loss(predicted: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error of the attributes of the answers to each prompt (HelpSteer2, arXiv:2406.08673).
+
+    Regression, as HelpSteer2 and ArmoRM (arXiv:2406.12845, stage 1) train their heads: annotated levels mean the same
+    in every prompt, so that attributes can be weighed against each other.
+
+    Args:
+        predicted: What the head gives to each answer, (B, K, A).
+        values: Annotated value of each of A attributes, (B, A, K); NaN where there is none.
+        mask: True for real answers, False for padding up to K, (B, K).
+
+    Returns:
+        The loss of each prompt, (B,), averaged over its known values; 0 for a prompt without one.
+    """
+    values = values.transpose(1, 2)
+    known = mask.unsqueeze(2) & ~values.isnan()
+    errors = torch.where(known, predicted - values, 0.0).square()
+    return errors.sum(dim=(1, 2)) / known.sum(dim=(1, 2)).clamp(min=1)
+
+
 def tokenwise_loss(
     token_scores: Tensor, input_ids: Tensor, sequence_lengths: Tensor, labels: Tensor, mask: Tensor
 ) -> Tensor:

@@ -1,4 +1,4 @@
-"""Evaluation of a saved reward model: figures as JSON, pictures, and a page that shows both."""
+"""Evaluation of a saved reward model: figures as JSON, and a page that shows them with charts."""
 
 import json
 import math
@@ -17,10 +17,13 @@ from pangu_trl.answers.summary import win_share
 from pangu_trl.data.conversations import ENCODING_COLUMNS, EncodingColumns
 from pangu_trl.models.modes import position_limit
 from pangu_trl.models.reward_model import encode_response
+from pangu_trl.runs.report.charts import Chart, Line, histogram, line_chart
+from pangu_trl.runs.report.sections import Note, Section, Table, write_sections
+from pangu_trl.runs.report.words import words
 
 from .calibration import calibration_curve
 from .evaluation import are_highest, counted_pairs, ranking_metrics
-from .intervals import accuracy_intervals
+from .intervals import accuracy_intervals, ratio_interval
 from .probes import probe_metrics, probe_verdicts
 
 MAX_GAP_BINS = 8
@@ -96,43 +99,68 @@ def evaluate_rankings(
     )
 
 
-def accuracy_by_score_gap(evaluation: Evaluation) -> list[tuple[float, float, int]]:
-    """Mean gap of annotated scores, pair accuracy and number of pairs, in up to `MAX_GAP_BINS` groups of equal size.
+@dataclass(frozen=True)
+class GapGroup:
+    """Pairs whose annotated scores lie about equally far apart.
+
+    Attributes:
+        gap: Mean gap.
+        accuracy: Share of the pairs whose better answer has the higher reward.
+        num_pairs: How many there are.
+        interval: 95 % interval of the accuracy, by bootstrap over prompts; None where the prompts are too few.
+    """
+
+    gap: float
+    accuracy: float
+    num_pairs: int
+    interval: tuple[float, float] | None
+
+
+def accuracy_by_score_gap(evaluation: Evaluation) -> list[GapGroup]:
+    """Pair accuracy in up to `MAX_GAP_BINS` groups of equal size, by the gap of the annotated scores.
 
     Pairs with the same gap stay together, so that rankings by order, whose gaps are few, make few groups.
     """
     gaps, differences = evaluation.counted_differences()
-    right = win_share(differences)
+    counted = counted_pairs(evaluation.labels, evaluation.mask, evaluation.min_score_gap)
+    prompts, num_prompts = counted.nonzero()[:, 0], len(counted)
+    right = win_share(differences).double()
     quantiles = torch.linspace(0, 1, MAX_GAP_BINS + 1, dtype=gaps.dtype)[1:-1]
     groups = torch.bucketize(gaps, torch.quantile(gaps, quantiles).unique())
-    return [
-        (gaps[members].mean().item(), right[members].mean().item(), int(members.sum()))
-        for members in (groups == group for group in groups.unique())
-    ]
+    found = []
+    for group in groups.unique():
+        members = groups == group
+        top = torch.bincount(prompts[members], right[members], num_prompts)
+        bottom = torch.bincount(prompts[members], minlength=num_prompts).double()
+        interval = ratio_interval(top.numpy(), bottom.numpy())
+        accuracy = right[members].mean().item()
+        found.append(GapGroup(gaps[members].mean().item(), accuracy, int(members.sum()), interval))
+    return found
 
 
-def write_report(folder: Path, evaluation: Evaluation, source: dict[str, Any]) -> None:
-    """Writes `metrics.json`, `report.md` and three pictures into a folder.
+def write_report(folder: Path, evaluation: Evaluation, source: dict[str, Any], language: str = "en") -> None:
+    """Writes `metrics.json` and `report.html` into a folder.
 
     Args:
         folder: Made if it is missing; files of an earlier report are replaced.
         evaluation: What to report.
         source: Names of model and data; they head both files.
+        language: Of the page, `en` or `zh`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    verdicts = probe_verdicts(evaluation.probes)
     content = {
         **source,
         "metrics": evaluation.metrics,
         "intervals": evaluation.intervals,
         "probes": evaluation.probes,
-        "verdicts": verdicts,
+        "verdicts": probe_verdicts(evaluation.probes),
     }
     # NaN is no JSON: a figure that could not be computed is null.
     text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    pictures = _draw_pictures(folder, evaluation)
-    (folder / "report.md").write_text(_render(evaluation, source, pictures), encoding="utf-8")
+    say = words(language)
+    lead = "; ".join(f"{name}: {value}" for name, value in source.items())
+    write_sections(folder / "report.html", say["evaluation_title"], lead, _sections(evaluation, say), language)
 
 
 def _without_nan(value: Any) -> Any:
@@ -141,63 +169,59 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _draw_pictures(folder: Path, evaluation: Evaluation) -> dict[str, str]:
-    """Draws the pictures; returns their file names with what they show."""
-    from matplotlib.figure import Figure
-
-    pictures = {
-        "scores.png": ("Scores of the best answers of each prompt and of the others", _draw_scores),
-        "calibration.png": ("How often the preferred answer is the better one", _draw_calibration),
-        "accuracy_by_gap.png": ("Pair accuracy by the gap of the annotated scores", _draw_gaps),
-    }
-    for name, (_, draw) in pictures.items():
-        figure = Figure(figsize=(5, 3.2), layout="constrained")
-        axes = figure.add_subplot()
-        axes.spines[["top", "right"]].set_visible(False)
-        draw(axes, evaluation)
-        figure.savefig(folder / name, dpi=160)
-    return {name: title for name, (title, _) in pictures.items()}
-
-
-def _draw_scores(axes: Any, evaluation: Evaluation) -> None:
-    is_best = are_highest(evaluation.labels, evaluation.mask)
-    groups = [evaluation.rewards[is_best].tolist(), evaluation.rewards[evaluation.mask & ~is_best].tolist()]
-    axes.hist(groups, bins=30, histtype="stepfilled", alpha=0.6, label=["best answers", "other answers"])
-    axes.set(xlabel="score", ylabel="answers")
-    axes.legend(frameon=False)
-
-
-def _draw_calibration(axes: Any, evaluation: Evaluation) -> None:
-    curve = calibration_curve(evaluation.counted_differences()[1])
-    filled = curve.counts > 0
-    axes.plot([0.5, 1], [0.5, 1], color="grey", linewidth=1, linestyle="--", label="perfect")
-    axes.plot(curve.confidence[filled].tolist(), curve.accuracy[filled].tolist(), marker="o", label="reward model")
-    axes.set(xlabel="probability of the preferred answer", ylabel="share that is the better one")
-    axes.legend(frameon=False)
-
-
-def _draw_gaps(axes: Any, evaluation: Evaluation) -> None:
-    groups = accuracy_by_score_gap(evaluation)
-    axes.plot([gap for gap, _, _ in groups], [accuracy for _, accuracy, _ in groups], marker="o")
-    axes.axhline(0.5, color="grey", linewidth=1, linestyle="--")
-    axes.set(xlabel="gap of the annotated scores", ylabel="pair accuracy")
-
-
-def _render(evaluation: Evaluation, source: dict[str, Any], pictures: dict[str, str]) -> str:
-    lines = ["# Evaluation of a reward model", "", *(f"- {name}: {value}" for name, value in source.items()), ""]
-    lines += ["| figure | value | 95 % interval |", "|---|---|---|"]
+def _sections(evaluation: Evaluation, say: dict[str, str]) -> list[Section]:
+    figures = []
     for name, value in evaluation.metrics.items():
         interval = evaluation.intervals.get(name)
-        lines.append(f"| {name} | {value:.4g} | {'' if interval is None else '{:.4g} to {:.4g}'.format(*interval)} |")
-    lines += ["", "## Probes", "", "Answers that are wrong by construction, against the best answer of the prompt.", ""]
-    lines += [
-        "| probe | prompts | best answer wins | mean score | mean score of the best answer |",
-        "|---|---|---|---|---|",
+        ends = "" if interval is None else "{:.4g} – {:.4g}".format(*interval)
+        figures.append([name, f"{value:.4g}", ends])
+    probes = [
+        [
+            name,
+            str(probe["prompts"]),
+            *(f"{probe[key]:.4g}" for key in ("best_answer_wins", "mean_score", "mean_best_score")),
+        ]
+        for name, probe in evaluation.probes.items()
     ]
-    for name, probe in evaluation.probes.items():
-        values = (probe["best_answer_wins"], probe["mean_score"], probe["mean_best_score"])
-        lines.append(f"| {name} | {probe['prompts']} | " + " | ".join(f"{value:.4g}" for value in values) + " |")
-    lines += ["", *(f"**{verdict}**" for verdict in probe_verdicts(evaluation.probes))]
-    for name, title in pictures.items():
-        lines += ["", f"## {title}", "", f"![{title}]({name})"]
-    return "\n".join(lines) + "\n"
+    verdicts = [Note(verdict, warns=True) for verdict in probe_verdicts(evaluation.probes)]
+    sections = [
+        Section(
+            say["figures"],
+            say["figures_lead"],
+            table=Table([say["figure"], say["value"], say["interval"]], figures, (1, 2)),
+        )
+    ]
+    if probes:
+        names = [say[key] for key in ("probe", "prompts", "best_answer_wins", "mean_score", "mean_best_score")]
+        sections.append(
+            Section(say["probes"], say["probes_lead"], table=Table(names, probes, (1, 2, 3, 4)), notes=verdicts)
+        )
+    return [*sections, Section(say["charts"], charts=_charts(evaluation, say))]
+
+
+def _charts(evaluation: Evaluation, say: dict[str, str]) -> list[Chart]:
+    is_best = are_highest(evaluation.labels, evaluation.mask)
+    others = evaluation.rewards[evaluation.mask & ~is_best].tolist()
+    groups = {say["best_answers"]: evaluation.rewards[is_best].tolist()} | (
+        {say["other_answers"]: others} if others else {}
+    )
+    curve = calibration_curve(evaluation.counted_differences()[1])
+    filled = curve.counts > 0
+    calibration = [
+        Line(say["perfect"], [(0.5, 0.5), (1.0, 1.0)], style="reference"),
+        Line(
+            say["reward_stage"],
+            list(zip(curve.confidence[filled].tolist(), curve.accuracy[filled].tolist(), strict=True)),
+        ),
+    ]
+    by_gap = accuracy_by_score_gap(evaluation)
+    points = [(group.gap, group.accuracy) for group in by_gap]
+    gaps = [
+        Line(say["chance"], [(by_gap[0].gap, 0.5), (by_gap[-1].gap, 0.5)], style="reference"),
+        Line(say["accuracy"], points, intervals=[group.interval for group in by_gap]),
+    ]
+    return [
+        histogram(say["scores_chart"], groups),
+        line_chart(say["calibration_chart"], calibration, is_share=True, over_steps=False),
+        line_chart(say["gaps_chart"], gaps, is_share=True, over_steps=False),
+    ]

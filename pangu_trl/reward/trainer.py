@@ -23,6 +23,12 @@ from pangu_trl.data.loading import origin_of
 from pangu_trl.data.streams import EncodedStream, column_names, read_whole
 from pangu_trl.data.tokenized_datasets import RANKING_ANNOTATIONS, tokenize_rankings
 from pangu_trl.models.adapter_kinds import check_adapter_method
+from pangu_trl.models.attribute_head import (
+    attribute_weights,
+    check_attribute_head,
+    describe_attributes,
+    shown_as_one_output,
+)
 from pangu_trl.models.loading import name_base_for_good
 from pangu_trl.models.score_head import token_scores
 from pangu_trl.models.sequence_scores import sequence_scores
@@ -34,6 +40,8 @@ from pangu_trl.runs.pushing import keep_options_private
 from pangu_trl.runs.streaming import is_stream, report_streams, resolve_stream
 from pangu_trl.runs.whole_evaluation import evaluate_on_all
 
+from .attributes import COLUMN as ATTRIBUTE_COLUMN
+from .attributes import with_attribute_scores
 from .card import RewardCard, read_reward_card
 from .checks import check_model, check_rankings
 from .config import KWiseRewardConfig
@@ -41,6 +49,7 @@ from .evaluation import ranking_metrics
 from .implicit_prompts import canonical_ranking
 from .language_model import best_answer_losses, check_language_model, head_states
 from .losses import (
+    attribute_loss,
     centring_loss,
     has_pair,
     ordered_pairs,
@@ -103,16 +112,24 @@ class KWiseRewardTrainer(RewardTrainer):
                 data_collator = PackedRankingCollator(-1, args.max_row_tokens, args.pad_to_multiple_of)
             else:
                 data_collator = RankingCollator(-1, args.pad_to_multiple_of)
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_metrics=self._ranking_metrics,
-            **kwargs,
-        )
+        if args.attributes:
+            check_attribute_head(
+                "KWiseRewardTrainer: the model", model, len(args.attributes), kwargs.get("peft_config")
+            )
+        # RewardTrainer takes models with one output only, and looks at nothing but this number.
+        with shown_as_one_output(model) if args.attributes else nullcontext():
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                compute_metrics=self._ranking_metrics,
+                **kwargs,
+            )
+        if args.attributes:
+            describe_attributes(model.config, args.attributes, self._attribute_weights())
         trained = self.accelerator.unwrap_model(self.model)
         if isinstance(trained, PeftModel):
             check_adapter_method("KWiseRewardTrainer: the model", trained.active_peft_config)
@@ -135,6 +152,9 @@ class KWiseRewardTrainer(RewardTrainer):
         # Whether no step has changed the weights since the last evaluation.
         self.weights_are_evaluated = False
 
+    def _attribute_weights(self) -> list[float]:
+        return self.args.attribute_weights or [1.0] * len(self.args.attributes)
+
     def _prepare_dataset(
         self, dataset: Dataset | IterableDataset, processing_class: Any, args: KWiseRewardConfig, dataset_name: str
     ) -> Dataset | IterableDataset:
@@ -155,10 +175,17 @@ class KWiseRewardTrainer(RewardTrainer):
                     f"'pairwise' knows; got {args.loss_type!r}. Remove the column, or take that loss."
                 )
         is_encoded, has_ids = "response_input_ids" in columns, {"chosen_ids", "rejected_ids"} <= set(columns)
+        if args.attributes and (has_ids or is_encoded and ATTRIBUTE_COLUMN not in columns):
+            raise ValueError(
+                f"KWiseRewardTrainer: the {dataset_name} set holds token ids without values of attributes; give "
+                "rankings as text or messages, with a column for each attribute."
+            )
         max_length = sys.maxsize if args.max_length is None else args.max_length
         with PartialState().local_main_process_first():
             if not is_encoded and not has_ids and (origin is None or origin.kind != "ranking"):
                 dataset = dataset.map(canonical_ranking, with_indices=True, fn_kwargs={"source": dataset_name})
+            if args.attributes and not is_encoded:
+                dataset = with_attribute_scores(dataset, args.attributes, dataset_name)
             if is_stream(dataset) and not is_learnt_stream:
                 # Figures are over the whole set, on several ranks without a ranking twice.
                 dataset = read_whole(dataset, None, dataset_name)
@@ -250,13 +277,16 @@ class KWiseRewardTrainer(RewardTrainer):
         return model.get_base_model() if isinstance(model, PeftModel) else model
 
     def score_answers(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Reward of every answer, (B, K) in float32; 0 at padded places.
+        """Reward of every answer, (B, K) in float32, the weighted sum of attributes if there are; 0 at padded places.
 
         Args:
             model: The (wrapped) reward model.
             inputs: A batch of `RankingCollator`, or of `PackedRankingCollator` with `prefix_sharing`.
         """
         answer_mask = inputs["answer_mask"]
+        if self.args.attributes:
+            attributes = self._answer_attributes(model, inputs)
+            return attributes @ attributes.new_tensor(self._attribute_weights())
         if "row" in inputs:
             rewards = score_packed_answers(model, self._reward_model(), inputs)
         else:
@@ -265,10 +295,21 @@ class KWiseRewardTrainer(RewardTrainer):
         padded = torch.zeros(answer_mask.shape, dtype=torch.float32, device=rewards.device)
         return padded.masked_scatter(answer_mask, rewards.float())
 
+    def _answer_attributes(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """What the head gives to every answer, (B, K, A) in float32; 0 at padded places."""
+        mask = inputs["answer_mask"]
+        found = sequence_scores(model, inputs["input_ids"][mask], inputs["attention_mask"][mask])
+        padded = torch.zeros((*mask.shape, len(self.args.attributes)), dtype=torch.float32, device=mask.device)
+        return padded.masked_scatter(mask.unsqueeze(2), found.float().view(-1, padded.shape[2]))
+
     def _ranking_losses(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Rewards (B, K) and the loss of each prompt (B,)."""
         labels, answer_mask, args = inputs["scores"], inputs["answer_mask"], self.args
-        if args.loss_type == "tokenwise":
+        if args.loss_type == "regression":
+            attributes = self._answer_attributes(model, inputs)
+            rewards = attributes @ attributes.new_tensor(self._attribute_weights())
+            losses = attribute_loss(attributes, inputs[ATTRIBUTE_COLUMN], answer_mask)
+        elif args.loss_type == "tokenwise":
             scores = torch.zeros(inputs["input_ids"].shape, dtype=torch.float32, device=labels.device)
             with token_scores(self._reward_model()) as collected:
                 rewards = self.score_answers(model, inputs)
@@ -414,12 +455,20 @@ class KWiseRewardTrainer(RewardTrainer):
             self.processing_class,
             loss_type=self.args.loss_type,
             max_answers=self._max_answers,
+            attributes=attribute_weights(self._reward_model().config, "KWiseRewardTrainer: the model"),
             **(self._score_statistics if self.weights_are_evaluated else {}),
         )
         card.save(output_dir or self.args.output_dir)
 
 
 def _weight_of(batch: dict[str, Tensor]) -> Tensor:
-    """The prompts of a batch that have an ordered pair, counted by their weights where the data has such a column."""
-    counts = has_pair(batch["scores"], batch["answer_mask"])
+    """The prompts of a batch that are learnt from, counted by their weights where the data has such a column.
+
+    Those with an ordered pair; with attributes, those with a value.
+    """
+    if ATTRIBUTE_COLUMN in batch:
+        known = ~batch[ATTRIBUTE_COLUMN].isnan() & batch["answer_mask"].unsqueeze(1)
+        counts = known.flatten(1).any(dim=1)
+    else:
+        counts = has_pair(batch["scores"], batch["answer_mask"])
     return (batch["weight"] * counts).sum() if "weight" in batch else counts.sum()

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer
-from transformers.trainer import TRAINING_ARGS_NAME, rotate_checkpoints
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 logger = logging.getLogger(__name__)
@@ -70,9 +70,49 @@ def keep_whole_checkpoints(trainer: Trainer, write_more: Callable[[Path], None] 
         if pushes:
             trainer._push_from_checkpoint(str(folder))
         if args.should_save:
-            rotate_checkpoints(run_dir, limit, trainer.state.best_model_checkpoint, use_mtime=True)
+            best = trainer.state.best_model_checkpoint
+            drop_old_checkpoints(run_dir, limit, [folder, *([Path(best)] if best else [])])
 
     trainer._save_checkpoint = save_whole
+
+
+def drop_old_checkpoints(output_dir: str | Path, limit: int | None, kept: Sequence[Path]) -> None:
+    """Removes the oldest checkpoints of a run down to a number, first those that are not whole.
+
+    transformers goes by when a folder changed last. What a kill left of a removal has just changed, and whole
+    checkpoints would go in its place. Here the time is that of the mark, which goes first. Without any marks, as with
+    `save_only_model`, it is that of the folder.
+
+    Args:
+        output_dir: Folder of the run.
+        limit: Most checkpoints to keep; None or 0 keeps all.
+        kept: Checkpoints that stay in any case: the one just saved, and the best.
+    """
+    if not limit or limit < 0:
+        return
+    found = _checkpoints(output_dir)
+    has_marks = any((path / MARK).exists() for _, path in found)
+
+    def age(numbered: tuple[int, Path]) -> tuple[int, int]:
+        number, path = numbered
+        stamp = path / MARK if has_marks else path
+        return (stamp.stat().st_mtime_ns if stamp.exists() else 0, number)
+
+    stays = {path.resolve() for path in kept}
+    surplus = len(found) - max(limit, len(stays))
+    for _, path in [item for item in sorted(found, key=age) if item[1].resolve() not in stays][: max(surplus, 0)]:
+        (path / MARK).unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
+    """The checkpoints of a run, whole or not, with their steps."""
+    found = []
+    for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        number = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+        if path.is_dir() and number.isdigit():
+            found.append((int(number), path))
+    return found
 
 
 def checkpoint_dir(output_dir: str | Path, step: int) -> Path:
@@ -162,12 +202,7 @@ def last_whole_checkpoint(output_dir: str | Path) -> str:
     Raises:
         FileNotFoundError: There is none.
     """
-    found = []
-    for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        number = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
-        if path.is_dir() and number.isdigit():
-            found.append((int(number), path))
-    for _, path in sorted(found, reverse=True):
+    for _, path in sorted(_checkpoints(output_dir), reverse=True):
         flaw = flaw_of(path)
         if flaw is None:
             return str(path)

@@ -119,6 +119,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.load(path.read_text("utf-8"), Loader=_UniqueKeys)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        what = "is a folder, and must be a YAML file" if path.is_dir() else "there is no such file"
+        raise type(error)(f"--config {path}: {what}.") from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ValueError(

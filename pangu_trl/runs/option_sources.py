@@ -5,7 +5,7 @@ a file to start from their text is enough, and it says the same: the dataclasses
 """
 
 import ast
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,12 +21,14 @@ class SourceOption:
         kind: Its annotation.
         help: What it does; empty where the source does not say.
         group: The dataclass of the recipe that has it, or inherits it.
+        choices: Values that it can have, where the source lists words.
     """
 
     name: str
     kind: str
     help: str
     group: str
+    choices: tuple[str, ...] = ()
 
 
 def options_of_recipe(script: Path) -> list[SourceOption]:
@@ -57,17 +59,43 @@ def _options_of_class(path: Path, name: str) -> list[SourceOption]:
         settings = {keyword.arg: keyword.value for keyword in arguments}
         if kind.startswith("ClassVar") or "init" in settings:
             continue
-        found[node.target.id] = SourceOption(node.target.id, kind, _help(path, settings.get("metadata")), name)
-    return [SourceOption(option.name, option.kind, option.help, name) for option in found.values()]
+        told = _entries(settings.get("metadata"))
+        help_text = " ".join(str(_value(path, told["help"])).split()) if "help" in told else ""
+        choices = _words(path, told["choices"]) if "choices" in told else ()
+        found[node.target.id] = SourceOption(node.target.id, kind, help_text, name, choices)
+    return [replace(option, group=name) for option in found.values()]
 
 
-def _help(path: Path, metadata: ast.expr | None) -> str:
+def _entries(metadata: ast.expr | None) -> dict[str, ast.expr]:
+    """The entries of a field's metadata by name."""
     if not isinstance(metadata, ast.Dict):
-        return ""
-    for key, value in zip(metadata.keys, metadata.values, strict=True):
-        if isinstance(key, ast.Constant) and key.value == "help":
-            return " ".join(str(_value(path, value)).split())
-    return ""
+        return {}
+    pairs = zip(metadata.keys, metadata.values, strict=True)
+    return {key.value: value for key, value in pairs if isinstance(key, ast.Constant)}
+
+
+def _words(path: Path, node: ast.expr) -> tuple[str, ...]:
+    """The words of a list or tuple, also one that a module names, or that `list(...)` is made of; otherwise none."""
+    if isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords:
+        node = node.args[0]
+    if isinstance(node, ast.Name):
+        named = _assigned(path, node.id)
+        return () if named is None else _words(*named)
+    if not isinstance(node, ast.List | ast.Tuple):
+        return ()
+    words = [element.value for element in node.elts if isinstance(element, ast.Constant)]
+    return tuple(words) if len(words) == len(node.elts) and all(isinstance(word, str) for word in words) else ()
+
+
+def _assigned(path: Path, name: str) -> tuple[Path, ast.expr] | None:
+    """What a module, or the one that it imports a name from, assigns to the name."""
+    for statement in _parse(path).body:
+        if isinstance(statement, ast.Assign) and any(
+            isinstance(target, ast.Name) and target.id == name for target in statement.targets
+        ):
+            return path, statement.value
+    source = _imported_from(path, name)
+    return None if source is None else _assigned(source, name)
 
 
 def _value(path: Path, node: ast.expr) -> Any:
@@ -81,14 +109,9 @@ def _value(path: Path, node: ast.expr) -> Any:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return str(_value(path, node.left)) + str(_value(path, node.right))
     if isinstance(node, ast.Name):
-        for statement in _parse(path).body:
-            if isinstance(statement, ast.Assign) and any(
-                isinstance(target, ast.Name) and target.id == node.id for target in statement.targets
-            ):
-                return _value(path, statement.value)
-        source = _imported_from(path, node.id)
-        if source is not None:
-            return _value(source, node)
+        named = _assigned(path, node.id)
+        if named is not None:
+            return _value(*named)
     return "..."
 
 

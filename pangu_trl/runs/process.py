@@ -23,8 +23,8 @@ from .hang_guard import close_start, watch_start
 
 logger = logging.getLogger(__name__)
 
-# Of an option, a file or a model that the user can mend; all else is shown with its traceback.
-MENDABLE = (ValueError, OSError, DatasetsError, TemplateError, SafetensorError)
+# Of an option, a file, a model or a package that the user can mend; all else is shown with its traceback.
+MENDABLE = (ValueError, OSError, ImportError, DatasetsError, TemplateError, SafetensorError)
 DEBUG = "PANGU_TRL_DEBUG"
 # All that `accelerate launch` sets for one process, and what torchrun sets for each.
 LAUNCHED = (("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"), ("TORCHELASTIC_RUN_ID",))

@@ -7,6 +7,9 @@ from numbers import Integral, Real
 from typing import Any, get_args, get_type_hints
 
 AT_LEAST_ONE = (
+    "dataloader_prefetch_factor",
+    "dataset_num_proc",
+    "eval_accumulation_steps",
     "gradient_accumulation_steps",
     "lora_r",
     "max_completion_length",
@@ -25,11 +28,13 @@ NOT_NEGATIVE = (
     "critic_warmup_steps",
     "critic_weight_decay",
     "data_seed",
+    "dataloader_num_workers",
     "delta",
     "dynamic_sampling_rounds",
     "entropy_coef",
     "epsilon",
     "epsilon_high",
+    "eval_delay",
     "kl_coef",
     "learning_rate",
     "lm_coefficient",
@@ -63,11 +68,14 @@ POSITIVE = (
     "cliprange",
     "cliprange_high",
     "cliprange_value",
+    "ddp_timeout",
     "eval_steps",
+    "logging_steps",
     "reward_clip",
     "save_steps",
     "target_kl",
     "temperature",
+    "top_p",
 )
 UP_TO_ONE = (
     "adam_beta1",

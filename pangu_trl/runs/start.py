@@ -263,9 +263,20 @@ def _refuse_unused_options(model_args: ModelConfig, training_args: TrainingArgum
         raise ValueError(
             "model_init_kwargs has no effect in the recipes; use dtype, attn_implementation and model_revision."
         )
+    check_quantisation(model_args)
+
+
+def check_quantisation(model_args: ModelConfig) -> None:
+    """Refuses quantised weights that would have to learn, or that nothing here can make.
+
+    Raises:
+        ValueError: There is no adapter, or no bitsandbytes.
+    """
     if model_args.load_in_4bit or model_args.load_in_8bit:
         option = "load_in_4bit" if model_args.load_in_4bit else "load_in_8bit"
         if not model_args.use_peft:
             raise ValueError(f"{option} needs use_peft: quantised weights cannot be trained, only an adapter on them.")
         if not is_bitsandbytes_available():
-            raise ValueError(f"{option} needs bitsandbytes and a device that it supports: pip install bitsandbytes.")
+            raise ValueError(
+                f"{option} needs bitsandbytes and a device that it supports: pip install 'pangu_trl[quantised]'."
+            )

@@ -1,29 +1,19 @@
 """Writes the report on a run of the demo: one HTML page that needs no other file, and an overview picture."""
 
-import base64
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pictures import PANELS, Panel, draw_overview, draw_panel
+from pictures import draw_overview
 from results import MissingResult, RunResults, read_results
 
-MAX_SAMPLE_CARDS = 24
-NUM_OPEN_SAMPLE_CARDS = 6
-OVERVIEW_PANELS = ("sft_loss", "reward_pair_accuracy", "ppo_reward", "judge_scores")
-STYLE_SHEET = Path(__file__).with_name("report.css")
+from pangu_trl.runs.report.charts import Chart, histogram
+from pangu_trl.runs.report.page import charts_of
+from pangu_trl.runs.report.reading import read_run
+from pangu_trl.runs.report.sections import Answer, Card, Note, Section, Table, Tile, write_sections
+from pangu_trl.runs.report.words import words
 
-SECTION_TITLES = {
-    "sft": ("Supervised fine-tuning", "The model starts from random weights and learns to continue reviews."),
-    "reward": ("Reward model", "It learns the judge's taste from ranked answers of the fine-tuned model."),
-    "ppo": (
-        "PPO",
-        "The fine-tuned model is optimised against the reward model; the judge's view stays hidden from it.",
-    ),
-}
-SAMPLE_LABELS = {"base": "Random weights", "sft": "After fine-tuning", "ppo": "After PPO"}
+MAX_SAMPLE_CARDS = 24
 
 
 @dataclass(frozen=True)
@@ -36,54 +26,48 @@ class Headline:
     explanation: str
 
 
-def _write_decimal(value: float) -> str:
+@dataclass(frozen=True)
+class Story:
+    """What the page of a demo says beside figures and charts.
+
+    Attributes:
+        title: Heading of the page.
+        lead: What happens, in one or two sentences.
+        language: Of prompts and answers, as HTML names it.
+        headlines: Figures at the top.
+        sections: Title and explanation of each stage, by its name.
+        samples: What the answers of each model are called, by file name in `samples/`.
+        policy_before: File of the answers before PPO.
+    """
+
+    title: str
+    lead: str
+    language: str
+    headlines: Sequence[Headline]
+    sections: Mapping[str, tuple[str, str]]
+    samples: Mapping[str, str]
+    policy_before: str
+
+
+def decimal(value: float) -> str:
+    """Two places."""
     return f"{value:.2f}"
 
 
-def _write_percent(value: float) -> str:
+def percent(value: float) -> str:
+    """Whole percent."""
     return f"{value:.0%}"
 
 
-def _write_duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+def write_report(run_dir: Path, story: Story) -> Path:
+    """Writes `report.html` of a run.
 
-
-HEADLINES = [
-    Headline(
-        "Language-model loss",
-        (("sft", "eval_loss_before"), ("sft", "eval_loss_after")),
-        _write_decimal,
-        "Held-out reviews, before and after fine-tuning; lower is better.",
-    ),
-    Headline(
-        "Reward model",
-        (("reward", "pair_accuracy_before"), ("reward", "pair_accuracy_after")),
-        _write_percent,
-        "Held-out pairs of answers in the right order; chance is 50%.",
-    ),
-    Headline(
-        "Reward", (("ppo", "reward_before"), ("ppo", "reward_after")), _write_decimal, "Before and after PPO, its aim."
-    ),
-    Headline(
-        "Judge's score",
-        (("ppo", "judge_before"), ("ppo", "judge_after")),
-        _write_decimal,
-        "Before and after PPO, from 0 to 1; PPO never saw it.",
-    ),
-    Headline("KL", (("ppo", "kl"),), _write_decimal, "Distance of PPO's model from the fine-tuned one."),
-    Headline("Time", (("seconds",),), _write_duration, "The whole pipeline."),
-]
-
-
-def write_report(run_dir: Path) -> Path:
-    """Writes `report.html` and the folder `pictures` of a run.
-
-    The page holds its pictures and loads nothing. What the run did not write, such as the curves of a stage that was
-    skipped, is named on the page in place of the picture.
+    What the run did not write, such as the curves of a stage that was skipped, is named on the page in its place.
 
     Args:
-        run_dir: Folder with `summary.json`, `{sft,reward,ppo}/trainer_state.json` and
-            `samples/{base,sft,ppo,rankings.test}.jsonl`.
+        run_dir: Folder with `summary.json`, `{sft,reward,ppo}/trainer_state.json`, `samples/rankings.test.jsonl` and
+            the files of answers that the story names.
+        story: What the page says beside them.
 
     Returns:
         Path of the page.
@@ -92,85 +76,66 @@ def write_report(run_dir: Path) -> Path:
         FileNotFoundError: there is no such folder.
         ValueError: a file in it is damaged.
     """
-    results = read_results(run_dir)
-    picture_dir = run_dir / "pictures"
-    picture_dir.mkdir(exist_ok=True)
-    parts = [
-        "<h1>pangu_trl demo</h1>",
-        '<p class="lead">A small GPTPangu learns to write Chinese reviews, then to write favourable ones: supervised '
-        "fine-tuning, a reward model on ranked answers, PPO.</p>",
-        *_headline_tiles(results),
-        *_sample_cards(results),
-        *(part for stage in SECTION_TITLES for part in _stage_section(stage, results, picture_dir)),
-        *_figure_table(results),
-    ]
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>pangu_trl demo</title>\n'
-        f"<style>\n{STYLE_SHEET.read_text('utf-8')}</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
-    )
+    results = read_results(run_dir, tuple(story.samples), story.policy_before)
+    sections = [_headlines(results, story), _samples(results, story)]
+    sections += [_stage(stage, results, run_dir, story) for stage in story.sections]
+    figures = list(_flatten(results.summary))
+    if figures:
+        sections.append(Section("All figures", table=Table(["summary.json", ""], figures, (1,))))
     path = run_dir / "report.html"
-    path.write_text(page, "utf-8")
+    write_sections(path, story.title, story.lead, sections)
     return path
 
 
-def plot_overview(run_dir: Path) -> Path:
+def plot_overview(run_dir: Path, story: Story) -> Path:
     """Writes `pictures/overview.png` of a run: the four pictures that tell the story, side by side."""
     path = run_dir / "pictures" / "overview.png"
-    results = read_results(run_dir)
+    results = read_results(run_dir, tuple(story.samples), story.policy_before)
     path.parent.mkdir(exist_ok=True)
-    panels = {panel.name: panel for panel in PANELS}
-    draw_overview([panels[name] for name in OVERVIEW_PANELS], results, path)
+    draw_overview(results, path)
     return path
 
 
-def _headline_tiles(results: RunResults) -> Iterator[str]:
+def _headlines(results: RunResults, story: Story) -> Section:
     tiles, missing = [], []
-    for headline in HEADLINES:
+    for headline in story.headlines:
         try:
-            values = [escape(headline.write(results.figure(*keys))) for keys in headline.keys]
+            *before, value = (headline.write(results.figure(*keys)) for keys in headline.keys)
         except MissingResult as reason:
             missing.append(str(reason))
-            continue
-        before = "".join(f"{value} → " for value in values[:-1])
-        tiles.append(
-            f'<div class="tile"><p class="label">{escape(headline.label)}</p><p class="value">{before}'
-            f"<strong>{values[-1]}</strong></p><p>{escape(headline.explanation)}</p></div>"
-        )
-    yield f'<div class="grid tiles">{"".join(tiles)}</div>'
-    yield from _left_out(missing)
+        else:
+            tiles.append(Tile(headline.label, value, headline.explanation, *before))
+    return Section(tiles=tiles, notes=_left_out(missing))
 
 
-def _stage_section(stage: str, results: RunResults, picture_dir: Path) -> Iterator[str]:
-    title, explanation = SECTION_TITLES[stage]
-    figures, missing = [], []
-    for panel in PANELS:
-        if panel.stage == stage:
-            try:
-                figures.append(_figure(panel, draw_panel(panel, results, picture_dir)))
-            except MissingResult as reason:
-                missing.append(f"{panel.title} ({reason})")
-    yield f'<h2>{escape(title)}</h2>\n<p class="lead">{escape(explanation)}</p>'
-    yield f'<div class="grid pictures">{"".join(figures)}</div>'
-    yield from _left_out(missing)
+def _stage(stage: str, results: RunResults, run_dir: Path, story: Story) -> Section:
+    title, explanation = story.sections[stage]
+    charts: list[Chart] = []
+    missing = []
+    try:
+        # A run that was stopped has logged nothing; one that is damaged has been named by `read_results`.
+        charts += charts_of([read_run(run_dir / stage)], words("en"))
+    except FileNotFoundError:
+        missing.append(f"{stage}/ holds no log of a run")
+    for draw in {"reward": [_reward_scores], "ppo": [_judge_scores]}.get(stage, []):
+        try:
+            charts.append(draw(results))
+        except MissingResult as reason:
+            missing.append(str(reason))
+    return Section(title, explanation, charts=charts, notes=_left_out(missing))
 
 
-def _figure(panel: Panel, paths: dict[str, Path]) -> str:
-    sources = {
-        theme: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for theme, path in paths.items()
-    }
-    return (
-        f"<figure><figcaption><b>{escape(panel.title)}</b>{escape(panel.caption)}</figcaption><picture>"
-        f'<source media="(prefers-color-scheme: dark)" srcset="{sources["dark"]}">'
-        f'<img src="{sources["light"]}" alt="{escape(panel.title)}"></picture></figure>'
-    )
+def _reward_scores(results: RunResults) -> Chart:
+    return histogram("Scores of the best and worst answer, as share", results.best_and_worst())
 
 
-def _sample_cards(results: RunResults) -> Iterator[str]:
+def _judge_scores(results: RunResults) -> Chart:
+    return histogram("Scores of the judge before and after PPO, as share", results.judgements(), limits=(0.0, 1.0))
+
+
+def _samples(results: RunResults, story: Story) -> Section:
     samples, missing = {}, []
-    for name in SAMPLE_LABELS:
+    for name in story.samples:
         try:
             records = results.records(name)
         except MissingResult as reason:
@@ -181,42 +146,27 @@ def _sample_cards(results: RunResults) -> Iterator[str]:
             missing.append(f"samples/{name}.jsonl has other prompts than samples/{next(iter(samples))}.jsonl")
         else:
             samples[name] = records
-    yield "<h2>Samples</h2>"
-    if samples:
-        rows = list(zip(*samples.values(), strict=True))
-        cards = [_sample_card(dict(zip(samples, row, strict=True))) for row in rows[:MAX_SAMPLE_CARDS]]
-        yield (
-            f'<p class="lead">The first {len(cards)} of {len(rows)} held-out openings with the first '
-            "answer of each model (none is picked by hand) and the judge's score of that answer, from 0 to 1.</p>"
-        )
-        yield from cards[:NUM_OPEN_SAMPLE_CARDS]
-        if more := cards[NUM_OPEN_SAMPLE_CARDS:]:
-            yield f"<details><summary>{len(more)} more</summary>{''.join(more)}</details>"
-    yield from _left_out(missing)
-
-
-def _sample_card(records: dict[str, dict]) -> str:
-    prompt = next(iter(records.values()))["prompt"]
-    answers = "".join(
-        f'<div><span class="model">{SAMPLE_LABELS[name]}{_score_chip(record["scores"][0])}</span>'
-        f'<div class="response" lang="zh">{escape(record["responses"][0]) or "<i>(empty)</i>"}</div></div>'
-        for name, record in records.items()
+    section = Section("Samples", notes=_left_out(missing))
+    if not samples:
+        return section
+    rows = list(zip(*samples.values(), strict=True))
+    cards = [_card(dict(zip(samples, row, strict=True)), story) for row in rows[:MAX_SAMPLE_CARDS]]
+    lead = (
+        f"The first {len(cards)} of {len(rows)} held-out prompts with the first answer of each model (none is picked "
+        "by hand) and the judge's score of that answer, from 0 to 1."
     )
-    return f'<div class="card"><h3 lang="zh">{escape(prompt)}</h3><div class="grid answers">{answers}</div></div>'
+    return replace(section, lead=lead, cards=cards, cards_language=story.language)
 
 
-def _score_chip(score: float) -> str:
-    hue = 120 * min(max(score, 0.0), 1.0) if math.isfinite(score) else 0
-    return f'<span class="score" style="background: hsl({hue:.0f} 60% 30%)">{score:.2f}</span>'
-
-
-def _figure_table(results: RunResults) -> Iterator[str]:
-    rows = "".join(
-        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in _flatten(results.summary)
-    )
-    if rows:
-        yield "<h2>All figures</h2>"
-        yield f'<details class="card"><summary>summary.json</summary><table>{rows}</table></details>'
+def _card(records: dict[str, dict], story: Story) -> Card:
+    answers = []
+    before = None
+    for name, record in records.items():
+        score = record["scores"][0]
+        verdict = "" if before is None or score == before else "better" if score > before else "worse"
+        answers.append(Answer(story.samples[name], f"{score:.2f}", record["responses"][0], verdict))
+        before = score
+    return Card(next(iter(records.values()))["prompt"], answers)
 
 
 def _flatten(figures: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -227,6 +177,5 @@ def _flatten(figures: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield prefix + key, f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _left_out(reasons: list[str]) -> Iterator[str]:
-    if reasons:
-        yield f'<p class="note">Left out: {escape("; ".join(reasons))}.</p>'
+def _left_out(reasons: list[str]) -> list[Note]:
+    return [Note(f"Left out: {'; '.join(reasons)}.")] if reasons else []

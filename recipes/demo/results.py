@@ -1,15 +1,15 @@
 """Reads what a run of the demo left behind: its figures, logs and samples."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pangu_trl.data.jsonl import read_numbered_jsonl
 
 LOGGED_STAGES = ("sft", "reward", "ppo")
-# The files of answers, each with the column of the annotator's scores. Answers that are only judged keep the empty
-# ones, which a ranking may not hold.
-SAMPLE_FILES = {"base": "judge", "sft": "judge", "ppo": "judge", "rankings.test": "scores"}
+# Answers with the annotator's scores and the reward model's.
+RANKINGS = "rankings.test"
 
 
 class MissingResult(Exception):
@@ -23,12 +23,15 @@ class RunResults:
     Attributes:
         summary: Content of `summary.json`.
         log_histories: What the trainer logged, by stage.
-        samples: Records with `prompt`, `responses` and the annotator's `scores`, by file name in `samples/`.
+        samples: Records with `prompt`, `responses` and the annotator's `scores`, by file name in `samples/`;
+            prompts and responses as texts.
+        policy_before: File of the answers before PPO.
     """
 
     summary: dict
     log_histories: dict[str, list[dict]]
     samples: dict[str, list[dict]]
+    policy_before: str
 
     def figure(self, *keys: str) -> float:
         """Number in the summary under the nested keys, such as `("ppo", "kl")`."""
@@ -52,9 +55,36 @@ class RunResults:
             raise MissingResult(f"samples/{name}.jsonl is missing or empty")
         return self.samples[name]
 
+    def best_and_worst(self) -> dict[str, list[float]]:
+        """Scores of the reward model for the best and the worst answer of each prompt, by the judge; ties left out."""
+        best, worst = [], []
+        for record in self.records(RANKINGS):
+            if "reward_scores" not in record:
+                raise MissingResult("samples/rankings.test.jsonl has no 'reward_scores'")
+            ranked = sorted(zip(record["scores"], record["reward_scores"], strict=True))
+            if ranked[0][0] < ranked[-1][0]:
+                worst.append(ranked[0][1])
+                best.append(ranked[-1][1])
+        if not best:
+            raise MissingResult("samples/rankings.test.jsonl has no prompt whose answers differ in score")
+        return {"worst answer": worst, "best answer": best}
 
-def read_results(run_dir: Path) -> RunResults:
+    def judgements(self) -> dict[str, list[float]]:
+        """The judge's scores of all answers before and after PPO."""
+        return {
+            label: [score for record in self.records(name) for score in record["scores"]]
+            for name, label in {self.policy_before: "before PPO", "ppo": "after PPO"}.items()
+        }
+
+
+def read_results(run_dir: Path, judged: Sequence[str], policy_before: str) -> RunResults:
     """Reads a run's folder.
+
+    Args:
+        run_dir: The folder.
+        judged: Files of answers with the judge's scores in the column `judge`. They keep the empty ones, which a
+            ranking may not hold.
+        policy_before: That of the answers before PPO.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -66,8 +96,10 @@ def read_results(run_dir: Path) -> RunResults:
         summary=_read_json(run_dir / "summary.json"),
         log_histories={stage: read_log_history(run_dir / stage) for stage in LOGGED_STAGES},
         samples={
-            name: _read_samples(run_dir / "samples" / f"{name}.jsonl", column) for name, column in SAMPLE_FILES.items()
+            name: _read_samples(run_dir / "samples" / f"{name}.jsonl", column)
+            for name, column in (dict.fromkeys(judged, "judge") | {RANKINGS: "scores"}).items()
         },
+        policy_before=policy_before,
     )
 
 
@@ -78,6 +110,17 @@ def read_log_history(stage_dir: Path) -> list[dict]:
     if not isinstance(history, list):
         raise ValueError(f"{path}: 'log_history' must be a list; got a {type(history).__name__}. Run the stage again.")
     return history
+
+
+def logged(history: list[dict], key: str) -> list[float]:
+    """All values that a stage logged under a name, in their order."""
+    return [entry[key] for entry in history if key in entry]
+
+
+def before_and_after(history: list[dict], key: str, name: str | None = None) -> dict[str, float]:
+    """First and last value that a stage logged under a name, called by that or another name."""
+    values, name = logged(history, key), name or key
+    return {f"{name}_before": values[0], f"{name}_after": values[-1]}
 
 
 def _read_json(path: Path) -> dict:
@@ -99,9 +142,16 @@ def _read_samples(path: Path, score_column: str) -> list[dict]:
 
 
 def _checked_sample(record: dict, score_column: str, where: str) -> dict:
-    if not isinstance(record.get("prompt"), str):
+    prompt = _as_text(record.get("prompt"))
+    if prompt is None:
         raise ValueError(f"{where}: 'prompt' must be a text; got {record.get('prompt')!r}. Sample again.")
-    num_responses = len(record.get("responses") or [])
+    responses = record.get("responses")
+    if isinstance(responses, list):
+        # Of messages the page shows the texts; what is neither stays, and is refused below.
+        texts = [_as_text(response) for response in responses]
+        responses = [own if text is None else text for own, text in zip(responses, texts, strict=True)]
+        record = record | {"responses": responses}
+    num_responses = len(responses or [])
     for field in ("responses", score_column, "reward_scores"):
         if field == "reward_scores" and field not in record:
             continue
@@ -117,4 +167,11 @@ def _checked_sample(record: dict, score_column: str, where: str) -> dict:
                 f"{where}: '{field}' must be a list of {'texts' if kind is str else 'numbers'}, one for each of the "
                 f"{num_responses} responses and at least one; got {values!r}. Sample again."
             )
-    return record | {"scores": record[score_column]}
+    return record | {"prompt": prompt, "scores": record[score_column]}
+
+
+def _as_text(value: object) -> str | None:
+    """A text, or the last of some messages; None for anything else."""
+    if isinstance(value, list) and value and isinstance(value[-1], dict):
+        value = value[-1].get("content")
+    return value if isinstance(value, str) else None

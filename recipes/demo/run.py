@@ -9,9 +9,7 @@ Every stage is a command that works alone, and is printed before it runs: three 
 
 import argparse
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,17 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from demo_story import DEMO_STORY
+from launching import ROOT, launch_recipe, move_aside, run_command, short
 from report import plot_overview, write_report
-from results import read_log_history
+from results import before_and_after, logged, read_log_history
 from reviews import SplitCounts, prepare_reviews
 
-from pangu_trl import GPTPanguConfig, GPTPanguForCausalLM, cli
+from pangu_trl import GPTPanguConfig, GPTPanguForCausalLM
 from pangu_trl.answers.printing import printable
 from pangu_trl.data import read_jsonl
 from pangu_trl.gptpangu.vocabulary_training import train_vocabulary
-from pangu_trl.runs.process import end_with_parent
 
-ROOT = Path(__file__).resolve().parents[2]
 JUDGE = f"{ROOT / 'recipes' / 'demo' / 'judge.py'}:sentiment"
 NUM_ANSWERS = 4
 SEED = 0
@@ -121,7 +119,7 @@ class Demo:
                 self._sample(model, "prompts.judge", f"{model}.unscored", seed=SEED + 1)
                 self._score(f"{model}.unscored", model, JUDGE, column="judge")
             against = ("--against", self._samples("sft"), "--score-column", "judge")
-            self._command("evaluate", self._samples("ppo"), *against)
+            run_command("evaluate", self._samples("ppo"), *against)
         return self._summarise()
 
     def prepare(self) -> None:
@@ -161,15 +159,10 @@ class Demo:
             "output_dir": self.run_dir / stage,
             **self.size.overrides.get(stage, {}),
         }
-        words = ["accelerate", "launch", "--config_file", _short(ROOT / "accelerate_configs" / "cpu.yaml")]
-        words += [_short(ROOT / "recipes" / f"{stage}.py"), "--config", _short(ROOT / f"recipes/demo/{stage}.yaml")]
-        words += [word for name, value in options.items() for word in (f"--{name}", _short(value))]
-        print("$ " + " ".join(words), flush=True)
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *words[2:]]
-        subprocess.run(command, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, preexec_fn=end_with_parent)
+        launch_recipe(stage, ROOT / f"recipes/demo/{stage}.yaml", options)
 
     def _sample(self, model: str, prompts: str, output: str, seed: int) -> None:
-        self._command(
+        run_command(
             "sample",
             *("--model", self.run_dir / model),
             *("--prompts", self.data / f"{prompts}.jsonl"),
@@ -182,17 +175,10 @@ class Demo:
 
     def _score(self, answers: str, output: str, judge: object, column: str = "scores") -> None:
         options = ["--judge", judge, "--output", self._samples(output), "--score-column", column]
-        self._command("score", self._samples(answers), *options, "--batch-size", 64)
+        run_command("score", self._samples(answers), *options, "--batch-size", 64)
 
     def _samples(self, name: str) -> Path:
         return self.samples / f"{name}.jsonl"
-
-    def _command(self, *words: object) -> None:
-        """Runs a `pangu-trl` command in this process, which has the imports done."""
-        words = [_short(word) for word in words]
-        print("$ pangu-trl " + " ".join(words), flush=True)
-        if cli.main(words) != 0:
-            raise SystemExit(f"The demo stopped: `pangu-trl {words[0]}` failed, see above.")
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -205,14 +191,14 @@ class Demo:
         sft, reward, ppo = (read_log_history(self.run_dir / stage) for stage in ("sft", "reward", "ppo"))
         judged = {model: _mean_judgement(self._samples(model)) for model in ("base", "sft", "ppo")}
         summary = {
-            "sft": _before_and_after(sft, "eval_loss"),
+            "sft": before_and_after(sft, "eval_loss"),
             "reward": {
-                **_before_and_after(reward, "eval_pair_accuracy", "pair_accuracy"),
-                "num_pairs": _logged(reward, "eval_num_pairs")[-1],
+                **before_and_after(reward, "eval_pair_accuracy", "pair_accuracy"),
+                "num_pairs": logged(reward, "eval_num_pairs")[-1],
             },
             "ppo": {
-                **_before_and_after(ppo, "eval_reward/mean", "reward"),
-                "kl": _logged(ppo, "eval_kl/mean")[-1],
+                **before_and_after(ppo, "eval_reward/mean", "reward"),
+                "kl": logged(ppo, "eval_kl/mean")[-1],
                 "judge_before": judged["sft"],
                 "judge_after": judged["ppo"],
                 "judge_of_random_weights": judged["base"],
@@ -232,36 +218,9 @@ class Demo:
                 print(f"  {name:>5} {record['judge'][0]:.2f}  {printable(record['responses'][0])}")
 
 
-def _short(value: object) -> str:
-    """A path as the user would type it from here."""
-    if isinstance(value, Path) and value.is_absolute() and value.is_relative_to(Path.cwd()):
-        return str(value.relative_to(Path.cwd()))
-    return str(value)
-
-
-def _logged(history: list[dict], key: str) -> list[float]:
-    return [entry[key] for entry in history if key in entry]
-
-
-def _before_and_after(history: list[dict], key: str, name: str | None = None) -> dict[str, float]:
-    values, name = _logged(history, key), name or key
-    return {f"{name}_before": values[0], f"{name}_after": values[-1]}
-
-
 def _mean_judgement(path: Path) -> float:
     scores = [score for record in read_jsonl(path) for score in record["judge"]]
     return sum(scores) / len(scores)
-
-
-def move_aside(run_dir: Path) -> None:
-    """Renames a folder that holds an earlier run; nothing is overwritten."""
-    if not run_dir.exists():
-        return
-    number = 1
-    while (kept := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
-        number += 1
-    run_dir.rename(kept)
-    print(f"{_short(run_dir)} held an earlier run; it is now {_short(kept)}.")
 
 
 def main() -> None:
@@ -279,9 +238,9 @@ def main() -> None:
     except subprocess.CalledProcessError as error:
         raise SystemExit(f"The demo stopped: the last command ended with exit status {error.returncode}.") from None
     except KeyboardInterrupt:
-        raise SystemExit(f"Interrupted. What was made so far is in {_short(args.run_dir)}.") from None
-    report = write_report(args.run_dir)
-    plot_overview(args.run_dir)
+        raise SystemExit(f"Interrupted. What was made so far is in {short(args.run_dir)}.") from None
+    report = write_report(args.run_dir, DEMO_STORY)
+    plot_overview(args.run_dir, DEMO_STORY)
     demo.show_samples()
     print(
         f"\n{json.dumps(summary, indent=2)}\n\nReport: {report} (open it in a browser). "

@@ -247,3 +247,16 @@ def test_a_judge_of_texts_reads_messages_that_only_call_a_tool_as_empty_lines():
     )
     assert judge([prompt], [[{"role": "assistant", "content": "four"}]]) == [1.0]
     assert seen == [(["2 + 2\n\n4"], ["four"])]
+
+
+def test_what_a_judge_does_to_its_arguments_reaches_nobody_else():
+    def spoils(prompts, completions, notes, **columns):
+        scores = [float(len(text)) for text in completions]
+        prompts[0][0]["content"] = "other"
+        completions.clear()
+        notes[0].append("mine")
+        return scores
+
+    prompts, completions, notes = [[{"role": "user", "content": "q"}]], ["ab"], [["theirs"]]
+    assert Judge("spoils", spoils)(prompts, completions, notes=notes) == [2.0]
+    assert (prompts, completions, notes) == ([[{"role": "user", "content": "q"}]], ["ab"], [["theirs"]])

@@ -52,8 +52,10 @@ def test_chosen_and_rejected_become_two_responses() -> None:
 
 
 def test_field_that_is_none_counts_as_absent() -> None:
-    record = {"prompt": "问", "responses": ["甲", "乙"], "scores": None, "chosen": None, "rejected": None}
+    record = {"prompt": "问", "responses": ["甲", "乙"], "chosen": None, "rejected": None}
     assert validate_record(record, "ranking", PLACE)["scores"] == [1.0, 0.0]
+    pair = {"prompt": "问", "responses": None, "scores": None, "chosen": "甲", "rejected": "乙"}
+    assert validate_record(pair, "ranking", PLACE)["scores"] == [1.0, 0.0]
 
 
 def test_all_tied_group_is_valid() -> None:
@@ -114,6 +116,8 @@ def test_input_record_is_not_changed() -> None:
             {"responses": ["甲", "乙"], "scores": [1.0]},
             "'scores' must hold one number for each of the 2 responses; got 1.",
         ),
+        # Not best first in silence: the scores of this one may have been lost.
+        ({"responses": ["甲", "乙"], "scores": None}, "'scores' is null: nobody scored these answers"),
         ({"responses": ["甲", "乙"], "scores": 1.0}, "'scores' must be a list of numbers; got 1.0 (float)."),
         ({"responses": ["甲", "乙"], "scores": [1, "2"]}, "'scores[1]' must be a finite number; got '2' (str)."),
         ({"responses": ["甲", "乙"], "scores": [10**400, 0]}, "'scores[0]' must be a finite number; got 1000"),

@@ -148,8 +148,15 @@ def test_typed_special_tokens_are_counted_and_their_first_place_is_said(tmp_path
     stream = tokenize_prompts(stream_records(file, "prompt"), tokenizer, 40)
     with caplog.at_level(logging.WARNING, logger="pangu_trl"):
         first(stream, 3)
-    assert stream.encoded_stream.describe().endswith("; 3 special tokens stood in the texts of 2")
-    assert [record.getMessage().count(f"{file}:2") for record in caplog.records] == [1]
+    # Letters that the vocabulary lacks, encoded one text at a time.
+    ids = [tokenizer(text, split_special_tokens=True)["input_ids"] for text in ("一", "<eot>a<sep>", "<eot>")]
+    unknown = [text_ids.count(tokenizer.unk_token_id) for text_ids in ids]
+    assert unknown[0] == 0 < unknown[2]
+    assert stream.encoded_stream.describe().endswith(
+        f"; 3 special tokens stood in the texts of 2; {sum(unknown)} tokens of 2 are unknown to the tokenizer"
+    )
+    # Each kind is said once, at its first place.
+    assert [record.getMessage().count(f"{file}:2") for record in caplog.records] == [1, 1]
 
 
 def mixture(folder: Path, *parts: str, more: str = "") -> Path:

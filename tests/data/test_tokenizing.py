@@ -216,6 +216,27 @@ def test_ranking_with_one_overlong_response_is_left_out_and_counted(
     ]
 
 
+def test_unknown_tokens_are_counted_in_whatever_is_learnt(
+    tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    responses = [["good", "\U0001f600 \U0001f600 day"], ["good", "day"]]
+    dataset = Dataset.from_dict({"prompt": ["\U0001f600", "hello"], "responses": responses, "scores": [[1.0, 0.0]] * 2})
+    rankings = tokenize_rankings(dataset, tokenizer, max_length=9)
+    assert set(rankings.column_names) == {"prompt_input_ids", "response_input_ids", "scores"}
+    assert caplog.messages == [
+        "3 tokens are unknown to the tokenizer, in 1 of 2 records, the first in row 0. Such characters are all one "
+        "token to the model, and what they say is lost; another tokenizer may know them."
+    ]
+
+
+def test_an_end_that_is_also_called_unknown_counts_as_an_end(
+    tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer.unk_token = tokenizer.eos_token
+    tokenize_demonstrations(Dataset.from_dict({"prompt": ["hello"], "completion": ["day"]}), tokenizer, 4)
+    assert caplog.messages == []
+
+
 def test_nothing_is_said_when_everything_fits(
     tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:

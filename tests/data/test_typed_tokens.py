@@ -18,6 +18,7 @@ from pangu_trl.data import (
     tokenize_rankings,
     tokenize_texts,
 )
+from pangu_trl.data.typed_tokens import find_tokens
 
 CHAT = (
     "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>{{ message.content }}</s>\n{% endfor %}"
@@ -166,6 +167,10 @@ def test_keys_and_values_of_tool_calls_are_typed_too() -> None:
     tokenizer.chat_template = CHAT.replace("</s>", "{{ message.tool_calls | tojson if message.tool_calls }}</s>", 1)
     answer = [{"role": "assistant", "content": "a", "tool_calls": [{"</s>": ["<|user|>"]}]}]
     assert specials(tokenizer, encode_completion(tokenizer, [{"role": "user", "content": "b"}], answer)) == ["</s>"]
+
+
+def test_typed_tokens_are_found_in_keys_and_values() -> None:
+    assert find_tokens({"</s>": ["a</s>", {"b": "<s>"}], "c": 3}, ("<s>", "</s>")) == ["</s>", "</s>", "<s>"]
 
 
 def test_marks_that_a_template_escapes_or_a_text_holds_are_refused() -> None:

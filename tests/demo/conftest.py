@@ -1,4 +1,4 @@
-"""Makes the modules of recipes/demo importable, as they are for recipes/demo/run.py beside them."""
+"""Makes the modules of both demos importable, as they are for the run.py beside them."""
 
 import importlib
 import sys
@@ -8,12 +8,15 @@ from types import ModuleType
 
 import pytest
 
-DEMO = Path(__file__).parents[2] / "recipes" / "demo"
+RECIPES = Path(__file__).parents[2] / "recipes"
+# `run` is that of the first; the others have names of their own.
+FOLDERS = [str(RECIPES / "demo"), str(RECIPES / "demo_real")]
 
 
 @pytest.fixture(scope="session")
 def demo_module() -> Iterator[Callable[[str], ModuleType]]:
-    """Imports a module of the demo by name."""
-    sys.path.insert(0, str(DEMO))
+    """Imports a module of the demos by name."""
+    sys.path[:0] = FOLDERS
     yield importlib.import_module
-    sys.path.remove(str(DEMO))
+    for folder in FOLDERS:
+        sys.path.remove(folder)

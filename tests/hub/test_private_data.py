@@ -60,6 +60,11 @@ SECRETS = {
     "Chinese password": ("密码：geheim77", "geheim77", r"a password \(\.\.\.\)"),
     "aws session": (f"aws_session_token = {LETTERS}//{LETTERS}==", LETTERS, "password or key"),
     "variable of a key": (f"AZURE_OPENAI_KEY={HEX[:32]}", HEX[:32], "password or key"),
+    "kaggle": (f'{{"username": "li", "key": "{HEX[:32]}"}}', HEX[:32], "an API key of Kaggle"),
+    "twilio": (f"SK{HEX[:32]}", HEX[:32], r"a key or account of Twilio \(SK\.\.\.\)"),
+    "mysql": ("mysql -h db -u li -pgeheim7 reviews", "geheim7", "password of a command or of .netrc"),
+    "sshpass": ("sshpass -p 'geheim7!' ssh li@host", "geheim7", "password of a command or of .netrc"),
+    "redis": ("redis-cli -h db -a geheim77", "geheim77", "password of a command or of .netrc"),
     "cookie": (f"token={LETTERS}", LETTERS, "password or key"),
 }
 PATHS = {
@@ -77,6 +82,7 @@ PATHS = {
     "drive": (r"on C:\Users\li\x", r"C:\\Users\\li\\x"),
     "drive, slashes": ("on D:/data/li", "D:/data/li"),
     "UNC": (r"on \\server\share\data", r"\\\\server\\share\\data"),
+    "share": ("on //nas01/share/li/x", "//nas01/share/li/x"),
     "address": ("see file:///srv/li/x", "file:///srv/li/x"),
     "address of a host": ("see file://nas/li/x", "file://nas/li/x"),
     "somebody else": ("in ~li/models", "~li/models"),
@@ -247,6 +253,7 @@ def test_a_path_is_public_where_somebody_says_so(tmp_path):
         "curl -u $USER:$PASSWORD https://x.org; wget -O model.bin; login and password; SG.1 xai-2 dapi, Basic English",
         "use /think and /no_think, and/or this. The file model.safetensors, 12345678:AAB, hvs., ABI_KEY=abc, 1.0.json",
         "max_new_tokens: 1024, pad_token=<pad>, eos_token_id: 151643, token: eot, secret: none, sha256 = " + HEX,
+        f"// see //TODO/later, mysql -p db, mysql -u li -p, monkey: {HEX[:32]}, RISK{HEX[:32]}, //cdn.org/data/x.js",
         "bos_token: <s>, pad_token: <pad>, eos_token: <|endoftext|>",
     ],
 )

@@ -1,5 +1,7 @@
 """The tokenizer that is loaded with a model: of any kind that transformers knows, never an empty one."""
 
+import json
+
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -76,3 +78,24 @@ def test_a_damaged_tokenizer_is_named_with_its_flaw(folder):
     (folder / "tokenizer.json").write_text('{"version')
     with pytest.raises(ValueError, match=rf"{folder}: no tokenizer can be loaded from it.*Unterminated string"):
         load(folder)
+
+
+def test_what_cannot_be_loaded_is_named_with_its_flaw(folder, tmp_path_factory):
+    write_bytes(folder)
+    other = tmp_path_factory.mktemp("other")
+    with pytest.raises(ValueError, match="config.json: .* it is a file; give the folder that it lies in"):
+        load(folder / "config.json")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_embd": 16}))
+    with pytest.raises(ValueError, match="its weights have other sizes than config.json says"):
+        load(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["GPT2ForSequenceClassification"]}))
+    with pytest.raises(ValueError, match=r"it is a reward model or classifier \(GPT2ForSequenceClassification\)"):
+        load(folder)
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": str(other / "gone")}
+    (other / "adapter_config.json").write_text(json.dumps(adapter))
+    with pytest.raises(ValueError, match=rf"gone \(the base model that the adapter {other} names\): not a folder"):
+        load(other)
+    (other / "adapter_config.json").write_text(json.dumps(adapter | {"peft_type": "LORAX"}))
+    with pytest.raises(ValueError, match=f"{other}: .* names the method 'LORAX', which this version of PEFT does not"):
+        load(other)

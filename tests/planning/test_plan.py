@@ -9,6 +9,7 @@ import torch
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 from peft import LoraConfig, get_peft_model
+from transformers import BitsAndBytesConfig
 
 import pangu_trl
 from pangu_trl.cli import main
@@ -48,6 +49,42 @@ def test_adapters_are_in_float32_over_weights_in_bfloat16(plan, tiny_config):
     assert sizes["model: weights"] == sum(p.numel() * p.element_size() for p in model.parameters())
     learnt = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     assert (sizes["model: gradients"], sizes["model: optimiser states"]) == (learnt, 2 * learnt)
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        # Codes of half a byte, and for 64 of them a scale of 4 bytes; or of one byte, with 4 for 256 of those.
+        ("load_in_4bit: true", 0.5 + 4 / 64),
+        ("load_in_4bit: true\nuse_bnb_nested_quant: true", 0.5 + 1 / 64 + 4 / (64 * 256)),
+        ("load_in_8bit: true", 1),
+    ],
+)
+def test_quantised_weights_are_counted_as_by_hand(plan, options, size):
+    text = f"dtype: bfloat16\nuse_peft: true\nlora_r: 8\nlora_target_modules: [q_proj, k_proj]\n{options}"
+    found = replace(plan("sft", Launch(1, "none", bf16=True), text), config=load_config("pangu-2.6b"))
+    sizes = {item.name: item.num_bytes for item in found.items}
+    # The matrices of the blocks, not the embeddings, which the head is tied to, nor norms and biases.
+    matrices, adapter = BLOCKS * 12 * H * H, BLOCKS * 2 * 2 * 8 * H
+    expected = matrices * size + (PARAMETERS - matrices) * 2 + adapter * 4
+    assert sizes["model: weights"] == pytest.approx(expected, rel=1e-6)
+    assert sizes["model: one layer's weights as numbers"] == 4 * H * H * 2
+
+
+def test_bitsandbytes_takes_the_bytes_that_are_planned(plan, tiny_config, tmp_path):
+    bnb = pytest.importorskip("bitsandbytes")
+    text = "dtype: bfloat16\nuse_peft: true\nlora_r: 4\nlora_target_modules: [q_proj]\nload_in_4bit: true"
+    tiny_config.hidden_size, tiny_config.intermediate_size = 64, 256
+    found = replace(plan("sft", Launch(1, "none", bf16=True), text), config=tiny_config)
+    pangu_trl.GPTPanguForCausalLM(tiny_config).save_pretrained(tmp_path)
+    quantised = BitsAndBytesConfig(load_in_4bit=True)
+    base = pangu_trl.GPTPanguForCausalLM.from_pretrained(tmp_path, quantization_config=quantised, dtype=torch.bfloat16)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    held = sum(p.numel() * p.element_size() for p in model.parameters())
+    packed = [p for p in model.parameters() if isinstance(p, bnb.nn.Params4bit)]
+    held += sum(p.quant_state.absmax.numel() * 4 for p in packed)
+    sizes = {item.name: item.num_bytes for item in found.items}
+    assert len(packed) > 4 and sizes["model: weights"] == held
 
 
 @pytest.mark.parametrize("num_devices", [1, 8, 64])
@@ -313,9 +350,14 @@ def test_every_option_of_a_script_may_stand_in_its_recipe(stage, tmp_path, monke
         ("- tiny", "distributed_type: 'NO'", "must hold options, one `name: value` a line; got a list"),
         ("reward_model: judge", "distributed_type: 'NO'", "reward_model: no options of the stage sft"),
         (
-            "model_name_or_path: tiny\nuse_peft: true\nload_in_4bit: true",
+            "model_name_or_path: tiny\nload_in_4bit: true",
             "distributed_type: 'NO'",
-            "counts no quantised weights",
+            "load_in_4bit and load_in_8bit need use_peft",
+        ),
+        (
+            "model_name_or_path: tiny\nuse_peft: true\nload_in_8bit: true",
+            "distributed_type: FSDP\nfsdp_config: {fsdp_version: 2}\nnum_processes: 2",
+            "cannot be sharded by ZeRO-3 and FSDP2",
         ),
     ],
 )

@@ -28,7 +28,7 @@ def test_scoring_takes_the_batches_that_learning_takes(make_trainer, monkeypatch
     seen = []
     monkeypatch.setattr(
         "pangu_trl.ppo.collector.score_tokens",
-        lambda model, ref_model, rollout, batches, temperature: seen.extend(rows.tolist() for rows in batches),
+        lambda model, ref_model, rollout, batches, *rest: seen.extend(rows.tolist() for rows in batches),
     )
     rollout = answer(trainer.collector)
     trainer.collector.score(trainer.model, rollout, [{"prompt": ""}] * 4)
@@ -49,7 +49,7 @@ def test_the_kl_controller_is_told_the_mean_over_the_answers_of_all_ranks_and_th
     collector = trainer.collector
     rollout = answer(collector)
 
-    def score(model, rollout, examples) -> None:
+    def score(model, rollout, examples, asks_reference) -> None:
         shape = rollout.completion_mask.shape
         rollout.values, rollout.entropy, rollout.ref_logprobs = (torch.zeros(shape) for _ in range(3))
         # One nat per answer token: 2 + 3 + 2 + 1 in four answers, 2 each on average.

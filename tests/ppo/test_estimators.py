@@ -176,11 +176,6 @@ def test_the_rollouts_of_all_estimators_are_the_same(make_trainer):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(vf_coef=0.5), "vf_coef has no effect with advantage_estimator='rloo'"),
-        (dict(critic_learning_rate=1e-3), "critic_learning_rate has no effect"),
-        (dict(critic_warmup_steps=2), "critic_warmup_steps has no effect"),
-        (dict(lam=0.9), "lam has no effect"),
-        (dict(cliprange_value=0.1), "cliprange_value has no effect"),
         (dict(gamma=0.9), "gamma has no effect"),
         (dict(whiten_rewards=True), "whiten_rewards has no effect"),
         (dict(scale_rewards="batch"), "scale_rewards has no effect with advantage_estimator='rloo'"),

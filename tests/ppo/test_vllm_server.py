@@ -245,7 +245,7 @@ def test_the_log_says_that_a_server_samples(make_served, stub, caplog):
 @pytest.mark.parametrize("module", ["vllm", "requests"])
 def test_a_missing_client_is_named(make_served, monkeypatch, module):
     monkeypatch.setattr(f"pangu_trl.ppo.generation.vllm_server.is_{module}_available", lambda: False)
-    with pytest.raises(RuntimeError, match=rf"use_vllm needs the package {module} .* pip install 'trl\[vllm\]'"):
+    with pytest.raises(ImportError, match=rf"use_vllm needs the package {module} .* pip install 'trl\[vllm\]'"):
         make_served()
 
 

@@ -60,7 +60,21 @@ def test_accuracy_by_gap_groups_pairs_of_similar_gaps():
         torch.tensor([[1.0, 0.0], [1.0, 0.0], [5.0, 0.0]]),
     )
     evaluation = Evaluation(rewards.double(), labels.double(), torch.ones(3, 2, dtype=torch.bool), 0.0, {}, {})
-    assert accuracy_by_score_gap(evaluation) == [(1.0, 0.5, 2), (5.0, 1.0, 1)]
+    small, large = accuracy_by_score_gap(evaluation)
+    assert (small.gap, small.accuracy, small.num_pairs) == (1.0, 0.5, 2)
+    assert (large.gap, large.accuracy, large.num_pairs) == (5.0, 1.0, 1)
+    # With three prompts some draws hold none of these pairs.
+    assert small.interval is None and large.interval is None
+
+
+def test_accuracy_by_gap_has_intervals_over_prompts():
+    """Forty prompts with one pair each, thirty of them right: the shares of the draws are binomial(40, 0.75) / 40."""
+    rewards = torch.tensor([[1.0, 0.0]] * 30 + [[0.0, 1.0]] * 10).double()
+    labels = torch.tensor([[1.0, 0.0]] * 40).double()
+    evaluation = Evaluation(rewards, labels, torch.ones(40, 2, dtype=torch.bool), 0.0, {}, {})
+    (group,) = accuracy_by_score_gap(evaluation)
+    # Standard deviation 0.0685; 0.75 -+ 1.96 of them, to a step of 1 / 40 and the noise of 2000 draws.
+    assert group.interval == pytest.approx((0.616, 0.884), abs=0.03)
 
 
 @pytest.fixture
@@ -70,7 +84,7 @@ def saved_model(reward_model, tokenizer, tmp_path) -> str:
     return str(tmp_path / "reward_model")
 
 
-def test_evaluate_reward_writes_figures_pictures_and_a_page(saved_model, reward_model, tokenizer, tmp_path):
+def test_evaluate_reward_writes_figures_and_a_page_with_charts(saved_model, reward_model, tokenizer, tmp_path):
     write_jsonl(tmp_path / "rankings.jsonl", RANKINGS)
     arguments = ["evaluate-reward", saved_model, "--data", str(tmp_path / "rankings.jsonl")]
     assert main([*arguments, "--output", str(tmp_path / "report")]) == 0
@@ -90,10 +104,15 @@ def test_evaluate_reward_writes_figures_pictures_and_a_page(saved_model, reward_
     assert content["metrics"]["pair_accuracy"] == pytest.approx(right / 5)
     assert content["metrics"]["length_correlation"] == pytest.approx(statistics.correlation(rewards, lengths), abs=1e-6)
     assert content["probes"].keys() == probes.PROBES.keys()
-    page = (tmp_path / "report" / "report.md").read_text("utf-8")
-    for name in ("scores.png", "calibration.png", "accuracy_by_gap.png"):
-        assert (tmp_path / "report" / name).stat().st_size > 1000
-        assert f"]({name})" in page
+    page = (tmp_path / "report" / "report.html").read_text("utf-8")
+    assert page.count("<svg") == 3 and "src=" not in page and "href=" not in page
+    low, high = content["intervals"]["pair_accuracy"]
+    assert f'<td class="number">{right / 5:.4g}</td><td class="number">{low:.4g} – {high:.4g}</td>' in page
+    for probe, figures in content["probes"].items():
+        assert f'<td class="text">{probe}</td><td class="number">{figures["prompts"]}</td>' in page
+    # The same in Chinese, over the old one when told to.
+    assert main([*arguments, "--output", str(tmp_path / "report"), "--lang", "zh", "--overwrite"]) == 0
+    assert "成对准确率" in (tmp_path / "report" / "report.html").read_text("utf-8")
     # A second run does not overwrite the first unless it is told to.
     assert main([*arguments, "--output", str(tmp_path / "report")]) == 2
 
@@ -111,7 +130,7 @@ def test_evaluate_reward_without_a_pair_that_counts_writes_nothing(saved_model, 
     assert "ties.jsonl[train]: no two answers to a prompt have different scores" in capsys.readouterr().err
     assert not output.exists()
     assert main([*words, "--min-score-gap", "0.5"]) == 0
-    assert "- min_score_gap: 0.5" in (output / "report.md").read_text("utf-8")
+    assert "min_score_gap: 0.5" in (output / "report.html").read_text("utf-8")
 
 
 def test_an_answer_that_cannot_be_scored_is_named_by_line(saved_model, tmp_path, capsys):

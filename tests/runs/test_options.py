@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from transformers import TrainingArguments
+from trl import ModelConfig
 
 from pangu_trl.runs.start import claim_output_dir, parse_options
 
@@ -78,3 +79,47 @@ def test_true_and_false_of_yaml_resume_or_do_not(tmp_path):
                 claim_output_dir(args.output_dir, args.resume_from_checkpoint)
         else:
             assert claim_output_dir(args.output_dir, args.resume_from_checkpoint) is None
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("save_strategy: no", r'recipe.yaml: save_strategy is false, as YAML reads no, .*write .* save_strategy: "no"'),
+        ("eval_strategy: on", "eval_strategy is true, as YAML reads"),
+        ("lr_scheduler_type: off", "lr_scheduler_type is false"),
+    ],
+)
+def test_a_word_that_yaml_reads_as_a_truth_value_is_named(tmp_path, content, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"output_dir: a\n{content}\n", "utf-8")
+    with pytest.raises(ValueError, match=message):
+        parse_options(TrainingArguments, argv=["--config", str(path)])
+
+
+@pytest.mark.parametrize("value", ["floaty16", "float8", "torch.bfloat16"])
+def test_a_word_of_a_file_is_one_of_those_that_there_are(tmp_path, value):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"dtype: {value}\n", "utf-8")
+    with pytest.raises(ValueError, match=rf"recipe.yaml: dtype must be one of auto, bfloat16, .*; got '{value}'"):
+        parse_options(ModelConfig, argv=["--config", str(path)])
+
+
+@pytest.mark.parametrize("name, message", [("missing.yaml", "there is no such file"), ("", "is a folder")])
+def test_a_config_that_is_no_file_is_named(tmp_path, name, message):
+    with pytest.raises(OSError, match=f"--config .*: {message}"):
+        parse_options(Options, argv=["--config", str(tmp_path / name)])
+
+
+@pytest.mark.parametrize(
+    "option, needed",
+    [
+        ("logging_steps=-1", "greater than 0"),
+        ("ddp_timeout=0", "greater than 0"),
+        ("dataloader_num_workers=-1", "0 or more"),
+        ("eval_accumulation_steps=0", "1 or more"),
+    ],
+)
+def test_numbers_of_the_trainer_have_ranges(tmp_path, option, needed):
+    name, value = option.split("=")
+    with pytest.raises(ValueError, match=f"{name} must be {needed}; got {value}"):
+        parse_options(TrainingArguments, argv=["--output_dir", str(tmp_path), f"--{name}", value])

@@ -12,7 +12,14 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from pangu_trl.runs import resuming
-from pangu_trl.runs.checkpoints import MARK, check_whole, flaw_of, last_whole_checkpoint, mark_whole
+from pangu_trl.runs.checkpoints import (
+    MARK,
+    check_whole,
+    drop_old_checkpoints,
+    flaw_of,
+    last_whole_checkpoint,
+    mark_whole,
+)
 from pangu_trl.runs.record import read_options
 
 STAGES = ["sft", "reward", "ppo", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("dpo", "grpo"))]
@@ -124,16 +131,43 @@ def assert_every_damage_is_found(folder: Path, caplog) -> None:
     assert flaw_of(checkpoint) is None
 
 
+def test_what_a_kill_left_of_a_removal_goes_before_whole_checkpoints(tmp_path):
+    for step in (1, 2, 3, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "model.safetensors").write_text("x")
+        if step > 1:
+            mark = tmp_path / f"checkpoint-{step}" / MARK
+            mark.write_text("{}")
+            os.utime(mark, (step, step))
+        os.utime(tmp_path / f"checkpoint-{step}", (step, step))
+    # Its folder changed last, when the kill came.
+    os.utime(tmp_path / "checkpoint-1", (9, 9))
+
+    def left(limit, *kept):
+        drop_old_checkpoints(tmp_path, limit, [tmp_path / f"checkpoint-{step}" for step in kept])
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    assert left(None, 4) == left(0, 4) == left(4, 4) == [f"checkpoint-{step}" for step in (1, 2, 3, 4)]
+    assert left(3, 4) == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]
+    assert left(1, 4, 2) == ["checkpoint-2", "checkpoint-4"]
+    # A run that resumed from an earlier one keeps what it saves, though a later step is there.
+    os.utime(tmp_path / "checkpoint-2" / MARK, (9, 9))
+    assert left(1, 2) == ["checkpoint-2"]
+
+
 @pytest.mark.parametrize("stage", ["sft"], indirect=True)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_run_that_is_told_to_stop_saves_and_says_how_to_go_on(run_recipe, options, number, capsys):
+def test_a_run_that_is_told_to_stop_saves_and_says_how_to_go_on(run_recipe, options, number, capsys, request):
     class Tell(TrainerCallback):
         def on_step_begin(self, args, state, control, **_):
             if state.global_step == 2:
                 os.kill(os.getpid(), number)
 
     folder = Path(options["output_dir"])
-    before = signal.getsignal(number)
+    # A shell that starts the tests in the background has them ignore SIGINT, which a run respects.
+    was, before = signal.getsignal(number), signal.default_int_handler
+    signal.signal(number, before)
+    request.addfinalizer(lambda: signal.signal(number, was))
     with pytest.raises(SystemExit) as end:
         run_recipe("sft", lambda trainer: trainer.add_callback(Tell()), **options)
     assert end.value.code == 128 + number

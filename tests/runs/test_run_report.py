@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from pangu_trl.cli import main
 from pangu_trl.runs import run_log
 from pangu_trl.runs.ending import tell_end
-from pangu_trl.runs.report.charts import Line, line_chart, ticks
+from pangu_trl.runs.report.charts import Line, histogram, line_chart, ticks
 from pangu_trl.runs.report.figures import changes, phase_seconds
 from pangu_trl.runs.report.page import render
 from pangu_trl.runs.report.reading import read_run
@@ -177,7 +178,7 @@ def test_axes_span_the_values_with_round_numbers():
     assert ticks(1, 4, 5, whole=True) == [1, 2, 3, 4]
     assert ticks(0, 100, 5, whole=True) == [0, 25, 50, 75, 100]
     for points in ([(1, 2.0)], [(1, 2.0), (2, 2.0)], [(5, -1e-9), (9, 1e12)]):
-        assert "nan" not in line_chart("x", [Line("a", points)])
+        assert "nan" not in line_chart("x", [Line("a", points)]).svg
 
 
 def test_the_log_is_whole_at_every_moment_and_names_what_was_set(tmp_path, monkeypatch):
@@ -228,3 +229,24 @@ def test_what_is_collected_is_still_printed(monkeypatch, capsys):
     logging.getLogger("transformers").removeHandler(collected)
     assert collected.texts == ["no progress"]
     assert capsys.readouterr().err == "no progress\n"
+
+
+def test_histogram_shows_shares_of_each_group_and_their_means():
+    chart = histogram("scores", {"few": [0.0, 1.0], "many": [0.0, 0.0, 0.0, 0.9]}, num_bins=2, limits=(0.0, 1.0))
+    # Of two values one in each half; of four three in the first. The mean of the four is 0.225.
+    assert re.findall(r"<title>(.*?)</title>", chart.svg) == ["few: 0.5", "few: 0.5", "many: 0.75", "many: 0.25"]
+    assert [key.label for key in chart.keys] == ["few, 0.5", "many, 0.225"]
+    heights = [float(text) for text in re.findall(r'<rect[^>]* height="([\d.]+)"', chart.svg)]
+    # Bars are as high as their shares: 0.75 is 1.5 times 0.5.
+    assert heights[2] == pytest.approx(1.5 * heights[0], abs=0.2) and heights[3] == pytest.approx(
+        heights[0] / 2, abs=0.2
+    )
+    assert "nan" not in histogram("constant", {"one": [2.0, 2.0]}).svg
+
+
+def test_intervals_are_drawn_between_their_ends():
+    line = Line("accuracy", [(1, 0.5), (2, 0.75), (3, 0.5)], intervals=[(0.0, 1.0), (0.5, 1.0), None])
+    chart = line_chart("x", [line], is_share=True, over_steps=False)
+    ends = re.findall(r'class="whisker c0" x1="[\d.]+" x2="[\d.]+" y1="([\d.]+)" y2="([\d.]+)"', chart.svg)
+    # The picture is 210 high; 26 below and 10 above the axes: 0 is at 184, 1 at 10, 0.5 between.
+    assert ends == [("184.0", "10.0"), ("97.0", "10.0")]

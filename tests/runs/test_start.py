@@ -282,7 +282,7 @@ def test_fine_tuning_without_max_length_follows_end_token_and_template(run_recip
         ("sft", {"eos_token": "<none>"}, "eos_token '<none>' is not in the tokenizer's vocabulary"),
         ("sft", {"load_in_4bit": True}, "load_in_4bit needs use_peft"),
         ("reward", {"load_in_8bit": True, "use_peft": True}, "load_in_8bit needs bitsandbytes"),
-        ("ppo", {"load_in_8bit": True, "reward_model": "x"}, "PPO does not train on quantised weights"),
+        ("ppo", {"load_in_8bit": True, "reward_model": "x"}, "load_in_8bit needs use_peft"),
     ],
 )
 def test_options_that_would_have_no_effect_are_refused(

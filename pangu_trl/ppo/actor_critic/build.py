@@ -25,11 +25,12 @@ def build_models(
     rewards: list[RewardSource],
     peft_config: PeftConfig | None,
     args: PPOConfig,
+    needs_reference: bool = True,
 ) -> tuple[PolicyAndValue, PreTrainedModel | None]:
     """Puts the adapters on the policy and copies the models that were not passed.
 
     Returns:
-        Policy and critic, and the reference; None if that is the policy with its adapter off.
+        Policy and critic, and the reference; None if that is the policy with its adapter off, or nothing asks it.
 
     Raises:
         ValueError: A model is missing that cannot be copied.
@@ -41,7 +42,7 @@ def build_models(
         # ZeRO-3 wants one dtype for all trainable weights.
         policy = get_peft_model(policy, peft_config, autocast_adapter_dtype=not zero3)
         check_new_adapter("PPOTrainer: peft_config", policy)
-    if ref_model is None:
+    if ref_model is None and needs_reference:
         ref_model = make_reference(policy, zero3)
     if args.share_backbone == "all":
         return _one_backbone(policy, rewards, zero3, args.has_critic), ref_model

@@ -13,6 +13,23 @@ from pangu_trl.models.adapter_selection import active_adapter
 logger = logging.getLogger(__name__)
 
 
+def check_reference(ref_model: nn.Module | None, is_needed: bool) -> None:
+    """Refuses a reference that would take memory and never be asked.
+
+    Args:
+        ref_model: What the user passed.
+        is_needed: Whether there is a penalty, or an evaluation.
+
+    Raises:
+        ValueError: It is not needed.
+    """
+    if ref_model is not None and not is_needed:
+        raise ValueError(
+            "PPOTrainer: ref_model has no effect with kl_coef 0 and without eval_dataset, whose win rate it is for; "
+            "leave it out."
+        )
+
+
 def make_reference(policy: PreTrainedModel | PeftModel, zero3: bool) -> PreTrainedModel | PeftModel | None:
     """A frozen copy of the policy as it starts; None where that is the policy with its adapter off.
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from pangu_trl.models.adapter_selection import REWARD_ADAPTER, VALUE_ADAPTER, active_adapter
 from pangu_trl.models.loading import adapter_folder, load_with_adapter
+from pangu_trl.models.quantised import is_quantised
 
 HEAD_SUFFIX = ".score.weight"
 
@@ -125,6 +126,13 @@ def _names_same_base(config: PeftConfig, policy: PeftModel) -> bool:
 
 
 def _check_same_base(name: str, reward_model: PeftModel | PreTrainedModel, policy: PeftModel) -> None:
+    if is_quantised(policy) != is_quantised(reward_model):
+        named = policy.get_base_model().name_or_path
+        raise ValueError(
+            f"PPOTrainer: {name} names another base model than the policy's, {named}, and the weights of the two "
+            "cannot be compared, since one is quantised. Load the policy from the model that the reward adapter names "
+            "as base_model_name_or_path, or have both name the same."
+        )
     ours, theirs = _base_weights(policy), _base_weights(reward_model)
     different = [
         key

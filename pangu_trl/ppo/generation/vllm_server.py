@@ -75,7 +75,7 @@ class VLLMServer(TrainerCallback):
         check_plain_weights(models.policy)
         for module, is_available in (("vllm", is_vllm_available()), ("requests", is_requests_available())):
             if not is_available:
-                raise RuntimeError(
+                raise ImportError(
                     f"PPOTrainer: use_vllm needs the package {module} in the environment of the training too. Install "
                     "it with: pip install 'trl[vllm]'"
                 )

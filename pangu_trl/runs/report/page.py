@@ -1,34 +1,22 @@
 """The page itself: what was read, put into the template."""
 
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from importlib.resources import files
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from .charts import Line, line_chart
+from .charts import Chart, Line, line_chart
 from .figures import GROUPS, Group, changes, phase_seconds
 from .reading import Run
+from .templates import render_template, write_whole
 from .words import words
 
 # As the log beside it: what begins with an underscore is not pushed to the Hub.
 PAGE_FILE = "_report.html"
 NUM_COLOURS = 6
 MOST_SAMPLES, OPEN_SAMPLES = 24, 4
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart of the page."""
-
-    title: str
-    lines: list[Line]
-    svg: str
 
 
 def write_page(path: Path, runs: Sequence[Run], language: str = "en", refresh: int | None = None) -> None:
@@ -40,26 +28,22 @@ def write_page(path: Path, runs: Sequence[Run], language: str = "en", refresh: i
         language: One of `words.LANGUAGES`.
         refresh: Seconds after which a browser reads the page again; None for never.
     """
-    text = render(runs, language, refresh)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text, "utf-8")
-    os.replace(unfinished, path)
+    write_whole(path, render(runs, language, refresh))
 
 
 def render(runs: Sequence[Run], language: str = "en", refresh: int | None = None) -> str:
     """The text of the page; see `write_page`."""
     say = words(language)
     runs = _with_names_of_their_own(runs)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(files(__package__).joinpath("page.html.jinja").read_text("utf-8"))
-    return template.render(
+    return render_template(
+        "page.html.jinja",
         language=language,
         say=say,
         title=say["titles"] if len(runs) > 1 else f"{say['title']}: {runs[0].name}",
         refresh=refresh if any(not run.finished for run in runs) else None,
         runs=runs,
         several=len(runs) > 1,
-        charts=[chart for group in GROUPS if (chart := _chart(group, runs, say)) is not None],
+        charts=charts_of(runs, say),
         changes=changes,
         has_changes=any(changes(run) for run in runs),
         verdicts={1: "better", -1: "worse", 0: "neither"},
@@ -98,6 +82,11 @@ def _with_names_of_their_own(runs: Sequence[Run]) -> list[Run]:
     return named
 
 
+def charts_of(runs: Sequence[Run], say: dict[str, str]) -> list[Chart]:
+    """A chart of each group of figures that a run has."""
+    return [chart for group in GROUPS if (chart := _chart(group, runs, say)) is not None]
+
+
 def _chart(group: Group, runs: Sequence[Run], say: dict[str, str]) -> Chart | None:
     lines = []
     for place, run in enumerate(runs):
@@ -106,8 +95,8 @@ def _chart(group: Group, runs: Sequence[Run], say: dict[str, str]) -> Chart | No
             if points:
                 kind = say["held_out" if held_out else "training"]
                 label = f"{run.name}, {kind}" if len(runs) > 1 else kind
-                lines.append(Line(label, points, place % NUM_COLOURS, dashed=held_out))
-    return Chart(say[group.name], lines, line_chart(say[group.name], lines, group.is_share)) if lines else None
+                lines.append(Line(label, points, place % NUM_COLOURS, "dashed" if held_out else ""))
+    return line_chart(say[group.name], lines, group.is_share) if lines else None
 
 
 def _evaluation(run: Run) -> dict[str, Any]:

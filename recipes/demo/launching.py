@@ -1,0 +1,67 @@
+"""How a demo starts its stages: every one is a command that works alone, and is printed before it runs."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from pangu_trl import cli
+from pangu_trl.runs.process import end_with_parent
+
+ROOT = Path(__file__).resolve().parents[2]
+# How `pangu-trl` ends after Ctrl-C.
+INTERRUPTED = 130
+
+
+def launch_recipe(stage: str, config: Path, options: Mapping[str, object]) -> None:
+    """Runs recipes/STAGE.py under `accelerate launch`, on CPU.
+
+    Args:
+        stage: Name of the recipe.
+        config: YAML file of its options.
+        options: Those on top of it.
+
+    Raises:
+        subprocess.CalledProcessError: It failed.
+    """
+    words = ["accelerate", "launch", "--config_file", short(ROOT / "accelerate_configs" / "cpu.yaml")]
+    words += [short(ROOT / "recipes" / f"{stage}.py"), "--config", short(config)]
+    words += [word for name, value in options.items() for word in (f"--{name}", short(value))]
+    print("$ " + " ".join(words), flush=True)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *words[2:]]
+    subprocess.run(command, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, preexec_fn=end_with_parent)
+
+
+def run_command(*words: object) -> None:
+    """Runs a `pangu-trl` command in this process, which has the imports done.
+
+    Raises:
+        SystemExit: It failed.
+        KeyboardInterrupt: It was interrupted.
+    """
+    words = [short(word) for word in words]
+    print("$ pangu-trl " + " ".join(words), flush=True)
+    exit_status = cli.main(words)
+    if exit_status == INTERRUPTED:
+        raise KeyboardInterrupt
+    if exit_status != 0:
+        raise SystemExit(f"The demo stopped: `pangu-trl {words[0]}` failed, see above.")
+
+
+def short(value: object) -> str:
+    """A path as the user would type it from here."""
+    if isinstance(value, Path) and value.is_absolute() and value.is_relative_to(Path.cwd()):
+        return str(value.relative_to(Path.cwd()))
+    return str(value)
+
+
+def move_aside(run_dir: Path) -> None:
+    """Renames a folder that holds an earlier run; nothing is overwritten."""
+    if not run_dir.exists():
+        return
+    number = 1
+    while (kept := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
+        number += 1
+    run_dir.rename(kept)
+    print(f"{short(run_dir)} held an earlier run; it is now {short(kept)}.")

@@ -1,0 +1,106 @@
+"""What a run of the real demo comes to: its figures, and whether they reach what the demo is meant to show."""
+
+import json
+import resource
+from pathlib import Path
+
+from friendly_judge import PARTS, answer_text, judge_parts
+from results import before_and_after, logged, read_log_history
+
+from pangu_trl.answers.printing import printable
+from pangu_trl.data import read_jsonl
+
+# What the demo is meant to show: the figure, and the least or most that it should be.
+TARGETS = {
+    ("reward", "pair_accuracy_after"): ("at least", 0.70),
+    ("ppo", "win_rate"): ("at least", 0.75),
+    ("ppo", "kl"): ("at most", 20.0),
+    ("ppo", "perplexity_ratio"): ("at most", 1.5),
+}
+
+
+def summarise(run_dir: Path, times: dict[str, dict[str, float]]) -> dict:
+    """Figures of a finished run.
+
+    Args:
+        run_dir: Its folder.
+        times: Seconds and CPU seconds by stage.
+    """
+    reward, ppo = (read_log_history(run_dir / stage) for stage in ("reward", "ppo"))
+    comparison, likelihoods = (
+        json.loads((run_dir / name).read_text("utf-8")) for name in ("comparison.json", "likelihoods.json")
+    )
+    start, tuned = (describe_answers(read_jsonl(run_dir / "samples" / f"{name}.jsonl")) for name in ("start", "ppo"))
+    rewards = logged(ppo, "reward/mean")
+    summary = {
+        "reward": {
+            **before_and_after(reward, "eval_pair_accuracy", "pair_accuracy"),
+            "num_pairs": logged(reward, "eval_num_pairs")[-1],
+        },
+        "ppo": {
+            "reward_before": rewards[0],
+            "reward_after": rewards[-1],
+            "judge_before": start["judge"],
+            "judge_after": tuned["judge"],
+            "win_rate": comparison["against/win_rate"],
+            "kl": likelihoods["kl"],
+            "perplexity_before": likelihoods["perplexity_start"],
+            "perplexity_after": likelihoods["perplexity_ppo"],
+            "perplexity_ratio": likelihoods["perplexity_ppo"] / likelihoods["perplexity_start"],
+        },
+        "answers": {"start": start, "ppo": tuned},
+        "seconds": round(sum(spent["seconds"] for spent in times.values()), 1),
+        "cpu_seconds": round(sum(spent["cpu_seconds"] for spent in times.values()), 1),
+        "peak_memory_gib": round(peak_memory_gib(), 2),
+        "stages": times,
+    }
+    return summary | {"targets": check_targets(summary)}
+
+
+def check_targets(summary: dict) -> dict[str, dict]:
+    """Whether each figure of `TARGETS` is what it should be, by its name in the summary."""
+    checked = {}
+    for (stage, name), (bound, limit) in TARGETS.items():
+        value = summary[stage][name]
+        is_met = value >= limit if bound == "at least" else value <= limit
+        checked[f"{stage}.{name}"] = {"value": value, bound: limit, "met": is_met}
+    return checked
+
+
+def describe_answers(records: list[dict]) -> dict[str, float]:
+    """Means over all answers of a file that has the judge's scores.
+
+    Returns:
+        `judge` and its parts; `words` of an answer; `finished`, the share that the model ended by itself; and
+        `distinct`, the share of different answers among all.
+    """
+    texts = [answer_text(response) for record in records for response in record["responses"]]
+    scores = [score for record in records for score in record["judge"]]
+    finished = [is_finished for record in records for is_finished in record["finished"]]
+    parts = [judge_parts(text) for text in texts]
+    return {
+        "judge": _mean(scores),
+        **{name: _mean([part[name] for part in parts]) for name in PARTS},
+        "words": _mean([len(text.split()) for text in texts]),
+        "finished": _mean(finished),
+        "distinct": len(set(texts)) / len(texts),
+    }
+
+
+def peak_memory_gib() -> float:
+    """Most memory that this process, or one of those that it started and that have ended, held at a time."""
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return max(peaks) / 2**20
+
+
+def show_samples(run_dir: Path, count: int = 5) -> None:
+    """Prints the first answer of both models to the first held-out prompts."""
+    start, tuned = (read_jsonl(run_dir / "samples" / f"{name}.jsonl")[:count] for name in ("start", "ppo"))
+    for before, after in zip(start, tuned, strict=True):
+        print(f"\n{printable(before['prompt'][-1]['content'])}")
+        for name, record in (("start", before), ("ppo", after)):
+            print(f"  {name:>5} {record['judge'][0]:.2f}  {printable(answer_text(record['responses'][0]))}")
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
