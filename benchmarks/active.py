@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few prompts and steps, to see that everything runs")
     parser.add_argument("--output", type=Path, help="write the figures as JSON (default: only print them)")
     args = parser.parse_args()
-    vocab_size = 300 if args.quick else 2000
+    vocab_size = 700 if args.quick else 2000
     if args.quick:
         args.seeds, args.pool, args.held_out, args.rounds, args.epochs = args.seeds[:1], 24, 8, [8, 16], 1
     transformers.logging.set_verbosity_error()
