@@ -69,7 +69,7 @@ test-newest:  ## All tests on the newest versions that pyproject.toml admits; TE
 	$(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
-	  $(TORCH) --editable '.[demo,dev,fast]'
+	  $(TORCH) --editable '.[demo,dev,docs,fast]'
 	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check --no-deps pcl-pangu==1.2.6.2
 	$(NEWEST)/bin/pip list --disable-pip-version-check
 	TORCH_EXTENSIONS_DIR=$(CURDIR)/.cache/newest-extensions $(NEWEST)/bin/python -m pytest $(SIDE_BY_SIDE) $(TESTS)
@@ -141,7 +141,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pangu_trl needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[demo,dev,fast]'
+	$(PIP) --editable '.[demo,dev,docs,fast]'
 	$(PIP) --no-deps pcl-pangu==1.2.6.2
 	touch $@
 

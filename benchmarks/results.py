@@ -127,7 +127,7 @@ def measure(args: argparse.Namespace, method: str, seed: int) -> None:
 
 def train(args: argparse.Namespace, method: str, seed: int, folder: Path) -> Path:
     """Trains a method's adapter from the demo's files, or goes on with it; gives its folder."""
-    from launching import launch_recipe
+    from stage_launching import launch_recipe
 
     from pangu_trl.runs.checkpoints import last_whole_checkpoint
 
@@ -186,7 +186,7 @@ def best_answer(record: dict[str, Any]) -> dict[str, Any]:
 
 def run_once(output: Path, command: str, *words: object) -> None:
     """Runs a `pangu-trl` command that writes a file, unless the file is there."""
-    from launching import run_command
+    from stage_launching import run_command
 
     if not output.exists():
         run_command(command, *words, "--output", output)

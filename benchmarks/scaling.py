@@ -34,9 +34,16 @@ def memory_table() -> list[str]:
     for model in MODELS:
         for path in [path for stage in STAGES for path in sorted((ROOT / "recipes" / model / stage).glob("*.yaml"))]:
             plan = _plan(path, *COLUMNS[0])
-            peaks = [f"{plan.under(_launch(*column)).peak() / GIB:.1f}" for column in COLUMNS]
+            peaks = [_peak(plan, _launch(*column)) for column in COLUMNS]
             lines.append(f"| {path.relative_to(ROOT / 'recipes')} | " + " | ".join(peaks) + " |")
     return lines
+
+
+def _peak(plan: Plan, launch: Launch) -> str:
+    if plan.settings.is_quantised and launch.shards_weights:
+        # Which nobody shards.
+        return "-"
+    return f"{plan.under(launch).peak() / GIB:.1f}"
 
 
 def traffic_table() -> list[str]:

@@ -48,6 +48,8 @@ from pangu_trl.runs.streaming import order_seed, resolve_stream
 
 logger = logging.getLogger(__name__)
 
+logger = logging.getLogger(__name__)
+
 
 def main() -> None:
     data_args, reward_args, run_args, training_args, model_args = parse_options(
@@ -60,7 +62,7 @@ def main() -> None:
             "use_peft: true, or share_backbone: none."
         )
     if not reward_args.ptx_data and training_args.ptx_coef != PPOConfig.ptx_coef:
-        raise ValueError(f"ptx_coef has no effect without ptx_data; leave it out. Got {training_args.ptx_coef!r}.")
+        logger.warning("ptx_coef %g has no effect without ptx_data.", training_args.ptx_coef)
     checkpoint = claim_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
 
     if data_args.dataset_streaming:

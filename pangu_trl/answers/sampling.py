@@ -77,9 +77,6 @@ def load_language_model(
     model, tokenizer, missing = load_with_adapter(AutoModelForCausalLM, model_id, adapter)
     if missing:
         raise ValueError(f"{model_id}: no language model, its files hold no weights for {', '.join(missing)}")
-    if any(name.endswith("ForSequenceClassification") for name in model.config.architectures or []):
-        # Where the output head is the word embedding, its files lack nothing.
-        raise ValueError(f"{model_id}: a reward model, which scores answers and writes none; give a language model")
     return model, tokenizer
 
 

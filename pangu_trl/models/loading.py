@@ -277,7 +277,7 @@ def _refuse_score_head(model_id: str, revision: str, model_kwargs: Mapping[str, 
     )
     kind = next(iter(config.architectures or ()), "")
     if kind.endswith("ForSequenceClassification"):
-        raise ValueError(f"it is a reward model or classifier ({kind}), and a language model is asked for")
+        raise ValueError(f"it is a reward model, which scores answers and writes none ({kind}); give a language model")
 
 
 @contextmanager

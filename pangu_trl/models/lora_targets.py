@@ -14,6 +14,13 @@ STATE_SPACE_LAYERS = ("conv1d", "dt_proj", "x_proj", "out_proj")
 logger = logging.getLogger(__name__)
 
 
+def resolve_single_target(config: LoraConfig) -> None:
+    """Has one name in a list of targets be a name: TRL makes a word of it, which PEFT holds against whole paths."""
+    targets = config.target_modules
+    if isinstance(targets, str) and targets != ALL_LINEAR and re.fullmatch(r"\w+", targets):
+        config.target_modules = {targets}
+
+
 def resolve_lora_targets(config: LoraConfig, model: PreTrainedModel) -> None:
     """Has LoRA reach every linear layer of the text model where no targets are named.
 
@@ -21,6 +28,7 @@ def resolve_lora_targets(config: LoraConfig, model: PreTrainedModel) -> None:
     are a vision tower, to which no text gives gradients, heads, which learn as a whole, those layers of a state space
     whose weights are read past LoRA, and linear layers that give more than a tensor, as some routers do.
     """
+    resolve_single_target(config)
     if config.target_modules is None and not config.target_parameters:
         config.target_modules = ALL_LINEAR
     if config.target_modules == ALL_LINEAR and config.exclude_modules is None:

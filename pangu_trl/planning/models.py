@@ -14,6 +14,7 @@ from trl import ModelConfig, get_peft_config
 
 from pangu_trl.gptpangu.conversion import named_config
 from pangu_trl.models.adapter_selection import can_merge
+from pangu_trl.models.lora_targets import resolve_single_target
 
 from .settings import SIZES, TINY
 
@@ -109,7 +110,9 @@ def count(
     elif lora is not None:
         options = lora | {"lora_task_type": "SEQ_CLS"} if is_scoring else lora
         with torch.device("meta"):
-            model = get_peft_model(model, get_peft_config(ModelConfig(use_peft=True, **options)))
+            adapter = get_peft_config(ModelConfig(use_peft=True, **options))
+            resolve_single_target(adapter)
+            model = get_peft_model(model, adapter)
     text = config.get_text_config()
     num_heads = text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // num_heads

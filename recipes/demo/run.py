@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 from demo_story import DEMO_STORY
-from launching import ROOT, launch_recipe, move_aside, run_command, short
 from report import plot_overview, write_report
 from results import before_and_after, logged, read_log_history
 from reviews import SplitCounts, prepare_reviews
+from stage_launching import ROOT, launch_recipe, move_aside, run_command, short
 
 from pangu_trl import GPTPanguConfig, GPTPanguForCausalLM
 from pangu_trl.answers.printing import printable

@@ -25,10 +25,10 @@ HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent / "demo"))
 
 from base_model import write_base_model  # noqa: E402
-from launching import ROOT, launch_recipe, move_aside, run_command, short  # noqa: E402
 from likelihoods import measure_likelihoods  # noqa: E402
 from real_story import REAL_STORY  # noqa: E402
 from report import write_report  # noqa: E402
+from stage_launching import ROOT, launch_recipe, move_aside, run_command, short  # noqa: E402
 from summary import show_samples, summarise  # noqa: E402
 
 from pangu_trl.runs.checkpoints import last_whole_checkpoint  # noqa: E402

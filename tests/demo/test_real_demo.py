@@ -39,7 +39,7 @@ def summary(demo_module):
 @pytest.fixture(scope="module")
 def run(demo_module):
     # Both demos are started by a `run.py`; this is the other one.
-    demo_module("launching")
+    demo_module("stage_launching")
     spec = spec_from_file_location("real_demo_run", ROOT / "recipes" / "demo_real" / "run.py")
     module = module_from_spec(spec)
     # Dataclasses look their module up.

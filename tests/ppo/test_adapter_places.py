@@ -17,6 +17,7 @@ from peft import (
     get_peft_model,
 )
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, Qwen3MoeConfig
+from trl import ModelConfig
 
 from pangu_trl.models.loading import find_base_model, lasting_name, load_merged, load_with_adapter
 from pangu_trl.models.lora_targets import check_lora_targets, resolve_lora_targets
@@ -144,3 +145,11 @@ def test_targets_that_match_nothing_are_named_with_what_there_is():
     with pytest.raises(ValueError, match="lora_target_parameters: experts.up match no weight of LlamaForCausalLM"):
         check_lora_targets(LoraConfig(target_modules=["q_proj"], target_parameters=["experts.up"]), model)
     check_lora_targets(LoraConfig(target_modules=["q_proj", "mlp.up_proj"]), copy.deepcopy(model))
+
+
+def test_a_list_of_one_name_is_that_name(policy):
+    # TRL hands on the word alone, which PEFT would hold against whole paths, and find nothing.
+    lora = LoraConfig(target_modules=ModelConfig(lora_target_modules=["q_proj"]).lora_target_modules)
+    resolve_lora_targets(lora, policy)
+    assert lora.target_modules == {"q_proj"}
+    assert get_peft_model(policy, lora).targeted_module_names == [f"transformer.h.{n}.attn.q_proj" for n in range(2)]

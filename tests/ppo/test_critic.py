@@ -120,10 +120,6 @@ def test_the_kl_coefficient_stays_while_the_policy_stands_still(make_trainer):
         (dict(critic_warmup_lam=1.0), "critic_warmup_lam has no effect without critic_warmup_steps"),
         (dict(critic_lam=1.5), "critic_lam must be between 0 and 1; got 1.5"),
         (dict(adaptive_lam_alpha=0.0), "adaptive_lam_alpha must be greater than 0"),
-        (
-            dict(advantage_estimator="reinforce_plus_plus", critic_lam=1.0),
-            "critic_lam has no effect with advantage_estimator='reinforce_plus_plus'",
-        ),
     ],
 )
 def test_options_of_the_critic_out_of_range_are_refused(tmp_path, options, message):

@@ -76,9 +76,9 @@ def test_overlong_prompts_and_texts_are_left_out_and_said_at_the_end(make_traine
         )
         trainer.train()
     # Four prompts of a rollout, four times over, in one batch; then another four are fetched ahead.
-    assert "At the end of training: 9 prompts read from the stream; 1 left out as too long." in caplog.text
+    assert "At the end of training: 9 prompts read from the stream; 1 left out as too long" in caplog.text
     # Two texts at each of four steps, in passes of seven.
-    assert "At the end of training: 10 texts read from the stream; 2 left out as too long." in caplog.text
+    assert "At the end of training: 10 texts read from the stream; 2 left out as too long" in caplog.text
 
 
 def test_token_ids_stream_and_evaluation_takes_streams(make_trainer, prompts, tokenizer):

@@ -72,7 +72,7 @@ def test_overlong_rankings_are_left_out_and_said_at_the_end(make_trainer, traine
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
     # Three batches are learnt from and one is fetched ahead, 12 rankings: all 10, and 5 of the second pass.
-    assert "At the end of training: 15 rankings read from the stream; 3 left out as too long." in caplog.text
+    assert "At the end of training: 15 rankings read from the stream; 3 left out as too long" in caplog.text
 
 
 def test_evaluation_and_prediction_take_streams(make_trainer, rankings, stream):

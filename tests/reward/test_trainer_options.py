@@ -177,7 +177,7 @@ def test_a_margin_changes_the_objective_of_training_only(make_trainer):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(loss_type="listwise"), "loss_type must be one of pairwise, plackett_luce, tokenwise; got 'listwise'"),
+        (dict(loss_type="listwise"), "loss_type must be one of pairwise, .*, tokenwise, regression; got 'listwise'"),
         (dict(margin_coefficient=-0.1), "margin_coefficient must be 0 or more; got -0.1"),
         (dict(margin_coefficient=1.0, loss_type="plackett_luce"), "margin_coefficient needs loss_type 'pairwise'"),
         (dict(prefix_sharing=True, loss_type="tokenwise"), "Switch prefix_sharing off"),

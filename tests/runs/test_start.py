@@ -191,12 +191,17 @@ def test_the_seed_decides_the_new_score_head(base, tmp_path):
 
 
 def test_a_start_without_its_weights_is_refused_by_name(tmp_path, reward_model, tokenizer):
-    # Untied, so that a reward model's folder lacks the language model's head.
+    # Untied, so that the folder of a model without that head lacks its weights.
     reward_model.config.tie_word_embeddings = False
-    reward_model.save_pretrained(tmp_path / "reward")
-    tokenizer.save_pretrained(tmp_path / "reward")
+    reward_model.transformer.save_pretrained(tmp_path / "bare")
+    tokenizer.save_pretrained(tmp_path / "bare")
     args = SimpleNamespace(seed=1, output_dir=str(tmp_path / "run"))
     with pytest.raises(ValueError, match=r"hold no weights for lm_head\.weight"):
+        load_start(AutoModelForCausalLM, ModelConfig(model_name_or_path=str(tmp_path / "bare")), args)
+    # Tied or not, a reward model is none to start from.
+    reward_model.save_pretrained(tmp_path / "reward")
+    tokenizer.save_pretrained(tmp_path / "reward")
+    with pytest.raises(ValueError, match="a reward model, which scores answers and writes none"):
         load_start(AutoModelForCausalLM, ModelConfig(model_name_or_path=str(tmp_path / "reward")), args)
 
 
