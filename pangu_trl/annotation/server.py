@@ -1,4 +1,4 @@
-"""The web server of the page: who may come in, what may be asked, and nothing else.
+"""The web server of the page: what may be asked, by whom the door lets in, and nothing else.
 
 Starlette with uvicorn, not NiceGUI: three small packages instead of thirty-five (the third is anyio, which the hub's
 client brings), and every byte that reaches the browser is a file of this folder. NiceGUI's pages need inline scripts
@@ -6,31 +6,25 @@ and a socket that stays open, which neither a strict Content-Security-Policy nor
 """
 
 import contextlib
-import hashlib
-import hmac
-import ipaddress
 import json
-import secrets
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from importlib import resources
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .address import Address
 from .desk import Desk, Elsewhere, Refusal
-from .store import Store
+from .door import Doorkeeper
 
 # All that is served besides /api/, each by its own name: no path leads anywhere else.
 PAGE_FILES = {
@@ -55,178 +49,7 @@ PAGE_FILES = {
         )
     },
 }
-HEADERS = {
-    # Trusted Types: no script of ours can turn a text into HTML, even by mistake.
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
-    "trusted-types 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "same-origin",
-    "Cache-Control": "no-store",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
-}
 LARGEST_BODY = 1 << 20
-SESSION_DAYS = 30
-_ENTRANCE = (
-    '<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=./">'
-    '<title>pangu-trl annotate</title><link rel="icon" href="icon.svg" type="image/svg+xml">'
-    '<a href="./">Go on to the page</a>'
-)
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where the server listens, and how browsers call it.
-
-    Attributes:
-        host: The address that it listens on.
-        port: The port; 0 takes a free one.
-        public_url: What browsers see where a proxy stands between; None for the server itself.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8765
-    public_url: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.public_url is not None:
-            parts = urlsplit(self.public_url)
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-                raise ValueError(
-                    f"the public URL must be an address as https://rank.example.org/; got {self.public_url!r}"
-                )
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine reaches it."""
-        return self.host == "localhost" or (_is_ip(self.host) and ipaddress.ip_address(self.host).is_loopback)
-
-    @property
-    def is_encrypted(self) -> bool:
-        """Whether browsers come by HTTPS."""
-        return self.public_url is not None and self.public_url.startswith("https:")
-
-    def link(self, port: int) -> str:
-        """The page's address, with a slash at its end."""
-        if self.public_url is not None:
-            return self.public_url.rstrip("/") + "/"
-        host = _own_address() if self.host in ("0.0.0.0", "::") else self.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-
-    def admits(self, host: str, reached: str | None) -> bool:
-        """Whether a request may name this host: by another name a foreign page would read what is ours (rebinding).
-
-        Args:
-            host: The name, without the port, which a tunnel may change.
-            reached: Address of this machine that the request came in at.
-        """
-        names = {self.host.lower(), *LOOPBACK_NAMES}
-        if self.public_url is not None:
-            names.add(urlsplit(self.public_url).hostname)
-        if not self.is_loopback:
-            names |= {socket.gethostname().lower(), socket.getfqdn().lower(), (reached or "").lower()}
-        return host.lower() in names
-
-
-class Doorkeeper:
-    """Lets a request through if it names this server, comes from its own page, and brings a session.
-
-    Args:
-        app: What is behind the door.
-        address: How the server is called.
-        store: Where sessions are kept, as digests.
-        annotators: Who may come in.
-    """
-
-    def __init__(self, app: ASGIApp, address: Address, store: Store, annotators: Sequence[str]) -> None:
-        self.app, self.address, self.store = app, address, store
-        self.tokens = {name: secrets.token_urlsafe(24) for name in annotators}
-        since = datetime.now(UTC) - timedelta(days=SESSION_DAYS)
-        self._sessions = store.sessions(since.strftime("%Y-%m-%dT%H:%M:%SZ"))
-        # Cookies know no ports: two servers on one machine need two names.
-        self.cookie = f"pangu_annotate_{_digest(str(store.path.resolve()))[:8]}"
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            return await self.app(scope, receive, send)
-        if scope["type"] != "http":
-            # No page of ours opens a socket.
-            return await send({"type": "websocket.close", "code": 1008})
-
-        async def send_with_headers(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [
-                    *message["headers"],
-                    *((k.lower().encode(), v.encode()) for k, v in HEADERS.items()),
-                ]
-            await send(message)
-
-        request = Request(scope, receive)
-        refusal = self._refusal(request)
-        if refusal is not None:
-            return await PlainTextResponse(refusal, 403)(scope, receive, send_with_headers)
-        token = request.query_params.get("token")
-        if token is not None and scope["path"] == "/" and scope["method"] == "GET":
-            response = await run_in_threadpool(self._let_in, token)
-            return await response(scope, receive, send_with_headers)
-        annotator = self._annotator(request.cookies.get(self.cookie, ""))
-        if annotator is None:
-            refusal = "403: this page opens by the link that `pangu-trl annotate` printed when it was started.\n"
-            return await PlainTextResponse(refusal, 403)(scope, receive, send_with_headers)
-        scope["annotator"] = annotator
-        await self.app(scope, receive, send_with_headers)
-
-    def _refusal(self, request: Request) -> str | None:
-        hosts = request.headers.getlist("host")
-        host = _host_name(hosts[0]) if len(hosts) == 1 else None
-        reached = (request.scope.get("server") or (None,))[0]
-        if host is None or not self.address.admits(host, reached):
-            return "403: this server has another name; a proxy's is told to it with --public-url.\n"
-        for origin in request.headers.getlist("origin"):
-            public = self.address.public_url
-            if origin != f"{request.scope['scheme']}://{hosts[0]}" and (public is None or origin != _origin(public)):
-                return "403: the request comes from another site.\n"
-        if (
-            request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
-            and request.scope["path"] != "/"
-        ):
-            return "403: the request comes from another site.\n"
-        return None
-
-    def _let_in(self, token: str) -> Response:
-        found = None
-        for name, expected in self.tokens.items():
-            # All of them, so that the time tells nothing.
-            if hmac.compare_digest(token.encode(), expected.encode()):
-                found = name
-        if found is None:
-            return PlainTextResponse(
-                "403: this link is of an earlier start. Use the one that `pangu-trl annotate` printed last.\n", 403
-            )
-        cookie = secrets.token_urlsafe(32)
-        self.store.add_session(_digest(cookie), found)
-        self._sessions[_digest(cookie)] = found
-        # To the address without the token, which history and screenshots would keep. Not by a redirect: the browser
-        # counts that as coming from wherever the link was clicked, and keeps a strict cookie back.
-        response = HTMLResponse(_ENTRANCE)
-        response.set_cookie(
-            self.cookie,
-            cookie,
-            max_age=SESSION_DAYS * 86400,
-            httponly=True,
-            samesite="strict",
-            secure=self.address.is_encrypted,
-        )
-        return response
-
-    def _annotator(self, cookie: str) -> str | None:
-        """Whose session it is; found by its digest, so that time tells nothing of the cookie."""
-        annotator = self._sessions.get(_digest(cookie))
-        return annotator if annotator in self.tokens else None
 
 
 def make_app(desk: Desk, address: Address, annotators: Sequence[str]) -> Doorkeeper:
@@ -384,41 +207,3 @@ def _page_file(name: str, kind: str) -> Callable[[Request], Response]:
 
 def _json(content: Any, status: int = 200) -> Response:
     return Response(json.dumps(content, allow_nan=False), status, media_type="application/json")
-
-
-def _digest(cookie: str) -> str:
-    return hashlib.sha256(cookie.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _host_name(header: str) -> str | None:
-    """The name in a Host header, without port and brackets; None if it is no such thing."""
-    try:
-        parts = urlsplit(f"//{header}")
-        parts.port  # noqa: B018 - raises for what is no port
-    except ValueError:
-        return None
-    return parts.hostname if parts.netloc == header and "@" not in header else None
-
-
-def _own_address() -> str:
-    """The address of this machine that others on its network reach; its name if it has none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            # Asks the system for a way to there, an address for documentation, and sends nothing.
-            probe.connect(("192.0.2.1", 9))
-            return probe.getsockname()[0]
-        except OSError:
-            return socket.gethostname()
-
-
-def _origin(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}"
-
-
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

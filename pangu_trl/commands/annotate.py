@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from .options import add_batch_size, add_judge_option, add_output, note, refuse_existing
 
 if TYPE_CHECKING:
+    from pangu_trl.annotation.address import Address
     from pangu_trl.annotation.dealing import Deck
     from pangu_trl.annotation.prompts import AnswersFile
-    from pangu_trl.annotation.server import Address
     from pangu_trl.annotation.store import Store
 
 SUMMARY = "rank the answers of a file on a page of your own"
@@ -81,10 +81,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     _refuse(args)
+    from pangu_trl.annotation.address import Address
     from pangu_trl.annotation.attributes import read_attributes
     from pangu_trl.annotation.desk import Desk
     from pangu_trl.annotation.prompts import AnswersFile
-    from pangu_trl.annotation.server import Address, Server, make_app
+    from pangu_trl.annotation.server import Server, make_app
     from pangu_trl.annotation.store import Store, store_path
 
     from . import export_annotations

@@ -15,6 +15,7 @@ import pytest
 from annotation_place import records, write
 
 from pangu_trl.annotation.store import read_decisions
+from pangu_trl.cli import main
 
 pytest.importorskip("starlette", reason="the page is an extra: pip install 'pangu_trl[annotate]'")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
@@ -259,6 +260,25 @@ def test_sixty_prompts_by_keys_and_by_mouse_are_kept_as_they_were_ranked(serve, 
     assert all(0 < decision.seconds < 600 for decision in decisions)
     assert page.complaints == []
     assert {urlsplit(url).netloc for url in page.asked} == {f"127.0.0.1:{server.port}"}
+    # And what the reward stage gets of it, by the command; the server still runs.
+    output = place.path.with_name("rankings.jsonl")
+    assert main(["export-annotations", str(place.path), "--output", str(output)]) == 0
+    exported = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+    ranked = {line: said for line, said in sorted(expected.items()) if said[0]}
+    assert len(ranked) == 58
+    assert [record["prompt"] for record in exported] == [f"question {line - 1}" for line in ranked]
+    for record, (line, (ranks, comment)) in zip(exported, ranked.items(), strict=True):
+        assert record["responses"] == [f"p{line - 1}-a{answer}" for answer in range(num_answers)]
+        assert record["scores"] == _scores(ranks)
+        assert record["invalid_votes"] == [int(rank is None) for rank in ranks]
+        assert (record["annotators"], record["comments"]) == (["ann"], [comment])
+
+
+def _scores(ranks):
+    """How many answers each one beats, a tie by half; an invalid one beats nothing and ties with its like."""
+    worst = len(ranks) + 1
+    ranks = [worst if rank is None else rank for rank in ranks]
+    return [sum((rank < other) + 0.5 * (rank == other) for other in ranks) - 0.5 for rank in ranks]
 
 
 def test_a_finger_drags_and_taps(serve, visit, place):

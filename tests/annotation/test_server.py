@@ -17,7 +17,8 @@ pytest.importorskip("starlette", reason="the page is an extra: pip install 'pang
 from starlette.testclient import TestClient
 
 from pangu_trl.annotation import server
-from pangu_trl.annotation.server import PAGE_FILES, Address, Server, make_app
+from pangu_trl.annotation.address import Address
+from pangu_trl.annotation.server import PAGE_FILES, Server, make_app
 from pangu_trl.annotation.store import Store, read_decisions, store_path
 from pangu_trl.cli import main
 
