@@ -30,7 +30,6 @@ from pangu_trl.gptpangu.vocabulary_training import train_vocabulary
 
 JUDGE = f"{ROOT / 'recipes' / 'demo' / 'judge.py'}:sentiment"
 NUM_ANSWERS = 4
-SEED = 0
 
 
 @dataclass(frozen=True)
@@ -92,10 +91,11 @@ class Demo:
     Args:
         run_dir: Folder of the run, new.
         size: How much of everything.
+        seed: Of all that is drawn: the split of the reviews, the first weights, the answers, the order of training.
     """
 
-    def __init__(self, run_dir: Path, size: Size) -> None:
-        self.run_dir, self.size = run_dir, size
+    def __init__(self, run_dir: Path, size: Size, seed: int = 0) -> None:
+        self.run_dir, self.size, self.seed = run_dir, size, seed
         self.data, self.samples = run_dir / "data", run_dir / "samples"
         self.stage_seconds: dict[str, float] = {}
 
@@ -107,7 +107,7 @@ class Demo:
             self._train("sft", model_name_or_path="base")
         with self._stage("rank"):
             for split in ("train", "test"):
-                self._sample("sft", f"prompts.reward_{split}", f"ranking_samples.{split}", seed=SEED)
+                self._sample("sft", f"prompts.reward_{split}", f"ranking_samples.{split}", self.seed)
                 self._score(f"ranking_samples.{split}", f"ranked.{split}", JUDGE)
         with self._stage("reward"):
             self._train("reward", model_name_or_path="base")
@@ -116,7 +116,7 @@ class Demo:
             self._train("ppo", model_name_or_path="sft", reward_model="reward")
         with self._stage("judge"):
             for model in ("base", "sft", "ppo"):
-                self._sample(model, "prompts.judge", f"{model}.unscored", seed=SEED + 1)
+                self._sample(model, "prompts.judge", f"{model}.unscored", self.seed + 1)
                 self._score(f"{model}.unscored", model, JUDGE, column="judge")
             against = ("--against", self._samples("sft"), "--score-column", "judge")
             run_command("evaluate", self._samples("ppo"), *against)
@@ -124,12 +124,12 @@ class Demo:
 
     def prepare(self) -> None:
         """Cuts the reviews into openings and completions, trains the vocabulary, makes a model of random weights."""
-        report = prepare_reviews(self.data, self.size.counts, SEED)
+        report = prepare_reviews(self.data, self.size.counts, self.seed)
         print(f"reviews: {report['lines']} lines, left out {report['left_out']}, records {report['records']}")
         reviews = read_jsonl(self.data / "demonstrations.train.jsonl")
         texts = [review["prompt"] + review["completion"] for review in reviews]
         tokenizer = train_vocabulary(texts, self.run_dir / "base", self.size.vocabulary)
-        torch.manual_seed(SEED)
+        torch.manual_seed(self.seed)
         config = GPTPanguConfig(
             vocab_size=len(tokenizer),
             hidden_size=self.size.hidden_size,
@@ -157,6 +157,8 @@ class Demo:
             "train_data": train_data,
             "eval_data": eval_data,
             "output_dir": self.run_dir / stage,
+            # 42 is what the recipes have.
+            "seed": 42 + self.seed,
             **self.size.overrides.get(stage, {}),
         }
         launch_recipe(stage, ROOT / f"recipes/demo/{stage}.yaml", options)
@@ -229,9 +231,10 @@ def main() -> None:
     parser.add_argument(
         "--run-dir", type=Path, default=Path("runs/demo"), help="folder of the run (default: %(default)s)"
     )
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: %(default)s)")
     args = parser.parse_args()
     move_aside(args.run_dir)
-    demo = Demo(args.run_dir, SIZES[args.steps])
+    demo = Demo(args.run_dir, SIZES[args.steps], args.seed)
     started = time.perf_counter()
     try:
         summary = demo.run()
