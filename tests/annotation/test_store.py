@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from pangu_trl.annotation import store as store_module
 from pangu_trl.annotation.decisions import Decision
 from pangu_trl.annotation.store import AlreadyDecided, Store, read_decisions, store_path
 
@@ -63,7 +64,9 @@ def test_a_request_that_is_sent_again_is_kept_once(path):
     assert read_decisions(path)[0] == RANKED
 
 
-def test_what_is_undone_counts_no_longer_and_stays_in_the_file(path):
+def test_what_is_undone_counts_no_longer_and_stays_in_the_file(path, monkeypatch):
+    times = iter(["2026-01-02T00:00:00Z", "2026-01-02T00:00:01Z"])
+    monkeypatch.setattr(store_module, "now", lambda: next(times))
     with Store(path) as store:
         number = store.add(RANKED, "one")
         with pytest.raises(LookupError):
@@ -74,8 +77,9 @@ def test_what_is_undone_counts_no_longer_and_stays_in_the_file(path):
         assert store.add(again, "two") == number + 1
     assert read_decisions(path) == [again]
     with sqlite3.connect(path) as connection:
-        rows = connection.execute("SELECT ranks, undone_at IS NULL FROM decisions ORDER BY number").fetchall()
-    assert rows == [("[2, null, 1, 2]", 0), ("[1, 1, 1, 1]", 1)]
+        rows = connection.execute("SELECT ranks, undone_at FROM decisions ORDER BY number").fetchall()
+    # The time of the first time that it was said.
+    assert rows == [("[2, null, 1, 2]", "2026-01-02T00:00:00Z"), ("[1, 1, 1, 1]", None)]
 
 
 def test_the_seed_is_kept_and_no_other_is_taken(path):
@@ -148,6 +152,7 @@ def test_names_with_signs_of_addresses_are_names(tmp_path):
 HOLDER = """
 import sys
 from dataclasses import replace
+from pangu_trl.annotation import store as store_module
 from pangu_trl.annotation.decisions import Decision
 from pangu_trl.annotation.store import Store
 store = Store(sys.argv[1])
