@@ -127,8 +127,6 @@ class Desk:
             try:
                 number = self.store.add(decision, _request(said.get("request")))
             except AlreadyDecided as error:
-                if turn == seat.turn:
-                    seat.turn = None
                 raise Elsewhere(str(error)) from error
             if all(one.number != number for one in reversed(seat.own)) and not self.store.is_undone(number):
                 self._count(Kept(number, decision))
@@ -179,7 +177,8 @@ class Desk:
         return {"text": parts[part]["text"][start : start + PIECE]}
 
     def _turns(self, annotator: str) -> Any:
-        held = {seat.turn.prompt for name, seat in self._seats.items() if name != annotator and seat.turn is not None}
+        # Of the others: who is dealt a prompt has none.
+        held = {seat.turn.prompt for seat in self._seats.values() if seat.turn is not None}
         own = [one.decision for one in self._seats[annotator].own]
         return deal(self.deck, annotator, own, self._ranked.keys(), self._everybody, held)
 

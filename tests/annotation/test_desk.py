@@ -97,6 +97,24 @@ def test_undo_brings_the_prompt_back_as_it_was_and_once(place):
     assert len(read_decisions(place.store)) == 1
 
 
+def test_a_hidden_repeat_stays_one_after_a_restart_and_an_undo(place):
+    write(place.path, records(2))
+    desk = place.open(repeats=1.0)
+    for _ in range(2):
+        desk.decide("ann", _say(desk.state("ann"), [1, 2, 3, 4]))
+    state = desk.state("ann")
+    firsts = {decision.prompt for decision in read_decisions(place.store)}
+    desk = place.open(repeats=1.0)
+    # Nobody has looked since: the desk has to find out which page this was.
+    desk.decide("ann", _say(state, [4, 3, 2, 1]))
+    again = read_decisions(place.store)[-1]
+    assert (again.repeat, again.prompt in firsts) == (1, True)
+    desk.undo("ann", desk.state("ann")["last"])
+    assert desk.state("ann")["page"]["id"] == state["page"]["id"]
+    desk.decide("ann", _say(desk.state("ann"), [1, 1, 1, 1]))
+    assert [decision.repeat for decision in read_decisions(place.store)] == [0, 0, 1]
+
+
 def test_a_request_from_before_an_undo_does_not_bring_it_back(place):
     desk = place.open()
     said = _say(desk.state("ann"), [1, 2, 3, 4])
@@ -233,6 +251,7 @@ def test_long_texts_come_in_pieces_that_are_the_whole(place):
     part = page["answers"][which][0]
     assert (part["length"], part["shown"]) == (250_010, 20_000)
     read = part["text"]
+    assert len(desk.piece("ann", page["id"], which, 0, len(read))["text"]) == 100_000
     while len(read) < part["length"]:
         read += desk.piece("ann", page["id"], which, 0, len(read))["text"]
     assert read == text

@@ -72,6 +72,9 @@ def test_invalid_answers_come_last_or_go():
     # Of two answers: places 2, 1; 1, 2; 1, 2.
     assert record["scores"] == pytest.approx([2 / 3, 1 / 3])
     assert record["invalid_votes"] == [1, 0]
+    # Half of the two.
+    found = make_rankings(ANSWERS, [decide("ann", 0, (1, 2, 3)), decide("bob", 0, (1, None, 2))], invalid="drop")
+    assert [record["responses"] for record in found.records] == [["a", "c"]]
 
 
 def test_what_is_left_with_one_answer_is_left_out():
