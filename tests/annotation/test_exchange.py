@@ -69,7 +69,8 @@ def annotated(draw):
                 comment=draw(TEXT),
                 attributes={"true": tuple(draw(st.lists(st.integers(1, 5), min_size=size, max_size=size)))},
             )
-            decisions += [decision] if draw(st.booleans()) else [decision, replace(decision, repeat=1)]
+            again = replace(decision, repeat=1, ranks=decision.ranks[::-1])
+            decisions += [decision] if draw(st.booleans()) else [decision, again]
     return Answers(records, [f"answers.jsonl:{line}" for line in range(1, len(records) + 1)]), decisions
 
 
