@@ -10,9 +10,9 @@ as JSON lines; then reads them in processes of their own, so that each peak of m
 - ours: `load_records`, which checks every record and writes the cache; the same again, which finds the cache;
   `tokenize_demonstrations`; `stream_records`, read once through; `pangu-trl check-data`, near duplicates included.
 
-Seconds are by the clock, memory is the most that the process held, the imports (about 600 MB with torch) included. The
-last two columns compare each step of ours with that of `datasets` in the same run. The load of the machine is printed,
-since figures under load are none.
+Seconds are by the clock and of CPU, of the step with the processes that it started; where other programs run, only those
+of CPU say something. Memory is the most that one process held, the imports (about 600 MB with torch) included. The
+last columns compare each step of ours with that of `datasets` in the same run.
 """
 
 import argparse
@@ -53,8 +53,10 @@ def main() -> None:
         train_tokenizer(Path(folder))
         load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
         print(f"{args.records:,} records, {file.stat().st_size / 2**20:,.0f} MB; {os.cpu_count()} cores, load {load}")
-        print("| step | seconds | records/s | peak memory, MB | time / `datasets` | memory / `datasets` |")
-        print("|---|---|---|---|---|---|")
+        print(
+            "| step | seconds | CPU seconds | records/s of CPU | peak memory, MB | CPU / `datasets` | memory / `datasets` |"
+        )
+        print("|---|---|---|---|---|---|---|")
         measured: dict[str, tuple[float, float]] = {}
         for step, (name, peer) in STEPS.items():
             command = [sys.executable, __file__, "--step", step, "--folder", folder, "--num-proc", str(args.num_proc)]
@@ -63,13 +65,17 @@ def main() -> None:
                 "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
             }
             result = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-            seconds, peak = measured[step] = json.loads(result.stdout.splitlines()[-1])
+            seconds, cpu, peak = json.loads(result.stdout.splitlines()[-1])
+            measured[step] = (cpu, peak)
             ratios = (
-                "|"
+                " | "
                 if peer is None
                 else " | ".join(f"{one / two:.2f}" for one, two in zip(measured[step], measured[peer], strict=True))
             )
-            print(f"| {name} | {seconds:.1f} | {args.records / seconds:,.0f} | {peak:,.0f} | {ratios} |", flush=True)
+            print(
+                f"| {name} | {seconds:.1f} | {cpu:.1f} | {args.records / cpu:,.0f} | {peak:,.0f} | {ratios} |",
+                flush=True,
+            )
 
 
 # What is measured, and the step of `datasets` that it is compared with.
@@ -85,7 +91,7 @@ STEPS = {
 
 
 def run_step(step: str, folder: Path, num_proc: int) -> None:
-    """Runs one step, and prints its seconds and the peak of this process and its workers together in MB."""
+    """Runs one step; prints its seconds by the clock and of CPU, and the highest peak of its processes in MB."""
     import datasets
     from transformers import AutoTokenizer
 
@@ -118,11 +124,17 @@ def run_step(step: str, folder: Path, num_proc: int) -> None:
         "check": lambda: lambda: check_source(file, CheckOptions(), print),
     }
     action = actions[step]()
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), _cpu_seconds()
     action()
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, _cpu_seconds() - cpu_start
     peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    print(json.dumps([seconds, max(peaks)]))
+    print(json.dumps([seconds, cpu, max(peaks)]))
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and of those that it started and that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _encoding(dataset: Any, encode: Callable[..., Any], num_proc: int) -> Callable[[], Any]:
