@@ -10,9 +10,9 @@ as JSON lines; then reads them in processes of their own, so that each peak of m
 - ours: `load_records`, which checks every record and writes the cache; the same again, which finds the cache;
   `tokenize_demonstrations`; `stream_records`, read once through; `pangu-trl check-data`, near duplicates included.
 
-Seconds are by the clock and of CPU, of the step with the processes that it started; where other programs run, only those
-of CPU say something. Memory is the most that one process held, the imports (about 600 MB with torch) included. The
-last columns compare each step of ours with that of `datasets` in the same run.
+Seconds are by the clock and of CPU, of the step with the processes that it started; where other programs run, only
+those of CPU say something. Memory is the most that one process held, the imports (about 600 MB with torch) included.
+The last columns compare each step of ours with that of `datasets` in the same run.
 """
 
 import argparse
@@ -53,9 +53,7 @@ def main() -> None:
         train_tokenizer(Path(folder))
         load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
         print(f"{args.records:,} records, {file.stat().st_size / 2**20:,.0f} MB; {os.cpu_count()} cores, load {load}")
-        print(
-            "| step | seconds | CPU seconds | records/s of CPU | peak memory, MB | CPU / `datasets` | memory / `datasets` |"
-        )
+        print("| step | seconds | CPU seconds | records/s of CPU | peak, MB | CPU / `datasets` | memory / `datasets` |")
         print("|---|---|---|---|---|---|---|")
         measured: dict[str, tuple[float, float]] = {}
         for step, (name, peer) in STEPS.items():
