@@ -13,8 +13,8 @@ from pangu_trl.runs.shipped import shipped
 SUMMARY = "write a commented YAML file of a stage to start from"
 EXAMPLE = "pangu-trl init my-run --stage ppo --model runs/sft --reward-model runs/reward --data prompts.jsonl"
 
-# The settings of the shipped recipes to start from; the sizes differ in batches, lengths and rates.
-_SIZES = ("tiny", "pangu-350m", "pangu-2.6b", "pangu-13b")
+# The settings of the shipped recipes to start from; those of GPTPangu differ by its size in batches, lengths and rates.
+_SIZES = ("generic", "tiny", "pangu-350m", "pangu-2.6b", "pangu-13b")
 _WIDTH = 100
 
 
@@ -30,8 +30,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size",
         choices=_SIZES,
-        default="tiny",
-        help="whose settings to start from: those of the recipes for this size (default: %(default)s)",
+        default="generic",
+        help="whose settings to start from: those for any causal language model, or for a size of GPTPangu "
+        "(default: %(default)s)",
     )
     parser.add_argument("--method", choices=("full", "lora"), default="full", help="default: %(default)s")
 
@@ -73,7 +74,9 @@ def _text(args: argparse.Namespace, settings: dict[str, Any], helps: dict[str, s
         f"# All options: pangu-trl {args.stage} --help",
     ]
     for name, value in settings.items():
-        lines += ["", *textwrap.wrap(helps[name], _WIDTH, initial_indent="# ", subsequent_indent="# ")]
+        # The help is written for argparse, to which % means something.
+        comment = helps[name].replace("%%", "%")
+        lines += ["", *textwrap.wrap(comment, _WIDTH, initial_indent="# ", subsequent_indent="# ")]
         lines.append(f"# {name}:" if value is None else f"{name}: {_yaml(value)}")
     return "\n".join(lines) + "\n"
 

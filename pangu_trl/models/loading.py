@@ -4,6 +4,7 @@
 frozen, which looks like a model to train and learns nothing; everything here goes through PEFT instead.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,9 @@ from transformers.utils import cached_file, find_adapter_config_file
 from .adapter_kinds import check_padding_is_unseen
 from .vocabulary import check_vocabulary
 from .weight_files import refuse_broken_weights, refuse_pointers
+
+# PEFT asks transformers for it at every adapter, and nobody who loads one can mend that.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 def load_with_adapter(

@@ -334,7 +334,8 @@ def check_launch(args: PPOConfig, num_prompts: int | None, is_deepspeed_enabled:
     if num_prompts is not None and num_prompts < prompts_needed:
         raise ValueError(
             "PPOTrainer: one rollout needs per_device_train_batch_size * num_rollout_batches / num_generations * ranks "
-            f"= {prompts_needed} prompts; the training set has {num_prompts}."
+            f"= {prompts_needed} prompts; the training set has {num_prompts}. Give it more, or lower one "
+            "of the first two."
         )
 
 

@@ -30,7 +30,8 @@ def main() -> None:
         ("reward", "run/sft"),
         ("ppo", "run/sft", "--reward-model", "run/reward"),
     ):
-        run(folder, "init", "run", "--stage", stage, "--model", model, "--data", f"{stage}.jsonl", *options)
+        options = ["--data", f"{stage}.jsonl", "--size", "tiny", *options]
+        run(folder, "init", "run", "--stage", stage, "--model", model, *options)
         steps = ["--max_steps", "2", "--per_device_train_batch_size", "2"]
         run(folder, stage, "--config", f"run/{stage}.yaml", "--accelerate", "cpu", *steps)
         assert list((folder / "run" / stage).glob("*.safetensors")), stage
