@@ -1,6 +1,7 @@
 """Numbers of a model that memory depends on, counted on the model itself without its weights."""
 
 import copy
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +86,7 @@ def load_config(model: str) -> PreTrainedConfig:
 def count(
     config: PreTrainedConfig, is_scoring: bool = False, lora: dict[str, Any] | None = None, trains: bool = True
 ) -> ModelShape:
-    """Builds the model on the meta device and counts.
+    """Builds the model on the meta device and counts; asked again, as advice is by trial, it knows.
 
     Args:
         config: Configuration of the language model.
@@ -93,6 +94,16 @@ def count(
         lora: The options of LoRA as TRL's ModelConfig has them; None trains all weights.
         trains: False for a model that is only asked.
     """
+    question = (type(config), config.to_json_string(use_diff=False), is_scoring, json.dumps(lora, default=str), trains)
+    if question not in _counted:
+        _counted[question] = _count(config, is_scoring, lora, trains)
+    return _counted[question]
+
+
+_counted: dict[tuple[Any, ...], ModelShape] = {}
+
+
+def _count(config: PreTrainedConfig, is_scoring: bool, lora: dict[str, Any] | None, trains: bool) -> ModelShape:
     auto_class = AutoModelForSequenceClassification if is_scoring else AutoModelForCausalLM
     if is_scoring:
         config = copy.deepcopy(config)
