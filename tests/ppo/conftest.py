@@ -42,7 +42,7 @@ def reward_adapter(policy, tiny_config, tokenizer, tmp_path) -> Path:
 
 
 @pytest.fixture
-def make_trainer(policy, reward_model, reward_adapter, tokenizer, prompts, tmp_path):
+def make_trainer(request, policy, reward_model, tokenizer, prompts, tmp_path):
     """Builds trainers on equal copies of the same models; options change the configuration."""
 
     def make(layout: str = "full", models: dict | None = None, data=None, **options) -> PPOTrainer:
@@ -66,9 +66,10 @@ def make_trainer(policy, reward_model, reward_adapter, tokenizer, prompts, tmp_p
         )
         if options.get("advantage_estimator", "gae") == "gae":
             defaults["critic_learning_rate"] = 3e-3
+        adapter = request.getfixturevalue("reward_adapter") if layout == "one backbone" else None
         arguments = dict(
             model=copy.deepcopy(policy),
-            reward_model=reward_adapter if layout == "one backbone" else copy.deepcopy(reward_model),
+            reward_model=adapter or copy.deepcopy(reward_model),
             train_dataset=prompts if data is None else data,
             eval_dataset=prompts,
             processing_class=tokenizer,
