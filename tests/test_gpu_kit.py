@@ -25,6 +25,8 @@ def table(tmp_path_factory):
     return finished.stdout, {(row["part"], row["case"]): row for row in json.loads(output.read_text())["rows"]}
 
 
+# Twenty models one after the other.
+@pytest.mark.slow
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="says what a CPU gives")
 def test_every_part_gives_figures_or_says_why_not(table):
     printed, rows = table

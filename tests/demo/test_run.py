@@ -11,6 +11,7 @@ import pytest
 from pangu_trl.data import read_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
+takes_fifteen_processes = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,7 @@ def finished(tmp_path_factory):
     return run_dir, result.stdout
 
 
+@takes_fifteen_processes
 def test_summary_has_every_figure(finished):
     run_dir, _ = finished
     summary = json.loads((run_dir / "summary.json").read_text())
@@ -45,6 +47,7 @@ def test_summary_has_every_figure(finished):
     assert all(0 <= summary["ppo"][f"judge_{when}"] <= 1 for when in ("before", "after"))
 
 
+@takes_fifteen_processes
 def test_judged_samples_keep_all_answers_of_every_stage(finished):
     run_dir, _ = finished
     summary = json.loads((run_dir / "summary.json").read_text())
@@ -56,6 +59,7 @@ def test_judged_samples_keep_all_answers_of_every_stage(finished):
         assert summary["ppo"][name] == pytest.approx(sum(scores) / len(scores))
 
 
+@takes_fifteen_processes
 def test_held_out_openings_are_in_no_training_file(finished):
     run_dir, _ = finished
     files = {path.name: {record["prompt"] for record in read_jsonl(path)} for path in (run_dir / "data").iterdir()}
@@ -66,6 +70,7 @@ def test_held_out_openings_are_in_no_training_file(finished):
             assert not files[one] & files[other], (one, other)
 
 
+@takes_fifteen_processes
 def test_report_and_overview_are_written(finished):
     run_dir, printed = finished
     page = (run_dir / "report.html").read_text("utf-8")
@@ -75,6 +80,7 @@ def test_report_and_overview_are_written(finished):
     assert "$ accelerate launch" in printed and "$ pangu-trl sample" in printed
 
 
+@takes_fifteen_processes
 def test_an_earlier_run_is_kept_under_another_name(finished):
     run_dir, printed = finished
     assert run_dir.with_name("demo.1").joinpath("summary.json").read_text() == "an earlier run"

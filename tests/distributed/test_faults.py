@@ -17,7 +17,7 @@ STEPS = dict(max_steps=4, save_steps=2, save_total_limit=1)
 CHECKPOINTS = ["checkpoint-2", "checkpoint-4"]
 
 
-@pytest.fixture(params=["sft", pytest.param("ppo", marks=pytest.mark.slow)])
+@pytest.fixture(params=["sft", "ppo"])
 def stage(request) -> str:
     return request.param
 
@@ -50,6 +50,7 @@ def assert_resumes_to(whole: Path, workspace: Path, stage: str, options: dict) -
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-4"]
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_run_which_resumes_to_the_same_weights(workspace, stage_options, stage, uninterrupted):
     options = stage_options(stage, workspace / f"killed-{stage}", **STEPS)
     said = fail(workspace, stage, options, "kill:3:1")
