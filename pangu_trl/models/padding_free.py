@@ -18,7 +18,7 @@ OPTION = "padding_free"
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """The N real tokens of a padded batch (B, T), row behind row.
+    """The N real tokens of a padded batch (B, T), row behind row, and padding that is to be computed.
 
     Attributes:
         input_ids: Tokens, (1, N).
@@ -33,14 +33,28 @@ class PackedBatch:
     places: Tensor
 
     @classmethod
-    def of(cls, input_ids: Tensor, attention_mask: Tensor) -> "PackedBatch":
-        """Takes the padding out of a batch, which may stand on either side; both (B, T)."""
+    def of(
+        cls, input_ids: Tensor, attention_mask: Tensor, kept: Tensor | None = None, padding_counts: bool = False
+    ) -> "PackedBatch":
+        """Takes the padding out of a batch, which may stand on either side; both (B, T).
+
+        Args:
+            input_ids: Tokens, (B, T).
+            attention_mask: 1 for real tokens, (B, T).
+            kept: True for the real tokens and for padding behind them that is to be computed, (B, T); None for none.
+            padding_counts: Whether positions go on in such padding; otherwise it has that of the last real token.
+        """
         real = attention_mask.bool()
-        lengths = real.sum(dim=1).tolist()
-        positions = (real.long().cumsum(dim=1) - 1)[real]
-        places = (real.flatten().long().cumsum(dim=0) - 1).clamp(min=0).view_as(attention_mask)
-        layout = PackedLayout((tuple((length,) for length in lengths if length),), sum(lengths))
-        return cls(input_ids[real].unsqueeze(0), positions.unsqueeze(0), layout, places)
+        kept = real if kept is None else kept
+        counted = kept if padding_counts else real
+        lengths = [
+            (n, rest) for n, rest in zip(real.sum(dim=1).tolist(), (kept & ~real).sum(dim=1).tolist(), strict=True) if n
+        ]
+        layout = PackedLayout(
+            (tuple((n,) for n, _ in lengths),), int(kept.sum()), (tuple(rest for _, rest in lengths),)
+        )
+        positions = (counted.long().cumsum(dim=1) - 1)[kept]
+        return cls(input_ids[kept].unsqueeze(0), positions.unsqueeze(0), layout, _places(kept))
 
     def arguments(self, model: nn.Module) -> dict[str, Any]:
         """What `forward` of a model, or of its backbone, takes."""
@@ -53,12 +67,26 @@ def is_padding_free(model: nn.Module) -> bool:
     return getattr(innermost(model), "is_padding_free", False)
 
 
-def make_padding_free(model: nn.Module, max_length: int, compute: Callable[[], Tensor]) -> None:
+def token_places(model: nn.Module, attention_mask: Tensor) -> Tensor:
+    """Where the tokens of a batch (B, T) stand among those that a pass of the model computes, one row after the other.
+
+    To find what hooks collect: the rows as they are, or without their padding. Of padding a neighbour's place.
+    """
+    if is_padding_free(model):
+        return _places(attention_mask)
+    return torch.arange(attention_mask.numel(), device=attention_mask.device).view_as(attention_mask)
+
+
+def _places(attention_mask: Tensor) -> Tensor:
+    return (attention_mask.flatten().long().cumsum(dim=0) - 1).clamp(min=0).view_as(attention_mask)
+
+
+def make_padding_free(model: nn.Module, max_length: int | None, compute: Callable[[], Tensor]) -> None:
     """Lets a model do without padding, if that gives the same figures.
 
     Args:
         model: A transformers model, or one with an adapter.
-        max_length: Most tokens of a sequence.
+        max_length: Most tokens of a sequence, None if there is no limit.
         compute: Figures of a small padded batch by this model. They are compared with and without padding, unless the
             weights are sharded.
 
@@ -83,7 +111,7 @@ def make_padding_free(model: nn.Module, max_length: int, compute: Callable[[], T
         raise ValueError(f"{OPTION}: {type(inner).__name__} cannot do without padding: {reason}. Switch {OPTION} off.")
 
 
-def _check(model: nn.Module, max_length: int) -> None:
+def _check(model: nn.Module, max_length: int | None) -> None:
     inner = innermost(model)
     if isinstance(model, PeftModel) and any(config.is_prompt_learning for config in model.peft_config.values()):
         raise ValueError(

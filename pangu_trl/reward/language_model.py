@@ -45,11 +45,12 @@ def head_states(model: PreTrainedModel) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def best_answer_losses(states: Tensor, embedding: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def best_answer_losses(states: Tensor, places: Tensor, embedding: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Mean negative log-likelihood of the tokens of each prompt's best answer, in nats; its end belongs to them.
 
     Args:
-        states: Hidden states of the real answers of the batch, one after the other, (rows, T, H).
+        states: Hidden states of the N tokens of the pass that scored the batch, (N, H).
+        places: Which of them the tokens of the real answers are, one answer a row, (rows, T); see `token_places`.
         embedding: The word embedding, which is the head.
         batch: Of `RankingCollator`.
 
@@ -68,7 +69,7 @@ def best_answer_losses(states: Tensor, embedding: nn.Module, batch: dict[str, Te
         # A first token without anything before it has no prediction.
         first = start.clamp(min=1)
         tokens = batch["input_ids"][prompt, answer, first : start + length]
-        logits = functional.linear(states[row, first - 1 : start + length - 1], embedding.weight)
+        logits = functional.linear(states[places[row, first - 1 : start + length - 1]], embedding.weight)
         mean = functional.cross_entropy(logits.float(), tokens) if len(tokens) else logits.sum()
         losses.append(mean * ranked[prompt])
     return torch.stack(losses)

@@ -30,6 +30,8 @@ from pangu_trl.models.attribute_head import (
     shown_as_one_output,
 )
 from pangu_trl.models.loading import name_base_for_good
+from pangu_trl.models.padding_free import token_places
+from pangu_trl.models.quantised import compute_alike_in_both_modes, is_quantised
 from pangu_trl.models.score_head import token_scores
 from pangu_trl.models.sequence_scores import sequence_scores
 from pangu_trl.models.sharding import runs_zero3
@@ -60,6 +62,7 @@ from .losses import (
     tokenwise_loss,
 )
 from .prefix_sharing import enable_prefix_sharing, score_packed_answers
+from .resolve import resolve_padding
 from .sampler import LengthBucketSampler
 from .tokenized_pairs import rankings_from_ids
 
@@ -141,6 +144,10 @@ class KWiseRewardTrainer(RewardTrainer):
             check_language_model(self._reward_model(), runs_zero3(self.args) or self.is_fsdp_enabled)
         if args.prefix_sharing:
             enable_prefix_sharing(self._reward_model(), args.max_length)
+        if is_quantised(trained):
+            compute_alike_in_both_modes(trained)
+        with self.compute_loss_context_manager():
+            resolve_padding(args, trained)
         check_passed_optimizers(self)
         check_coarse_weights(self)
         stop_on_broken_training(self)
@@ -276,12 +283,13 @@ class KWiseRewardTrainer(RewardTrainer):
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if isinstance(model, PeftModel) else model
 
-    def score_answers(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    def score_answers(self, model: nn.Module, inputs: dict[str, Tensor], kept: Tensor | None = None) -> Tensor:
         """Reward of every answer, (B, K) in float32, the weighted sum of attributes if there are; 0 at padded places.
 
         Args:
             model: The (wrapped) reward model.
             inputs: A batch of `RankingCollator`, or of `PackedRankingCollator` with `prefix_sharing`.
+            kept: What is computed without padding, see `sequence_scores`.
         """
         answer_mask = inputs["answer_mask"]
         if self.args.attributes:
@@ -291,7 +299,7 @@ class KWiseRewardTrainer(RewardTrainer):
             rewards = score_packed_answers(model, self._reward_model(), inputs)
         else:
             texts = (inputs["input_ids"][answer_mask], inputs["attention_mask"][answer_mask])
-            rewards = sequence_scores(model, *texts)
+            rewards = sequence_scores(model, *texts, kept)
         padded = torch.zeros(answer_mask.shape, dtype=torch.float32, device=rewards.device)
         return padded.masked_scatter(answer_mask, rewards.float())
 
@@ -302,6 +310,17 @@ class KWiseRewardTrainer(RewardTrainer):
         padded = torch.zeros((*mask.shape, len(self.args.attributes)), dtype=torch.float32, device=mask.device)
         return padded.masked_scatter(mask.unsqueeze(2), found.float().view(-1, padded.shape[2]))
 
+    def _read_by_the_loss(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Tokens of the real answers that the loss reads, (rows, T), one answer a row.
+
+        Real ones; with `tokenwise` also padding, up to the end of the longest answer to a prompt.
+        """
+        mask = inputs["answer_mask"]
+        if self.args.loss_type != "tokenwise":
+            return inputs["attention_mask"][mask].bool()
+        ends = (inputs["prompt_lengths"] + inputs["answer_lengths"].amax(dim=1)).unsqueeze(1).expand_as(mask)[mask]
+        return torch.arange(inputs["input_ids"].shape[2], device=ends.device) < ends.unsqueeze(1)
+
     def _ranking_losses(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Rewards (B, K) and the loss of each prompt (B,)."""
         labels, answer_mask, args = inputs["scores"], inputs["answer_mask"], self.args
@@ -311,9 +330,11 @@ class KWiseRewardTrainer(RewardTrainer):
             losses = attribute_loss(attributes, inputs[ATTRIBUTE_COLUMN], answer_mask)
         elif args.loss_type == "tokenwise":
             scores = torch.zeros(inputs["input_ids"].shape, dtype=torch.float32, device=labels.device)
+            read = self._read_by_the_loss(inputs)
             with token_scores(self._reward_model()) as collected:
-                rewards = self.score_answers(model, inputs)
-            scores = scores.masked_scatter(answer_mask.unsqueeze(2), collected[0].float())
+                rewards = self.score_answers(model, inputs, read)
+            of_tokens = collected[0].float().flatten()[token_places(self._reward_model(), read)]
+            scores = scores.masked_scatter(answer_mask.unsqueeze(2), of_tokens)
             lengths = inputs["prompt_lengths"].unsqueeze(1) + inputs["answer_lengths"]
             losses = tokenwise_loss(scores, inputs["input_ids"], lengths, labels, answer_mask)
         else:
@@ -363,7 +384,9 @@ class KWiseRewardTrainer(RewardTrainer):
 
     def _language_model_losses(self, states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """Weighted language-model losses (B,) of the best answers, by the pass that scored them."""
-        losses = best_answer_losses(states, self._reward_model().get_input_embeddings(), inputs)
+        places = token_places(self._reward_model(), self._read_by_the_loss(inputs))
+        embedding = self._reward_model().get_input_embeddings()
+        losses = best_answer_losses(states.flatten(0, 1), places, embedding, inputs)
         num_ranked = has_pair(inputs["scores"], inputs["answer_mask"]).sum().clamp(min=1)
         self._metrics["train"]["lm_loss"].append((losses.detach().sum() / num_ranked).item())
         return self.args.lm_coefficient * losses * inputs.get("weight", 1.0)
