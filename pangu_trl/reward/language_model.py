@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from pangu_trl.models.padding_free import token_places
+
+from .answer_scores import compared_tokens
+from .config import KWiseRewardConfig
 from .losses import has_pair
 
 
@@ -73,3 +77,18 @@ def best_answer_losses(states: Tensor, places: Tensor, embedding: nn.Module, bat
         mean = functional.cross_entropy(logits.float(), tokens) if len(tokens) else logits.sum()
         losses.append(mean * ranked[prompt])
     return torch.stack(losses)
+
+
+def language_model_losses(
+    model: PreTrainedModel, states: Tensor, batch: dict[str, Tensor], args: KWiseRewardConfig
+) -> Tensor:
+    """`best_answer_losses` from the states (rows, T, H) that the head of the reward model got in the loss's pass."""
+    mask = batch["answer_mask"]
+    computed = compared_tokens(batch) if args.loss_type == "tokenwise" else batch["attention_mask"][mask]
+    places = token_places(model, computed)
+    return best_answer_losses(states.flatten(0, 1), places, model.get_input_embeddings(), batch)
+
+
+def mean_of_ranked(losses: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Mean of the losses (B,) over the prompts with a pair."""
+    return losses.sum() / has_pair(batch["scores"], batch["answer_mask"]).sum().clamp(min=1)

@@ -141,7 +141,7 @@ def test_a_quantised_base_is_trained_through_adapter_and_head(make_trainer, poli
     trainer.train()
     # What is evaluated is the model that learns, which bitsandbytes would round otherwise in evaluation mode.
     batch = trainer.data_collator(list(trainer.train_dataset))
-    with torch.no_grad(), trainer.compute_loss_context_manager():
+    with torch.no_grad(), trainer.accelerator.autocast():
         learnt, evaluated = (trainer.score_answers(trainer.model.train(mode), batch) for mode in (True, False))
     assert torch.equal(learnt, evaluated)
     after = dict(trainer.model.named_parameters())
