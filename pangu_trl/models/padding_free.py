@@ -15,6 +15,9 @@ from .sharding import is_sharded
 
 OPTION = "padding_free"
 
+# Tokens that a beginning must have at least, for rows to share it: the answers' attention to it costs a call each.
+LEAST_SHARED = 8
+
 
 @dataclass(frozen=True)
 class PackedBatch:
@@ -47,14 +50,42 @@ class PackedBatch:
         real = attention_mask.bool()
         kept = real if kept is None else kept
         counted = kept if padding_counts else real
-        lengths = [
-            (n, rest) for n, rest in zip(real.sum(dim=1).tolist(), (kept & ~real).sum(dim=1).tolist(), strict=True) if n
-        ]
+        tails = (kept & ~real).sum(dim=1).tolist()
+        lengths = [(n, tail) for n, tail in zip(real.sum(dim=1).tolist(), tails, strict=True) if n]
         layout = PackedLayout(
-            (tuple((n,) for n, _ in lengths),), int(kept.sum()), (tuple(rest for _, rest in lengths),)
+            (tuple((n,) for n, _ in lengths),), int(kept.sum()), (tuple(tail for _, tail in lengths),)
         )
         positions = (counted.long().cumsum(dim=1) - 1)[kept]
         return cls(input_ids[kept].unsqueeze(0), positions.unsqueeze(0), layout, _places(kept))
+
+    @classmethod
+    def sharing(cls, input_ids: Tensor, attention_mask: Tensor) -> "PackedBatch":
+        """Takes the padding out of a batch, and all copies but the first of a beginning that rows share.
+
+        Args:
+            input_ids: Tokens, padded on the right, (B, T), no row without any. Rows that begin alike, as answers to
+                one prompt do, share where they follow each other.
+            attention_mask: 1 for real tokens, (B, T).
+        """
+        real = attention_mask.bool()
+        lengths = real.sum(dim=1).tolist()
+        same = (input_ids[1:] == input_ids[:-1]) & real[1:] & real[:-1]
+        groups = shared_beginnings(lengths, same.long().cumprod(dim=1).sum(dim=1).tolist())
+        rows, firsts, shared = [], [], []
+        for beginning, size in groups:
+            of_group = lengths[len(firsts) : len(firsts) + size]
+            rows.append((beginning, *(length - beginning for length in of_group)) if size > 1 else tuple(of_group))
+            shared += [0] + [beginning] * (size - 1)
+            firsts += [len(firsts)] * size
+        columns = torch.arange(real.shape[1], device=real.device)
+        is_copy = columns < torch.tensor(shared, device=real.device).unsqueeze(1)
+        kept = real & ~is_copy
+        places = _places(kept)
+        positions = (real.long().cumsum(dim=1) - 1)[kept]
+        layout = PackedLayout((tuple(rows),), int(kept.sum()))
+        return cls(
+            input_ids[kept].unsqueeze(0), positions.unsqueeze(0), layout, torch.where(is_copy, places[firsts], places)
+        )
 
     def arguments(self, model: nn.Module) -> dict[str, Any]:
         """What `forward` of a model, or of its backbone, takes."""
@@ -75,6 +106,26 @@ def token_places(model: nn.Module, attention_mask: Tensor) -> Tensor:
     if is_padding_free(model):
         return _places(attention_mask)
     return torch.arange(attention_mask.numel(), device=attention_mask.device).view_as(attention_mask)
+
+
+def shared_beginnings(lengths: list[int], common: list[int]) -> list[tuple[int, int]]:
+    """Which neighbouring rows share how much: for each group the tokens of its beginning and its number of rows.
+
+    A row joins the group before it if that saves tokens; each row keeps a token of its own.
+
+    Args:
+        lengths: Tokens of each of B rows.
+        common: Tokens with which each row and the next begin alike, B - 1.
+    """
+    groups = [(lengths[0] - 1, 1)]
+    for length, alike in zip(lengths[1:], common, strict=True):
+        beginning, size = groups[-1]
+        joint = min(beginning, alike, length - 1)
+        if joint >= LEAST_SHARED and size * joint > (size - 1) * beginning:
+            groups[-1] = (joint, size + 1)
+        else:
+            groups.append((length - 1, 1))
+    return groups
 
 
 def _places(attention_mask: Tensor) -> Tensor:

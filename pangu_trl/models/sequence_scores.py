@@ -5,7 +5,7 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from .padding_free import OPTION, PackedBatch, is_padding_free, make_padding_free, token_places
+from .padding_free import LEAST_SHARED, OPTION, PackedBatch, is_padding_free, make_padding_free, token_places
 from .score_head import at_last_token, innermost, padded_on_the_right, token_scores
 from .sharding import is_sharded
 
@@ -26,6 +26,9 @@ def sequence_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor,
     transformers takes the last token that is not the pad token instead. Where a tokenizer pads with its end of sequence
     that is another one, the token before the end.
 
+    Without gradients a model that does without padding computes once what neighbouring texts begin with, such as the
+    prompt of several answers.
+
     Args:
         model: A sequence classification model with one label, or what training wrapped around it. Of one without such
             a head, as encoders that score a whole text, the score is what it returns.
@@ -35,7 +38,11 @@ def sequence_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor,
             those who collect `token_scores`; None for real tokens alone.
     """
     if is_padding_free(model):
-        packed = PackedBatch.of(input_ids, attention_mask, kept, getattr(innermost(model), PADDING_COUNTS, False))
+        if kept is None and not torch.is_grad_enabled():
+            input_ids, attention_mask = padded_on_the_right(input_ids, attention_mask)
+            packed = PackedBatch.sharing(input_ids, attention_mask)
+        else:
+            packed = PackedBatch.of(input_ids, attention_mask, kept, getattr(innermost(model), PADDING_COUNTS, False))
         with token_scores(model) as collected:
             model(**packed.arguments(model), **_no_cache(model))
         return at_last_token(collected[0][0][packed.places], attention_mask).squeeze(-1)
@@ -70,12 +77,14 @@ def score_without_padding(model: nn.Module, max_length: int | None, scores_paddi
             f"{OPTION}: what the model gives at padding cannot be tried where ZeRO-3 has sharded it. Switch {OPTION} "
             "off."
         )
-    # Two texts of four and two tokens, on either side.
+    # Two texts of four and two tokens, on either side; and two that share their beginning.
     tokens = torch.tensor([[1, 2, 3, 1], [1, 3, 1, 2]], device=model.device)
     masks = [torch.tensor([[1, 1, 1, 1], row], device=model.device) for row in ([0, 0, 1, 1], [1, 1, 0, 0])]
+    alike = torch.tensor([[1, 2] * LEAST_SHARED + ends for ends in ([3, 1], [2, 3])], device=model.device)
 
     def scores() -> Tensor:
-        return torch.cat([sequence_scores(model, tokens, mask) for mask in masks])
+        batches = [*((tokens, mask) for mask in masks), (alike, torch.ones_like(alike))]
+        return torch.cat([sequence_scores(model, *batch) for batch in batches])
 
     def scores_with_padding() -> Tensor:
         kept = torch.ones_like(tokens, dtype=torch.bool)

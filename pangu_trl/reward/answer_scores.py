@@ -10,13 +10,17 @@ from pangu_trl.models.sequence_scores import sequence_scores
 from .prefix_sharing import score_packed_answers
 
 
-def answer_scores(model: nn.Module, batch: dict[str, Tensor], weights: list[float] | None = None) -> Tensor:
+def answer_scores(
+    model: nn.Module, batch: dict[str, Tensor], weights: list[float] | None = None, whole_rows: bool = False
+) -> Tensor:
     """Reward of every answer, (B, K) in float32; 0 at padded places.
 
     Args:
         model: The reward model, or what training wrapped around it.
         batch: Of `RankingCollator`, or of `PackedRankingCollator` with `prefix_sharing`.
         weights: Of attributes, whose weighted sum is the reward; None of a head with one output.
+        whole_rows: Whether each answer is computed with its prompt even without gradients, for those who collect what
+            the head gets.
     """
     if weights is not None:
         attributes = answer_attributes(model, batch, len(weights))
@@ -25,7 +29,8 @@ def answer_scores(model: nn.Module, batch: dict[str, Tensor], weights: list[floa
     if "row" in batch:
         found = score_packed_answers(model, innermost(model), batch)
     else:
-        found = sequence_scores(model, batch["input_ids"][mask], batch["attention_mask"][mask])
+        real = batch["attention_mask"][mask]
+        found = sequence_scores(model, batch["input_ids"][mask], real, real.bool() if whole_rows else None)
     return torch.zeros(mask.shape, dtype=torch.float32, device=found.device).masked_scatter(mask, found.float())
 
 

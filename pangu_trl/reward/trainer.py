@@ -239,7 +239,7 @@ class KWiseRewardTrainer(RewardTrainer):
             lengths = inputs["prompt_lengths"].unsqueeze(1) + inputs["answer_lengths"]
             losses = tokenwise_loss(scores, inputs["input_ids"], lengths, labels, answer_mask)
         else:
-            rewards = self.score_answers(model, inputs)
+            rewards = answer_scores(model, inputs, whole_rows=args.lm_coefficient is not None)
             if args.loss_type == "plackett_luce":
                 losses = plackett_luce_loss(rewards, labels, answer_mask)
             else:

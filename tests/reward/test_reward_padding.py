@@ -177,3 +177,16 @@ def test_padding_that_is_asked_for_stays(make_trainer, tmp_path):
     for options in (dict(pad_to_multiple_of=8), dict(prefix_sharing=True)):
         with pytest.raises(ValueError, match=f"{next(iter(options))}.*Remove one of the two"):
             KWiseRewardConfig(output_dir=str(tmp_path), use_cpu=True, padding_free=True, **options)
+
+
+def test_an_evaluation_computes_a_long_prompt_once(make_trainer, rankings):
+    long = rankings.map(lambda row: {"prompt": row["prompt"] * 2})
+    trainer, padded = (make_trainer(long, f"{free}", eval_dataset=long, padding_free=free) for free in (None, False))
+    once = sum(len(row["prompt_input_ids"]) + sum(map(len, row["response_input_ids"])) for row in trainer.eval_dataset)
+    whole = num_real_tokens(trainer.eval_dataset)
+    found: dict[str, float] = {}
+    computed = tokens_computed(trainer, lambda: found.update(trainer.evaluate()))
+    assert once - 2 * len(long) <= computed <= once and computed < 0.8 * whole
+    expected = padded.evaluate()
+    for name in ("eval_loss", "eval_pair_accuracy", "eval_reward_std", "eval_reward_mean"):
+        assert found[name] == pytest.approx(expected[name], abs=1e-5), name
