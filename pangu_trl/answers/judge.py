@@ -22,7 +22,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pangu_trl.data.conversations import EncodingColumns
 from pangu_trl.data.records import messages_text
-from pangu_trl.models.reward_model import ScoringError, encode_checked, load_reward_model, score_responses
+from pangu_trl.models.reward_model import (
+    ScoringError,
+    encode_checked,
+    load_reward_model,
+    score_responses,
+    share_prompts,
+)
 
 from .journal import Journal
 from .python_scores import check_signature, python_scores
@@ -148,6 +154,7 @@ def load_reward_function(spec: str) -> Callable[..., Any]:
 
 def judge_of_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Judge:
     """A reward model as a judge; it checks that it can score all completions before it scores one."""
+    share_prompts(model)
 
     def score(prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
         rows = EncodingColumns.of_rows(columns, len(prompts))

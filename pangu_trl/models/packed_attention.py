@@ -34,10 +34,18 @@ class PackedLayout:
         rows: For each row its groups in order, each as the lengths of a prompt and of the answers that share it. A
             sequence that shares nothing is a prompt without answers.
         width: Tokens of a row, T; what the groups leave free at its end is padding.
+        tails: For each row and group the number of tokens behind it that see its prompt and nothing else, not even
+            themselves, as padding does that is computed on. Empty: there are none.
     """
 
     rows: tuple[tuple[tuple[int, ...], ...], ...]
     width: int
+    tails: tuple[tuple[int, ...], ...] = ()
+
+    def groups_with_tails(self) -> list[list[tuple[tuple[int, ...], int]]]:
+        """The groups of each row, each with the number of tokens in its tail."""
+        tails = self.tails or tuple((0,) * len(groups) for groups in self.rows)
+        return [list(zip(groups, sizes, strict=True)) for groups, sizes in zip(self.rows, tails, strict=True)]
 
     @cached_property
     def longest(self) -> int:
@@ -45,13 +53,13 @@ class PackedLayout:
         return max(group[0] + max(group[1:], default=0) for row in self.rows for group in row)
 
     def segment_ids(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Group and answer of every token, both (R, T). Padding is group -1; a prompt is answer 0."""
+        """Group and answer of every token, both (R, T). Padding is group -1; a prompt is answer 0, a tail -1."""
         shape = (len(self.rows), self.width)
         group_ids, answer_ids = torch.full(shape, -1), torch.zeros(shape, dtype=torch.long)
-        for row, groups in enumerate(self.rows):
+        for row, groups in enumerate(self.groups_with_tails()):
             start = 0
-            for index, group in enumerate(groups):
-                for answer, length in enumerate(group):
+            for index, (group, tail) in enumerate(groups):
+                for answer, length in [*enumerate(group), (-1, tail)]:
                     group_ids[row, start : start + length] = index
                     answer_ids[row, start : start + length] = answer
                     start += length
@@ -64,7 +72,8 @@ class PackedLayout:
         def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             same_group = group_ids[row, query] == group_ids[row, key]
             key_answer = answer_ids[row, key]
-            return same_group & (query >= key) & ((key_answer == 0) | (key_answer == answer_ids[row, query]))
+            is_own_answer = (key_answer > 0) & (key_answer == answer_ids[row, query])
+            return same_group & (query >= key) & ((key_answer == 0) | is_own_answer)
 
         return create_block_mask(sees, len(self.rows), None, self.width, self.width, device=device)
 
@@ -112,18 +121,22 @@ def packed_attention(
         return output
 
     # Split rather than sliced: the gradient of a slice is a zero-filled tensor of the whole size.
-    rows = zip(packed_layout.rows, query.split(1), key.split(1), value.split(1), strict=True)
+    rows = zip(packed_layout.groups_with_tails(), query.split(1), key.split(1), value.split(1), strict=True)
     return torch.cat([_attend_row(attend, *row) for row in rows]), None
 
 
 def _attend_row(
-    attend: Callable[..., Tensor], groups: tuple[tuple[int, ...], ...], query: Tensor, key: Tensor, value: Tensor
+    attend: Callable[..., Tensor],
+    groups: list[tuple[tuple[int, ...], int]],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
 ) -> Tensor:
-    lengths = [length for group in groups for length in group]
+    lengths = [length for group, tail in groups for length in (*group, *([tail] if tail else []))]
     padding = query.shape[2] - sum(lengths)
     pieces = zip(*(tensor.split([*lengths, padding], dim=2) for tensor in (query, key, value)), strict=True)
     outputs = []
-    for prompt_length, *answer_lengths in groups:
+    for (prompt_length, *answer_lengths), tail in groups:
         prompt_query, prompt_key, prompt_value = next(pieces)
         outputs.append(attend(prompt_query, prompt_key, prompt_value, None))
         for length in answer_lengths:
@@ -134,6 +147,10 @@ def _attend_row(
             keys = torch.cat([prompt_key, answer_key], dim=2)
             values = torch.cat([prompt_value, answer_value], dim=2)
             outputs.append(attend(answer_query, keys, values, visible))
+        if tail:
+            tail_query, _, _ = next(pieces)
+            visible = torch.ones(1, 1, tail, prompt_length, dtype=torch.bool, device=query.device)
+            outputs.append(attend(tail_query, prompt_key, prompt_value, visible))
     outputs.append(outputs[0].new_zeros(1, padding, *outputs[0].shape[2:]))
     return torch.cat(outputs, dim=1)
 

@@ -15,10 +15,13 @@ from .sharding import is_sharded
 
 OPTION = "padding_free"
 
+# Tokens that a beginning must have at least, for rows to share it: the answers' attention to it costs a call each.
+LEAST_SHARED = 8
+
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """The N real tokens of a padded batch (B, T), row behind row.
+    """The N real tokens of a padded batch (B, T), row behind row, and padding that is to be computed.
 
     Attributes:
         input_ids: Tokens, (1, N).
@@ -33,14 +36,56 @@ class PackedBatch:
     places: Tensor
 
     @classmethod
-    def of(cls, input_ids: Tensor, attention_mask: Tensor) -> "PackedBatch":
-        """Takes the padding out of a batch, which may stand on either side; both (B, T)."""
+    def of(
+        cls, input_ids: Tensor, attention_mask: Tensor, kept: Tensor | None = None, padding_counts: bool = False
+    ) -> "PackedBatch":
+        """Takes the padding out of a batch, which may stand on either side; both (B, T).
+
+        Args:
+            input_ids: Tokens, (B, T).
+            attention_mask: 1 for real tokens, (B, T).
+            kept: True for the real tokens and for padding behind them that is to be computed, (B, T); None for none.
+            padding_counts: Whether positions go on in such padding; otherwise it has that of the last real token.
+        """
+        real = attention_mask.bool()
+        kept = real if kept is None else kept
+        counted = kept if padding_counts else real
+        tails = (kept & ~real).sum(dim=1).tolist()
+        lengths = [(n, tail) for n, tail in zip(real.sum(dim=1).tolist(), tails, strict=True) if n]
+        layout = PackedLayout(
+            (tuple((n,) for n, _ in lengths),), int(kept.sum()), (tuple(tail for _, tail in lengths),)
+        )
+        positions = (counted.long().cumsum(dim=1) - 1)[kept]
+        return cls(input_ids[kept].unsqueeze(0), positions.unsqueeze(0), layout, _places(kept))
+
+    @classmethod
+    def sharing(cls, input_ids: Tensor, attention_mask: Tensor) -> "PackedBatch":
+        """Takes the padding out of a batch, and all copies but the first of a beginning that rows share.
+
+        Args:
+            input_ids: Tokens, padded on the right, (B, T), no row without any. Rows that begin alike, as answers to
+                one prompt do, share where they follow each other.
+            attention_mask: 1 for real tokens, (B, T).
+        """
         real = attention_mask.bool()
         lengths = real.sum(dim=1).tolist()
-        positions = (real.long().cumsum(dim=1) - 1)[real]
-        places = (real.flatten().long().cumsum(dim=0) - 1).clamp(min=0).view_as(attention_mask)
-        layout = PackedLayout((tuple((length,) for length in lengths if length),), sum(lengths))
-        return cls(input_ids[real].unsqueeze(0), positions.unsqueeze(0), layout, places)
+        same = (input_ids[1:] == input_ids[:-1]) & real[1:] & real[:-1]
+        groups = shared_beginnings(lengths, same.long().cumprod(dim=1).sum(dim=1).tolist())
+        rows, firsts, shared = [], [], []
+        for beginning, size in groups:
+            of_group = lengths[len(firsts) : len(firsts) + size]
+            rows.append((beginning, *(length - beginning for length in of_group)) if size > 1 else tuple(of_group))
+            shared += [0] + [beginning] * (size - 1)
+            firsts += [len(firsts)] * size
+        columns = torch.arange(real.shape[1], device=real.device)
+        is_copy = columns < torch.tensor(shared, device=real.device).unsqueeze(1)
+        kept = real & ~is_copy
+        places = _places(kept)
+        positions = (real.long().cumsum(dim=1) - 1)[kept]
+        layout = PackedLayout((tuple(rows),), int(kept.sum()))
+        return cls(
+            input_ids[kept].unsqueeze(0), positions.unsqueeze(0), layout, torch.where(is_copy, places[firsts], places)
+        )
 
     def arguments(self, model: nn.Module) -> dict[str, Any]:
         """What `forward` of a model, or of its backbone, takes."""
@@ -53,12 +98,46 @@ def is_padding_free(model: nn.Module) -> bool:
     return getattr(innermost(model), "is_padding_free", False)
 
 
-def make_padding_free(model: nn.Module, max_length: int, compute: Callable[[], Tensor]) -> None:
+def token_places(model: nn.Module, attention_mask: Tensor) -> Tensor:
+    """Where the tokens of a batch (B, T) stand among those that a pass of the model computes, one row after the other.
+
+    To find what hooks collect: the rows as they are, or without their padding. Of padding a neighbour's place.
+    """
+    if is_padding_free(model):
+        return _places(attention_mask)
+    return torch.arange(attention_mask.numel(), device=attention_mask.device).view_as(attention_mask)
+
+
+def shared_beginnings(lengths: list[int], common: list[int]) -> list[tuple[int, int]]:
+    """Which neighbouring rows share how much: for each group the tokens of its beginning and its number of rows.
+
+    A row joins the group before it if that saves tokens; each row keeps a token of its own.
+
+    Args:
+        lengths: Tokens of each of B rows.
+        common: Tokens with which each row and the next begin alike, B - 1.
+    """
+    groups = [(lengths[0] - 1, 1)]
+    for length, alike in zip(lengths[1:], common, strict=True):
+        beginning, size = groups[-1]
+        joint = min(beginning, alike, length - 1)
+        if joint >= LEAST_SHARED and size * joint > (size - 1) * beginning:
+            groups[-1] = (joint, size + 1)
+        else:
+            groups.append((length - 1, 1))
+    return groups
+
+
+def _places(attention_mask: Tensor) -> Tensor:
+    return (attention_mask.flatten().long().cumsum(dim=0) - 1).clamp(min=0).view_as(attention_mask)
+
+
+def make_padding_free(model: nn.Module, max_length: int | None, compute: Callable[[], Tensor]) -> None:
     """Lets a model do without padding, if that gives the same figures.
 
     Args:
         model: A transformers model, or one with an adapter.
-        max_length: Most tokens of a sequence.
+        max_length: Most tokens of a sequence, None if there is no limit.
         compute: Figures of a small padded batch by this model. They are compared with and without padding, unless the
             weights are sharded.
 
@@ -83,7 +162,7 @@ def make_padding_free(model: nn.Module, max_length: int, compute: Callable[[], T
         raise ValueError(f"{OPTION}: {type(inner).__name__} cannot do without padding: {reason}. Switch {OPTION} off.")
 
 
-def _check(model: nn.Module, max_length: int) -> None:
+def _check(model: nn.Module, max_length: int | None) -> None:
     inner = innermost(model)
     if isinstance(model, PeftModel) and any(config.is_prompt_learning for config in model.peft_config.values()):
         raise ValueError(

@@ -1,5 +1,6 @@
 """Loading a trained reward model and scoring whole answers with it."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,9 +23,12 @@ from pangu_trl.data.tokenizing import NOTHING_SAID, encode_completion, encode_pr
 from .attribute_head import attribute_weights, sum_up_attributes
 from .loading import find_base_model, load_with_adapter
 from .modes import evaluation_mode, position_limit
+from .padding_free import is_padding_free
 from .score_head import innermost
-from .sequence_scores import sequence_scores
+from .sequence_scores import score_without_padding, sequence_scores
 from .sharding import is_sharded
+
+logger = logging.getLogger(__name__)
 
 
 class ScoringError(ValueError):
@@ -71,8 +75,7 @@ def score_responses(
         ValueError: If the model is no reward model, or `prompts` and `responses` differ in length.
     """
     sequences = encode_checked(model, tokenizer, prompts, responses, columns)
-    # Longest first: little padding, and a batch that does not fit into memory fails at once rather than at the end.
-    order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
+    order = _order(prompts, [len(sequence) for sequence in sequences], is_padding_free(model))
     scores = [0.0] * len(sequences)
     progress = tqdm(total=len(order), desc="scoring", disable=not show_progress)
     with evaluation_mode(model), torch.no_grad(), progress:
@@ -83,6 +86,29 @@ def score_responses(
                 scores[index] = score
             progress.update(len(batch))
     return scores
+
+
+def share_prompts(model: PreTrainedModel | PeftModel) -> None:
+    """Has a loaded model score without padding, and the responses to one prompt together, if it can."""
+    try:
+        score_without_padding(model, position_limit(model))
+    except ValueError as error:
+        logger.info("Responses are scored with padding: %s", error)
+
+
+def _order(prompts: Sequence[Any], lengths: list[int], shares: bool) -> list[int]:
+    """Longest first: little padding, and a batch that does not fit into memory fails at once rather than at the end.
+
+    With `shares` the responses to one prompt stay together.
+    """
+    groups: list[list[int]] = []
+    for index, prompt in enumerate(prompts):
+        if shares and index and prompt == prompts[index - 1]:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    longest_first = sorted(groups, key=lambda group: -max(lengths[index] for index in group))
+    return [index for group in longest_first for index in group]
 
 
 def load_reward_model(

@@ -176,7 +176,8 @@ def _frozen_engine(model: nn.Module, config: dict[str, Any]) -> nn.Module:
     zero.pop("offload_optimizer", None)
     if zero["stage"] == 3:
         width = model.config.get_text_config().hidden_size
-        # As the Trainer fills in what a configuration leaves to it.
+        # As the Trainer fills in what a configuration leaves to it. What is not there keeps DeepSpeed's default, or
+        # weights that are kept in what learns would be fetched anew for each rollout in what is frozen.
         zero |= {
             name: size
             for name, size in (
@@ -184,7 +185,7 @@ def _frozen_engine(model: nn.Module, config: dict[str, Any]) -> nn.Module:
                 ("stage3_prefetch_bucket_size", int(0.9 * width * width)),
                 ("stage3_param_persistence_threshold", 10 * width),
             )
-            if zero.get(name, "auto") == "auto"
+            if zero.get(name) == "auto"
         }
     else:
         zero["stage"] = 0

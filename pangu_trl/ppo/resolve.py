@@ -12,7 +12,7 @@ from pangu_trl.data.answer_end import note_stop_tokens
 from pangu_trl.models.padding_free import make_padding_free
 from pangu_trl.models.quantised import compute_alike_in_both_modes, is_quantised
 from pangu_trl.models.score_head import innermost
-from pangu_trl.models.sequence_scores import sequence_scores
+from pangu_trl.models.sequence_scores import score_without_padding
 from pangu_trl.models.sharding import runs_zero3
 from pangu_trl.models.vocabulary import limit_vocabulary
 
@@ -112,17 +112,18 @@ def resolve_padding(
     def values(model: nn.Module) -> Tensor:
         return token_values(model, tokens.to(model.device), mask.to(model.device), answers)[answers]
 
-    def scores(model: nn.Module) -> Tensor:
-        return sequence_scores(model, tokens.to(model.device), mask.to(model.device))
-
     trials = [("policy", models.policy, logprobs), ("ref_model", ref_model, logprobs)]
     trials += [("value_model", getattr(models, "value_model", None), values)]
-    trials += [(f"reward {r.name}", r.model, scores) for r in rewards if isinstance(r, ModelReward)]
+    trials += [(f"reward {r.name}", r.model, None) for r in rewards if isinstance(r, ModelReward)]
+    max_length = args.max_prompt_length + args.max_completion_length
     for name, model, figures in trials:
         if model is None:
             continue
         try:
-            make_padding_free(model, args.max_prompt_length + args.max_completion_length, partial(figures, model))
+            if figures is None:
+                score_without_padding(model, max_length)
+            else:
+                make_padding_free(model, max_length, partial(figures, model))
         except ValueError as error:
             if args.padding_free:
                 raise ValueError(f"PPOTrainer: {name}: {error}") from error

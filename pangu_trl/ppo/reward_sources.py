@@ -23,6 +23,7 @@ from pangu_trl.data.conversations import EncodingColumns
 from pangu_trl.data.records import answer_as, messages_text
 from pangu_trl.data.tokenizing import encode_prompt
 from pangu_trl.models.modes import position_limit
+from pangu_trl.models.padding_free import is_padding_free
 from pangu_trl.models.reward_model import ScoringError, encode_response
 from pangu_trl.models.score_head import innermost
 from pangu_trl.models.sequence_scores import sequence_scores
@@ -74,9 +75,12 @@ class ModelReward(RewardSource):
         self.model = prepare_frozen(self.model, accelerator)
 
     def score(self, models: nn.Module, rollout: Rollout, examples: list[dict[str, Any]], batch_size: int) -> Tensor:
-        """See `RewardSource.score`; answers of like length together."""
-        return _by_length(
-            rollout, batch_size, lambda batch: sequence_scores(self.model, batch.input_ids, batch.attention_mask)
+        """See `RewardSource.score`."""
+        return _in_batches(
+            rollout,
+            batch_size,
+            is_padding_free(self.model),
+            lambda batch: sequence_scores(self.model, batch.input_ids, batch.attention_mask),
         )
 
 
@@ -144,9 +148,12 @@ class AdapterReward(RewardSource):
     adapter: str | Path | PeftModel
 
     def score(self, models: nn.Module, rollout: Rollout, examples: list[dict[str, Any]], batch_size: int) -> Tensor:
-        """See `RewardSource.score`; answers of like length together."""
-        return _by_length(
-            rollout, batch_size, lambda batch: models(batch.input_ids, batch.attention_mask, part="reward")["scores"]
+        """See `RewardSource.score`."""
+        return _in_batches(
+            rollout,
+            batch_size,
+            is_padding_free(innermost(models).policy),
+            lambda batch: models(batch.input_ids, batch.attention_mask, part="reward")["scores"],
         )
 
 
@@ -320,12 +327,17 @@ def _name(reward: Reward, taken: set[str], index: int) -> str:
     return name if name not in taken else f"{name}_{index}"
 
 
-def _by_length(rollout: Rollout, batch_size: int, score: Callable[[Rollout], Tensor]) -> Tensor:
-    """Scores (N,) of whole answers, those of like length together."""
+def _in_batches(rollout: Rollout, batch_size: int, shares: bool, score: Callable[[Rollout], Tensor]) -> Tensor:
+    """Scores (N,) of whole answers.
+
+    Answers of like length together; or with `shares` as they stand, so that the answers to one prompt share it.
+    """
     lengths = rollout.lengths.cpu()
+    rows = torch.arange(len(lengths))
+    batches = rows.split(batch_size) if shares else batches_by_length(rows, lengths, batch_size, len(lengths))
     scores = torch.zeros(len(lengths), device=rollout.input_ids.device)
-    for rows in batches_by_length(torch.arange(len(lengths)), lengths, batch_size, len(lengths)):
-        rows = rows.to(scores.device)
+    for of_batch in batches:
+        of_batch = of_batch.to(scores.device)
         with torch.no_grad():
-            scores[rows] = score(rollout.select(rows)).float()
+            scores[of_batch] = score(rollout.select(of_batch)).float()
     return scores

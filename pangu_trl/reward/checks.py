@@ -2,16 +2,46 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pangu_trl.data.streams import column_names
 from pangu_trl.models.reward_model import check_score_of_text
 from pangu_trl.models.vocabulary import check_vocabulary
 
+from .attributes import COLUMN as ATTRIBUTE_COLUMN
 from .config import KWiseRewardConfig
 
 logger = logging.getLogger(__name__)
+
+
+def check_columns(dataset: Any, args: KWiseRewardConfig, name: str) -> None:
+    """Looks at the columns of a set of rankings.
+
+    Raises:
+        ValueError: It is no dataset, or has a column that the loss does not know, or lacks one that it needs.
+    """
+    if not isinstance(dataset, Dataset | IterableDataset):
+        raise ValueError(
+            f"KWiseRewardTrainer: the {name} dataset must be a datasets.Dataset or IterableDataset; got "
+            f"{type(dataset).__name__}. Make one of a list with Dataset.from_list."
+        )
+    columns = column_names(dataset)
+    for column in ("margin", "annotator_scores"):
+        if column in columns and args.loss_type != "pairwise":
+            raise ValueError(
+                f"KWiseRewardTrainer: the {name} set has a column {column!r}, which only loss_type 'pairwise' knows; "
+                f"got {args.loss_type!r}. Remove the column, or take that loss."
+            )
+    has_ids, is_encoded = {"chosen_ids", "rejected_ids"} <= set(columns), "response_input_ids" in columns
+    if args.attributes and (has_ids or is_encoded and ATTRIBUTE_COLUMN not in columns):
+        raise ValueError(
+            f"KWiseRewardTrainer: the {name} set holds token ids without values of attributes; give rankings as text "
+            "or messages, with a column for each attribute."
+        )
 
 
 def check_rankings(scores: Iterable[Sequence[float]], name: str) -> None:

@@ -87,6 +87,14 @@ class KWiseRewardConfig(RewardConfig):
         default=8192,
         metadata={"help": "With prefix_sharing: most tokens of a row, which is filled with prompts and their answers."},
     )
+    padding_free: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Score and learn from the real tokens of a batch alone, one answer with its prompt behind another "
+            "without padding. Default: where a trial of the model gives the same scores. true: an error where it "
+            "cannot. Rows of prefix_sharing have no padding to leave out."
+        },
+    )
     train_sampling_strategy: str | None = field(
         default=None,
         metadata={
@@ -147,6 +155,16 @@ class KWiseRewardConfig(RewardConfig):
             raise ValueError(
                 "KWiseRewardConfig: prefix_sharing computes no scores behind the end of an answer, which loss_type "
                 "'tokenwise' compares. Switch prefix_sharing off, or take another loss_type."
+            )
+        if self.padding_free and self.prefix_sharing:
+            raise ValueError(
+                "KWiseRewardConfig: prefix_sharing makes rows of its own, which have no padding for padding_free to "
+                "leave out. Remove one of the two."
+            )
+        if self.padding_free and self.pad_to_multiple_of is not None:
+            raise ValueError(
+                f"KWiseRewardConfig: padding_free leaves out the padding that pad_to_multiple_of "
+                f"{self.pad_to_multiple_of} asks for. Remove one of the two."
             )
         if self.max_row_tokens < 1:
             raise ValueError(f"KWiseRewardConfig: max_row_tokens must be 1 or more; got {self.max_row_tokens}.")

@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from pangu_trl.models.padding_free import token_places
+
+from .answer_scores import compared_tokens
+from .config import KWiseRewardConfig
 from .losses import has_pair
 
 
@@ -45,11 +49,12 @@ def head_states(model: PreTrainedModel) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def best_answer_losses(states: Tensor, embedding: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def best_answer_losses(states: Tensor, places: Tensor, embedding: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Mean negative log-likelihood of the tokens of each prompt's best answer, in nats; its end belongs to them.
 
     Args:
-        states: Hidden states of the real answers of the batch, one after the other, (rows, T, H).
+        states: Hidden states of the N tokens of the pass that scored the batch, (N, H).
+        places: Which of them the tokens of the real answers are, one answer a row, (rows, T); see `token_places`.
         embedding: The word embedding, which is the head.
         batch: Of `RankingCollator`.
 
@@ -68,7 +73,22 @@ def best_answer_losses(states: Tensor, embedding: nn.Module, batch: dict[str, Te
         # A first token without anything before it has no prediction.
         first = start.clamp(min=1)
         tokens = batch["input_ids"][prompt, answer, first : start + length]
-        logits = functional.linear(states[row, first - 1 : start + length - 1], embedding.weight)
+        logits = functional.linear(states[places[row, first - 1 : start + length - 1]], embedding.weight)
         mean = functional.cross_entropy(logits.float(), tokens) if len(tokens) else logits.sum()
         losses.append(mean * ranked[prompt])
     return torch.stack(losses)
+
+
+def language_model_losses(
+    model: PreTrainedModel, states: Tensor, batch: dict[str, Tensor], args: KWiseRewardConfig
+) -> Tensor:
+    """`best_answer_losses` from the states (rows, T, H) that the head of the reward model got in the loss's pass."""
+    mask = batch["answer_mask"]
+    computed = compared_tokens(batch) if args.loss_type == "tokenwise" else batch["attention_mask"][mask]
+    places = token_places(model, computed)
+    return best_answer_losses(states.flatten(0, 1), places, model.get_input_embeddings(), batch)
+
+
+def mean_of_ranked(losses: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Mean of the losses (B,) over the prompts with a pair."""
+    return losses.sum() / has_pair(batch["scores"], batch["answer_mask"]).sum().clamp(min=1)

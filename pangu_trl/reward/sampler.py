@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from datasets import Dataset
 from torch.utils.data import Sampler
 
 from pangu_trl.data.order import epoch_generator
@@ -42,3 +43,11 @@ class LengthBucketSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+
+def ranking_lengths(dataset: Dataset) -> list[int]:
+    """Tokens of each prompt with its longest answer, of tokenised rankings."""
+    return [
+        len(prompt) + max(map(len, responses))
+        for prompt, responses in zip(dataset["prompt_input_ids"], dataset["response_input_ids"], strict=True)
+    ]

@@ -1,14 +1,12 @@
 """Training of a reward model on K ranked answers."""
 
 import math
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import Tensor, nn
@@ -17,21 +15,15 @@ from transformers import EvalPrediction, PreTrainedModel
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 from trl import RewardTrainer
 
-from pangu_trl.answers.summary import win_share
 from pangu_trl.data.collators import PackedRankingCollator, RankingCollator
-from pangu_trl.data.loading import origin_of
-from pangu_trl.data.streams import EncodedStream, column_names, read_whole
-from pangu_trl.data.tokenized_datasets import RANKING_ANNOTATIONS, tokenize_rankings
-from pangu_trl.models.adapter_kinds import check_adapter_method
+from pangu_trl.data.streams import read_whole
+from pangu_trl.data.tokenized_datasets import RANKING_ANNOTATIONS
 from pangu_trl.models.attribute_head import (
     attribute_weights,
     check_attribute_head,
     describe_attributes,
     shown_as_one_output,
 )
-from pangu_trl.models.loading import name_base_for_good
-from pangu_trl.models.score_head import token_scores
-from pangu_trl.models.sequence_scores import sequence_scores
 from pangu_trl.models.sharding import runs_zero3
 from pangu_trl.runs.broken_training import stop_on_broken_training
 from pangu_trl.runs.coarse_weights import check_coarse_weights
@@ -40,31 +32,26 @@ from pangu_trl.runs.pushing import keep_options_private
 from pangu_trl.runs.streaming import is_stream, report_streams, resolve_stream
 from pangu_trl.runs.whole_evaluation import evaluate_on_all
 
+from .answer_scores import answer_attributes, answer_scores, scores_at_tokens
 from .attributes import COLUMN as ATTRIBUTE_COLUMN
-from .attributes import with_attribute_scores
+from .batch_figures import batch_sums, weight_of_batch
 from .card import RewardCard, read_reward_card
-from .checks import check_model, check_rankings
 from .config import KWiseRewardConfig
 from .evaluation import ranking_metrics
-from .implicit_prompts import canonical_ranking
-from .language_model import best_answer_losses, check_language_model, head_states
+from .language_model import head_states, language_model_losses, mean_of_ranked
 from .losses import (
     attribute_loss,
     centring_loss,
     has_pair,
-    ordered_pairs,
     pairwise_loss,
     plackett_luce_loss,
     preference_shares,
     sum_to_zero_penalty,
     tokenwise_loss,
 )
-from .prefix_sharing import enable_prefix_sharing, score_packed_answers
-from .sampler import LengthBucketSampler
-from .tokenized_pairs import rankings_from_ids
-
-# What the set of `predict` is called; unlike the others it need not have a better and a worse answer.
-PREDICTED = "test"
+from .preparation import PREDICTED, prepare_rankings
+from .resolve import resolve_scoring
+from .sampler import LengthBucketSampler, ranking_lengths
 
 
 class KWiseRewardTrainer(RewardTrainer):
@@ -130,17 +117,15 @@ class KWiseRewardTrainer(RewardTrainer):
             )
         if args.attributes:
             describe_attributes(model.config, args.attributes, self._attribute_weights())
-        trained = self.accelerator.unwrap_model(self.model)
-        if isinstance(trained, PeftModel):
-            check_adapter_method("KWiseRewardTrainer: the model", trained.active_peft_config)
-            name_base_for_good(trained)
         if not has_own_collator:
             data_collator.pad_token_id = self.processing_class.pad_token_id
-        check_model(self._reward_model(), self.processing_class, args)
-        if args.lm_coefficient is not None:
-            check_language_model(self._reward_model(), runs_zero3(self.args) or self.is_fsdp_enabled)
-        if args.prefix_sharing:
-            enable_prefix_sharing(self._reward_model(), args.max_length)
+        with self.accelerator.autocast():
+            resolve_scoring(
+                args,
+                self.accelerator.unwrap_model(self.model),
+                self.processing_class,
+                shards_weights=runs_zero3(args) or self.is_fsdp_enabled,
+            )
         check_passed_optimizers(self)
         check_coarse_weights(self)
         stop_on_broken_training(self)
@@ -152,54 +137,19 @@ class KWiseRewardTrainer(RewardTrainer):
         # Whether no step has changed the weights since the last evaluation.
         self.weights_are_evaluated = False
 
-    def _attribute_weights(self) -> list[float]:
-        return self.args.attribute_weights or [1.0] * len(self.args.attributes)
+    def _attribute_weights(self) -> list[float] | None:
+        """Weight of each attribute; None where there are none."""
+        names = self.args.attributes
+        return None if not names else self.args.attribute_weights or [1.0] * len(names)
 
     def _prepare_dataset(
         self, dataset: Dataset | IterableDataset, processing_class: Any, args: KWiseRewardConfig, dataset_name: str
     ) -> Dataset | IterableDataset:
         # TRL's only hook for another record format.
-        if not isinstance(dataset, Dataset | IterableDataset):
-            raise ValueError(
-                f"KWiseRewardTrainer: the {dataset_name} dataset must be a datasets.Dataset or IterableDataset; got "
-                f"{type(dataset).__name__}. Make one of a list with Dataset.from_list."
-            )
         is_learnt_stream = is_stream(dataset) and dataset is self._stream
         if is_learnt_stream:
             self._stream = None
-        columns, origin = column_names(dataset), origin_of(dataset)
-        for column in ("margin", "annotator_scores"):
-            if column in columns and args.loss_type != "pairwise":
-                raise ValueError(
-                    f"KWiseRewardTrainer: the {dataset_name} set has a column {column!r}, which only loss_type "
-                    f"'pairwise' knows; got {args.loss_type!r}. Remove the column, or take that loss."
-                )
-        is_encoded, has_ids = "response_input_ids" in columns, {"chosen_ids", "rejected_ids"} <= set(columns)
-        if args.attributes and (has_ids or is_encoded and ATTRIBUTE_COLUMN not in columns):
-            raise ValueError(
-                f"KWiseRewardTrainer: the {dataset_name} set holds token ids without values of attributes; give "
-                "rankings as text or messages, with a column for each attribute."
-            )
-        max_length = sys.maxsize if args.max_length is None else args.max_length
-        with PartialState().local_main_process_first():
-            if not is_encoded and not has_ids and (origin is None or origin.kind != "ranking"):
-                dataset = dataset.map(canonical_ranking, with_indices=True, fn_kwargs={"source": dataset_name})
-            if args.attributes and not is_encoded:
-                dataset = with_attribute_scores(dataset, args.attributes, dataset_name)
-            if is_stream(dataset) and not is_learnt_stream:
-                # Figures are over the whole set, on several ranks without a ranking twice.
-                dataset = read_whole(dataset, None, dataset_name)
-            if is_encoded:
-                return EncodedStream(dataset, dict, None, "rankings").dataset() if is_learnt_stream else dataset
-            if has_ids:
-                return rankings_from_ids(dataset, max_length, dataset_name, args.dataset_num_proc)
-            try:
-                dataset = tokenize_rankings(dataset, processing_class, max_length, num_proc=args.dataset_num_proc)
-            except ValueError as error:
-                raise ValueError(f"{dataset_name} {error}") from error
-        if dataset_name != PREDICTED and not is_learnt_stream:
-            check_rankings(dataset["scores"], dataset_name)
-        return dataset
+        return prepare_rankings(dataset, processing_class, args, dataset_name, is_learnt_stream)
 
     def predict(self, test_dataset: Dataset, *args: Any, **kwargs: Any) -> PredictionOutput:
         """RewardTrainer's, on rankings as they are read, too.
@@ -235,12 +185,8 @@ class KWiseRewardTrainer(RewardTrainer):
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [
-            len(prompt) + max(map(len, responses))
-            for prompt, responses in zip(dataset["prompt_input_ids"], dataset["response_input_ids"], strict=True)
-        ]
         return LengthBucketSampler(
-            lengths,
+            ranking_lengths(dataset),
             batch_size=self.args.train_batch_size * self.args.world_size,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             # The epoch is a share of the steps taken; what rounding leaves below a whole number belongs to it.
@@ -259,7 +205,7 @@ class KWiseRewardTrainer(RewardTrainer):
         Where the data has weights, it adds up those of these prompts.
         """
         batch_samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = sum(_weight_of(batch) for batch in batch_samples)
+        count = sum(weight_of_batch(batch) for batch in batch_samples)
         if is_stream(self.train_dataset):
             largest = torch.tensor(max((batch["answer_mask"].shape[1] for batch in batch_samples), default=0))
             self._max_answers = max(self._max_answers, int(self.accelerator.gather(largest.to(device)).max()))
@@ -277,47 +223,23 @@ class KWiseRewardTrainer(RewardTrainer):
         return model.get_base_model() if isinstance(model, PeftModel) else model
 
     def score_answers(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Reward of every answer, (B, K) in float32, the weighted sum of attributes if there are; 0 at padded places.
-
-        Args:
-            model: The (wrapped) reward model.
-            inputs: A batch of `RankingCollator`, or of `PackedRankingCollator` with `prefix_sharing`.
-        """
-        answer_mask = inputs["answer_mask"]
-        if self.args.attributes:
-            attributes = self._answer_attributes(model, inputs)
-            return attributes @ attributes.new_tensor(self._attribute_weights())
-        if "row" in inputs:
-            rewards = score_packed_answers(model, self._reward_model(), inputs)
-        else:
-            texts = (inputs["input_ids"][answer_mask], inputs["attention_mask"][answer_mask])
-            rewards = sequence_scores(model, *texts)
-        padded = torch.zeros(answer_mask.shape, dtype=torch.float32, device=rewards.device)
-        return padded.masked_scatter(answer_mask, rewards.float())
-
-    def _answer_attributes(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """What the head gives to every answer, (B, K, A) in float32; 0 at padded places."""
-        mask = inputs["answer_mask"]
-        found = sequence_scores(model, inputs["input_ids"][mask], inputs["attention_mask"][mask])
-        padded = torch.zeros((*mask.shape, len(self.args.attributes)), dtype=torch.float32, device=mask.device)
-        return padded.masked_scatter(mask.unsqueeze(2), found.float().view(-1, padded.shape[2]))
+        """Reward of every answer, (B, K) in float32, by the (wrapped) reward model; see `answer_scores`."""
+        return answer_scores(model, inputs, self._attribute_weights())
 
     def _ranking_losses(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Rewards (B, K) and the loss of each prompt (B,)."""
         labels, answer_mask, args = inputs["scores"], inputs["answer_mask"], self.args
         if args.loss_type == "regression":
-            attributes = self._answer_attributes(model, inputs)
-            rewards = attributes @ attributes.new_tensor(self._attribute_weights())
+            weights = self._attribute_weights()
+            attributes = answer_attributes(model, inputs, len(weights))
+            rewards = attributes @ attributes.new_tensor(weights)
             losses = attribute_loss(attributes, inputs[ATTRIBUTE_COLUMN], answer_mask)
         elif args.loss_type == "tokenwise":
-            scores = torch.zeros(inputs["input_ids"].shape, dtype=torch.float32, device=labels.device)
-            with token_scores(self._reward_model()) as collected:
-                rewards = self.score_answers(model, inputs)
-            scores = scores.masked_scatter(answer_mask.unsqueeze(2), collected[0].float())
+            rewards, scores = scores_at_tokens(model, inputs)
             lengths = inputs["prompt_lengths"].unsqueeze(1) + inputs["answer_lengths"]
             losses = tokenwise_loss(scores, inputs["input_ids"], lengths, labels, answer_mask)
         else:
-            rewards = self.score_answers(model, inputs)
+            rewards = answer_scores(model, inputs, whole_rows=args.lm_coefficient is not None)
             if args.loss_type == "plackett_luce":
                 losses = plackett_luce_loss(rewards, labels, answer_mask)
             else:
@@ -350,9 +272,11 @@ class KWiseRewardTrainer(RewardTrainer):
         with head_states(self._reward_model()) if self.args.lm_coefficient is not None else nullcontext() as states:
             rewards, losses = self._ranking_losses(model, inputs)
         if states:
-            losses = losses + self._language_model_losses(states[0], inputs)
+            of_answers = language_model_losses(self._reward_model(), states[0], inputs, self.args)
+            self._metrics["train"]["lm_loss"].append(mean_of_ranked(of_answers.detach(), inputs).item())
+            losses = losses + self.args.lm_coefficient * of_answers * inputs.get("weight", 1.0)
         if num_items_in_batch is None:
-            num_items_in_batch = _weight_of(inputs)
+            num_items_in_batch = weight_of_batch(inputs)
             num_ranks = 1
         else:
             # Gradients are averaged over the ranks, the objective is a sum over them.
@@ -361,31 +285,12 @@ class KWiseRewardTrainer(RewardTrainer):
         self._record_batch(rewards.detach(), inputs)
         return (loss, rewards) if return_outputs else loss
 
-    def _language_model_losses(self, states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """Weighted language-model losses (B,) of the best answers, by the pass that scored them."""
-        losses = best_answer_losses(states, self._reward_model().get_input_embeddings(), inputs)
-        num_ranked = has_pair(inputs["scores"], inputs["answer_mask"]).sum().clamp(min=1)
-        self._metrics["train"]["lm_loss"].append((losses.detach().sum() / num_ranked).item())
-        return self.args.lm_coefficient * losses * inputs.get("weight", 1.0)
-
     def _record_batch(self, rewards: Tensor, inputs: dict[str, Tensor]) -> None:
         """Keeps TRL's training figures (RewardTrainer.log averages them over the steps since the last log)."""
         # The step changes the weights.
         self.weights_are_evaluated = False
         metrics = self._metrics["train"]
-        real = rewards[inputs["answer_mask"]]
-        pairs = ordered_pairs(inputs["scores"], inputs["answer_mask"])
-        gaps = (rewards.unsqueeze(2) - rewards.unsqueeze(1))[pairs]
-        sums = torch.stack(
-            [
-                inputs["attention_mask"].sum().float(),
-                real.sum(),
-                torch.tensor(float(real.numel()), device=real.device),
-                win_share(gaps).sum(),
-                gaps.sum(),
-                torch.tensor(float(gaps.numel()), device=real.device),
-            ]
-        )
+        sums = batch_sums(rewards, inputs)
         num_tokens, reward, num_answers, right, gap, num_pairs = self.accelerator.reduce(sums, "sum").tolist()
         if not math.isfinite(reward):
             raise ValueError(
@@ -459,16 +364,3 @@ class KWiseRewardTrainer(RewardTrainer):
             **(self._score_statistics if self.weights_are_evaluated else {}),
         )
         card.save(output_dir or self.args.output_dir)
-
-
-def _weight_of(batch: dict[str, Tensor]) -> Tensor:
-    """The prompts of a batch that are learnt from, counted by their weights where the data has such a column.
-
-    Those with an ordered pair; with attributes, those with a value.
-    """
-    if ATTRIBUTE_COLUMN in batch:
-        known = ~batch[ATTRIBUTE_COLUMN].isnan() & batch["answer_mask"].unsqueeze(1)
-        counts = known.flatten(1).any(dim=1)
-    else:
-        counts = has_pair(batch["scores"], batch["answer_mask"])
-    return (batch["weight"] * counts).sum() if "weight" in batch else counts.sum()

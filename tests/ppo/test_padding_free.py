@@ -13,6 +13,7 @@ from transformers import (
 
 from pangu_trl.models.padding_free import PackedBatch, is_padding_free
 from pangu_trl.models.sequence_scores import sequence_scores
+from pangu_trl.ppo.rollout import Rollout
 
 # Three texts of 6, 3 and 5 tokens, padded on the left; answers of 3, 1 and 2.
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 1, 1]])
@@ -119,3 +120,30 @@ def test_a_model_that_cannot_is_left_with_padding_or_refused(make_trainer, make,
     assert not is_padding_free(policy) and policy.config._attn_implementation == implementation
     with pytest.raises(ValueError, match=f"PPOTrainer: policy: padding_free: .*{reason}"):
         make_trainer(models=models, padding_free=True)
+
+
+@pytest.mark.parametrize("where", ["full", "one backbone"], ids=["a model", "an adapter"])
+def test_answers_to_one_prompt_are_scored_with_it_once(make_trainer, where, monkeypatch):
+    trainers = [
+        make_trainer(where, padding_free=free, num_generations=2, per_device_train_batch_size=2)
+        for free in (None, False)
+    ]
+    # Two prompts of 9 and 10 tokens with two answers each, padded on the left.
+    generator = torch.Generator().manual_seed(2)
+    ids, mask = torch.zeros(4, 14, dtype=torch.long), torch.zeros(4, 14, dtype=torch.long)
+    for row, (prompt, lengths) in enumerate([(9, 4), (9, 4), (10, 4), (10, 4)]):
+        ids[row, -prompt - lengths :] = torch.randint(10, 200, (prompt + lengths,), generator=generator)
+        mask[row, -prompt - lengths :] = 1
+    ids[1, 1:10], ids[3, :10] = ids[0, 1:10], ids[2, :10]
+    answers = torch.ones(4, 4, dtype=torch.bool)
+    rollout = Rollout(ids, mask, answers, torch.ones(4, dtype=torch.bool))
+    widths, sharing = [], PackedBatch.sharing
+    monkeypatch.setattr(
+        PackedBatch, "sharing", lambda *batch: widths.append((packed := sharing(*batch)).layout.width) or packed
+    )
+    found, expected = (
+        trainer.collector.rewards[0].score(trainer.model, rollout, [{}] * 4, batch_size=2) for trainer in trainers
+    )
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert len(set(expected.tolist())) == 4
+    assert widths == [9 + 8, 10 + 8]

@@ -14,6 +14,7 @@ from pangu_trl.cli import main
 from pangu_trl.data.jsonl import read_jsonl, write_jsonl
 from pangu_trl.models.reward_model import load_reward_model, score_responses
 from pangu_trl.models.sequence_scores import sequence_scores
+from pangu_trl.reward.answer_scores import answer_attributes
 from pangu_trl.reward.card import read_reward_card
 from pangu_trl.reward.losses import attribute_loss
 
@@ -99,7 +100,7 @@ def test_training_brings_every_output_to_its_attribute(make_attribute_trainer, j
     def error() -> float:
         batch = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset)))
         with torch.no_grad():
-            found = trainer._answer_attributes(trainer.model, batch)
+            found = answer_attributes(trainer.model, batch, len(NAMES))
         return attribute_loss(found, batch["attribute_scores"], batch["answer_mask"]).mean().item()
 
     before = error()

@@ -139,6 +139,11 @@ def test_a_quantised_base_is_trained_through_adapter_and_head(make_trainer, poli
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     assert any("score" in name for name in before)
     trainer.train()
+    # What is evaluated is the model that learns, which bitsandbytes would round otherwise in evaluation mode.
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    with torch.no_grad(), trainer.accelerator.autocast():
+        learnt, evaluated = (trainer.score_answers(trainer.model.train(mode), batch) for mode in (True, False))
+    assert torch.equal(learnt, evaluated)
     after = dict(trainer.model.named_parameters())
     assert [name for name in before if torch.equal(before[name], after[name]) and "lora_A" not in name] == []
     trainer.save_model(tmp_path / "saved")

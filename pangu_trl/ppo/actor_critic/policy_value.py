@@ -135,7 +135,7 @@ class PolicyAndValue(nn.Module):
             # As `sequence_scores` reads a reward model of its own.
             input_ids, attention_mask = padded_on_the_right(input_ids, attention_mask)
             with selected_adapter(self.policy, REWARD_ADAPTER):
-                hidden_states = _hidden_states(self.policy, input_ids, attention_mask, own_positions=True)
+                hidden_states = _hidden_states(self.policy, input_ids, attention_mask, of_reward=True)
             scores = _read(self.reward_head, at_last_token(hidden_states, attention_mask))
             return {"scores": scores.squeeze(-1).float()}
         with selected_adapter(self.policy, None) if part == "reference" else nullcontext():
@@ -172,19 +172,20 @@ def token_values(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, co
     return _read(innermost(model).score, hidden_states[:, -completion_mask.shape[1] - 1 : -1]).squeeze(-1).float()
 
 
-def _hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, own_positions: bool = False) -> Tensor:
+def _hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, of_reward: bool = False) -> Tensor:
     """Last hidden states (B, T, H) of the backbone of a model, under the adapter that is selected.
 
-    Rows that begin in the first column may be left to the positions that the model counts by itself.
+    Those of the reward are read as `sequence_scores` does: of rows that begin in the first column, with the positions
+    that the model counts by itself, and what neighbouring rows begin with is computed once.
     """
     if is_padding_free(model):
-        packed = PackedBatch.of(input_ids, attention_mask)
+        packed = (PackedBatch.sharing if of_reward else PackedBatch.of)(input_ids, attention_mask)
         return backbone(model)(**packed.arguments(model), use_cache=False).last_hidden_state[0][packed.places]
     return backbone(model)(
         input_ids=input_ids,
         attention_mask=attention_mask,
         use_cache=False,
-        **({} if own_positions else position_arguments(backbone(model), attention_mask)),
+        **({} if of_reward else position_arguments(backbone(model), attention_mask)),
     ).last_hidden_state
 
 
