@@ -26,6 +26,7 @@ from pangu_trl.data.answer_end import sampled_text, stop_tokens
 from pangu_trl.data.collators import pad_sequences
 from pangu_trl.data.conversations import EncodingColumns
 from pangu_trl.data.tokenizing import NOTHING_SAID, encode_prompt
+from pangu_trl.models.cached_reading import reads_right_from_cache
 from pangu_trl.models.loading import load_with_adapter
 from pangu_trl.models.modes import evaluation_mode, position_limit, without_generation_defaults
 from pangu_trl.models.vocabulary import check_vocabulary, num_token_ids, padding_ids
@@ -217,6 +218,7 @@ def _sample_batch(
         max_new_tokens=config.max_new_tokens,
         eos_token_id=ends,
         pad_token_id=pad_token_id,
+        use_cache=reads_right_from_cache(model, tokenizer),
         suppress_tokens=padding_ids(model, num_token_ids(tokenizer)),
     )
     generated = model.generate(

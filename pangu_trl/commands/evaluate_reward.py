@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="split of the data (default: %(default)s)")
     parser.add_argument(
         "--benchmark",
-        choices=("rewardbench2",),
+        choices=("rewardbench2", "cheemsbench"),
         help="--data is a .jsonl file of this benchmark's records, which get its own figures",
     )
     add_format(parser)
@@ -60,7 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     refuse_existing(args, is_folder=True)
     if args.benchmark is not None:
-        _run_rewardbench2(args)
+        _run_benchmark(args)
         return
     from pangu_trl.data.loading import load_records, place_of
     from pangu_trl.models.reward_model import ScoringError, load_reward_model
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
         print(verdict)
 
 
-def _run_rewardbench2(args: argparse.Namespace) -> None:
+def _run_benchmark(args: argparse.Namespace) -> None:
     if args.format is not None or args.split != "train" or args.min_score_gap or args.special_tokens_in_text:
         raise ValueError(
             "--benchmark reads a file in its published form; leave --format, --split, --min-score-gap and "
@@ -107,20 +107,21 @@ def _run_rewardbench2(args: argparse.Namespace) -> None:
     from pangu_trl.answers.judge import journal_arguments, judge_of_model
     from pangu_trl.data.jsonl import read_numbered_jsonl
     from pangu_trl.models.reward_model import ScoringError, load_reward_model
-    from pangu_trl.reward.rewardbench import check_record, rewardbench2_metrics
+    from pangu_trl.reward import cheems, rewardbench
 
+    benchmark = {"rewardbench2": rewardbench, "cheemsbench": cheems}[args.benchmark]
     records, places = [], []
     for line, record in read_numbered_jsonl(args.data):
-        check_record(record, f"{args.data}:{line}")
+        benchmark.check_record(record, f"{args.data}:{line}")
         records.append(record)
         places.append(f"{args.data}:{line}")
-    answers = [(row, text) for row, record in enumerate(records) for text in record["chosen"] + record["rejected"]]
+    answers = [(row, text) for row, record in enumerate(records) for text in benchmark.texts_of(record)]
     with open_journal(args, ("model", "batch_size", "benchmark"), records) as journal:
         model, tokenizer = load_reward_model(args.model)
         judge = judge_of_model("the reward model", model, tokenizer, args.batch_size)
         # Published as texts; a model of conversations is to read turns.
         has_turns = bool(tokenizer.chat_template)
-        prompts = [_as_turn(records[row]["prompt"], "user", has_turns) for row, _ in answers]
+        prompts = [_as_turn(records[row][benchmark.PROMPT], "user", has_turns) for row, _ in answers]
         responses = [_as_turn(text, "assistant", has_turns) for _, text in answers]
         try:
             found = judge(prompts, responses, **journal_arguments(journal, "scores"))
@@ -129,7 +130,7 @@ def _run_rewardbench2(args: argparse.Namespace) -> None:
         scores: list[list[float]] = [[] for _ in records]
         for (row, _), score in zip(answers, found, strict=True):
             scores[row].append(score)
-        metrics = rewardbench2_metrics(records, scores)
+        metrics = benchmark.metrics(records, scores)
         args.output.mkdir(parents=True, exist_ok=True)
         content = {"model": args.model, "data": args.data, "benchmark": args.benchmark, "metrics": metrics}
         text = json.dumps(content, indent=2, ensure_ascii=False)

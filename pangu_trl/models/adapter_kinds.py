@@ -63,6 +63,12 @@ def check_adapter_method(name: str, config: PeftConfig) -> None:
             f"{name} has an adapter of type {method}, whose schedule of ranks must be called after every step, which "
             "is not done here, and which no checkpoint could restore. Use LoRA."
         )
+    if config.peft_type == PeftType.ADAMSS:
+        raise ValueError(
+            f"{name} has an adapter of type {method}, which splits layers by clusters of the base weights that no "
+            "adapter's folder holds: on the same base in another precision PEFT finds other clusters, and would load "
+            f"another model without a word. {INSTEAD}"
+        )
     if config.is_adaption_prompt or method in NOT_BY_LAYER:
         raise ValueError(
             f"{name} has an adapter of type {method}, which needs more than a forward pass to run. {INSTEAD}"

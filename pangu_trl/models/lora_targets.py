@@ -9,7 +9,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 ALL_LINEAR = "all-linear"
+# Of which a model reads the weights, past what LoRA adds.
 STATE_SPACE_LAYERS = ("conv1d", "dt_proj", "x_proj", "out_proj")
+PAST_LORA = rf".*\.(mamba|mixer)\.({'|'.join(STATE_SPACE_LAYERS)})|.*\.altup\.correction_coefs"
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +27,8 @@ def resolve_lora_targets(config: LoraConfig, model: PreTrainedModel) -> None:
     """Has LoRA reach every linear layer of the text model where no targets are named.
 
     PEFT's own defaults are queries and values in most families, and an error in those that it does not list. Left out
-    are a vision tower, to which no text gives gradients, heads, which learn as a whole, those layers of a state space
-    whose weights are read past LoRA, and linear layers that give more than a tensor, as some routers do.
+    are a vision tower, to which no text gives gradients, heads, which learn as a whole, layers whose weights are read
+    past LoRA (of a state space, of Gemma 3n), and linear layers that give more than a tensor, as some routers do.
     """
     resolve_single_target(config)
     if config.target_modules is None and not config.target_parameters:
@@ -34,9 +36,8 @@ def resolve_lora_targets(config: LoraConfig, model: PreTrainedModel) -> None:
     if config.target_modules == ALL_LINEAR and config.exclude_modules is None:
         backbone = _text_backbone_name(model)
         outside = rf"(?!{re.escape(backbone)}\.).*|" if backbone else ""
-        state_space = rf".*\.(mamba|mixer)\.({'|'.join(STATE_SPACE_LAYERS)})"
         routers = "".join(rf"|.*\.{re.escape(name)}" for name in sorted(_routers(model)))
-        config.exclude_modules = f"{outside}{state_space}{routers}"
+        config.exclude_modules = f"{outside}{PAST_LORA}{routers}"
 
 
 def check_lora_targets(config: LoraConfig, model: PreTrainedModel) -> list[str]:

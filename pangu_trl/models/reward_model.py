@@ -269,7 +269,10 @@ def check_score_of_text(name: str, model: PreTrainedModel | PeftModel, pad_token
                 for batch in (alone, padded)
             ]
     except (RuntimeError, IndexError) as error:
-        raise ValueError(f"{name} is a {kind}, which cannot score a text of three tokens: {error}.") from error
+        raise ValueError(
+            f"{name} is a {kind}, which cannot score a text of three tokens: {error}. An answer may be as short. Take "
+            "another model."
+        ) from error
     if scores[0].numel() != 1:
         raise ValueError(
             f"{name} is a {kind}, which gives {scores[0].numel()} numbers for a text in the place of one score. Load a "

@@ -1,5 +1,7 @@
 """Whether a model and a tokenizer have the same tokens, and which of a model's no tokenizer can write."""
 
+from itertools import islice
+
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -56,6 +58,12 @@ def embedding_size(model: nn.Module) -> int | None:
 def num_token_ids(tokenizer: PreTrainedTokenizerBase) -> int:
     """Token ids up to the highest that the tokenizer knows."""
     return max(tokenizer.get_vocab().values()) + 1
+
+
+def plain_token_ids(tokenizer: PreTrainedTokenizerBase, most: int) -> list[int]:
+    """The first ids, at most so many, of tokens that stand for text alone."""
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return list(islice((token for token in range(tokenizer.vocab_size) if token not in special), most))
 
 
 def limit_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -13,7 +13,7 @@ from pangu_trl.models.adapter_kinds import check_adapter_method, check_adapter_o
 from pangu_trl.models.modes import check_generation_settings, position_limit
 from pangu_trl.models.reward_model import check_score_of_text
 from pangu_trl.models.score_head import first_position, innermost
-from pangu_trl.models.vocabulary import check_vocabulary
+from pangu_trl.models.vocabulary import check_vocabulary, plain_token_ids
 
 from .actor_critic.policy_reading import wrong_reading
 from .actor_critic.policy_value import PolicyAndValue
@@ -263,9 +263,7 @@ def _check_policy_reads(policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -
             "transformers from 0, so that answers would come from another distribution than the one that is learnt. "
             "Take another model as the policy."
         )
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    plain = (token for token in range(tokenizer.vocab_size) if token not in special)
-    text = [token for token, _ in zip(plain, range(5), strict=False)]
+    text = plain_token_ids(tokenizer, 5)
     seen = wrong_reading(policy, text, tokenizer.pad_token_id) if len(text) == 5 else None
     if seen is not None:
         raise ValueError(

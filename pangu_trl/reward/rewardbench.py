@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+PROMPT = "prompt"
 TIES = "Ties"
 # What the parts of the score of Ties count for; the last is there to tell equal models apart.
 WEIGHTS = {
@@ -46,12 +47,17 @@ def check_record(record: Mapping[str, Any], place: str) -> None:
         check(len(record["chosen"]) == 1, "chosen", "one answer outside of the subset Ties")
 
 
-def rewardbench2_metrics(records: Sequence[Mapping[str, Any]], scores: Sequence[Sequence[float]]) -> dict[str, float]:
+def texts_of(record: Mapping[str, Any]) -> list[str]:
+    """The answers of a record, in the order in which they are scored: the right ones first."""
+    return record["chosen"] + record["rejected"]
+
+
+def metrics(records: Sequence[Mapping[str, Any]], scores: Sequence[Sequence[float]]) -> dict[str, float]:
     """Figures of RewardBench 2.
 
     Args:
         records: Its records, checked.
-        scores: Of each record, those of the chosen answers and then those of the rejected ones.
+        scores: Of each record those of its answers, as `texts_of` has them.
 
     Returns:
         By subset its score: outside of Ties the share of the prompts whose chosen answer is highest, one that shares
@@ -61,16 +67,16 @@ def rewardbench2_metrics(records: Sequence[Mapping[str, Any]], scores: Sequence[
     by_subset: dict[str, list[int]] = defaultdict(list)
     for row, record in enumerate(records):
         by_subset[record["subset"]].append(row)
-    metrics: dict[str, float] = {}
+    found: dict[str, float] = {}
     parts: dict[str, float] = {}
     for subset, rows in by_subset.items():
         if subset == TIES:
             parts = ties_figures([records[row] for row in rows], [scores[row] for row in rows])
-            metrics[subset] = sum(WEIGHTS[name] * value for name, value in parts.items())
+            found[subset] = sum(WEIGHTS[name] * value for name, value in parts.items())
         else:
-            metrics[subset] = _mean([best_of_share(scores[row]) for row in rows])
-    overall = _mean(list(metrics.values()))
-    return metrics | {f"{TIES}/{name}": value for name, value in parts.items()} | {"overall": overall}
+            found[subset] = _mean([best_of_share(scores[row]) for row in rows])
+    overall = _mean(list(found.values()))
+    return found | {f"{TIES}/{name}": value for name, value in parts.items()} | {"overall": overall}
 
 
 def best_of_share(scores: Sequence[float]) -> float:

@@ -72,6 +72,7 @@ RECORDS: dict[str, list[dict[str, Any]]] = {
             "prompt": [user("What is tea?")],
             "responses": [[says("A drink made of leaves.")], [says("A word.")]],
             "scores": [4.0, 1.0],
+            "helpfulness": [4.0, 1.0],
             "correctness": [4, 2],
             "coherence": [4, 4],
             "complexity": [1, 0],
@@ -81,6 +82,7 @@ RECORDS: dict[str, list[dict[str, Any]]] = {
             "prompt": RIVER,
             "responses": [[says("The Yangtze.")], [says("Everest.")]],
             "scores": [3.0, 0.0],
+            "helpfulness": [3.0, 0.0],
             "correctness": [4, 0],
             "coherence": [4, 3],
             "complexity": [1, 1],
@@ -95,6 +97,20 @@ RECORDS: dict[str, list[dict[str, Any]]] = {
             "turns": 1,
             "num_responses": 3,
         }
+    ],
+    "cheems-bench": [
+        {
+            "prompt": [user("哪个季节白天最长？")],
+            "responses": [[says("夏季。")], [says("冬季。")], [says("夏季，夏至那天白天最长。")]],
+            "scores": [-2.0, -3.0, -1.0],
+            "category": ["常识问答"],
+        },
+        {
+            "prompt": [user("写一句祝福。")],
+            "responses": [[says("祝你平安。")], [says("愿你顺利。")], [says("哦。")]],
+            "scores": [-1.0, -1.0, -2.0],
+            "category": ["写作"],
+        },
     ],
     "reward-bench-2": [
         {
@@ -442,6 +458,12 @@ REFUSED = [
         "ranking",
         {"prompt": "\n\nHuman: 问", "answers": [{"answer": "a"}]},
         "answers: 'rank' must be a number; got None",
+    ),
+    (
+        "cheems",
+        "ranking",
+        {"input": "问", "responses": [{"id": 1, "content": "a"}, {"id": 2, "content": "b"}], "rank": {"1": 1}},
+        "'rank' must give each of the answers 1, 2 one rank",
     ),
     ("rewardbench", "ranking", {"prompt": "问", "chosen": ["a"], "rejected": []}, "'rejected' must be"),
     ("rewardbench", "ranking", {"prompt": "问", "chosen": [3], "rejected": ["b"]}, "'chosen' must be text"),

@@ -20,7 +20,7 @@ class Architecture:
         config: Makes its configuration for V tokens, an end of sequence and a pad token.
         trait: Positions, attention, experts, head.
         is_encoder: Reads an answer as a whole; can only be a reward model.
-        refusal: What PPO says of it as a policy, before it learns anything.
+        refusal: What PPO says of it as a policy (of an encoder, as a reward model), before it learns anything.
     """
 
     name: str
@@ -173,6 +173,14 @@ ARCHITECTURES = [
         without=("num_attention_heads", "num_key_value_heads",
         "max_position_embeddings"), attention_hidden_size=32, context_length=160),
     _of("Exaone4", "sliding window, no positions in full layers", **_WINDOWED),
+    _of("FalconH1", "state space and attention side by side", mamba_n_heads=4, mamba_d_head=16, mamba_d_ssm=64,
+        mamba_d_state=8, mamba_n_groups=1, mamba_chunk_size=8),
+    # Without a pad token, whose row of zeros in the embedding would make its gradients NaN.
+    _of("Gemma3nText", "several streams, embeddings for every layer, shared keys", head_dim=16, pad_token_id=None,
+        sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"] * 2, num_hidden_layers=4,
+        num_kv_shared_layers=2, hidden_size_per_layer_input=8, laurel_rank=4, vocab_size_per_layer_input=400),
+    _of("MiniMax", "linear attention, experts; its cache reads padding", head_dim=16, num_local_experts=2,
+        layer_types=["linear_attention", "full_attention"], num_experts_per_tok=1),
     _of("GraniteMoe", "experts, multipliers", num_local_experts=2, num_experts_per_tok=1),
     _of("Bert", "encoder, learned positions", ("num_key_value_heads",), encoder=True),
     _of("Roberta", "encoder, positions behind the pad id", ("num_key_value_heads",), encoder=True),
@@ -183,4 +191,7 @@ ARCHITECTURES = [
         pos_att_type=["p2c", "c2p"]),
     _of("ModernBert", "encoder, rotary, local attention", ("num_key_value_heads",), encoder=True,
         local_attention=WINDOW, global_attn_every_n_layers=2),
+    _of("Longformer", "encoder, windows of attention", ("num_key_value_heads",), encoder=True, attention_window=WINDOW),
+    _of("Canine", "encoder of characters, four at a time", ("num_key_value_heads", "vocab_size"), encoder=True,
+        refusal="cannot score a text of three tokens: .* Take another model"),
 ]  # fmt: skip

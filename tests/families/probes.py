@@ -1,6 +1,7 @@
 """What every architecture must show: equal to the model alone, or a refusal before anything is sampled."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from .architectures import Architecture
 
 # What a cell of the table says beside a refusal.
 EQUAL = "equal"
+NOT_TRIED = "not tried"
 TOLERANCE = dict(atol=1e-5, rtol=1e-5)
 
 
@@ -136,6 +138,10 @@ def run_encoder_reward(architecture: Architecture, policy: Any, tokenizer: Any, 
     judge = make_classifier(make_config(architecture, tokenizer), folder / "judge")
     alone = copy.deepcopy(judge)
     arguments = ppo_arguments(tokenizer, prompts, folder / "run", share_backbone="value")
+    if architecture.refusal is not None:
+        with pytest.raises(ValueError, match=architecture.refusal) as refusal:
+            PPOTrainer(model=policy, reward_model=judge, **arguments)
+        return f"refused: {str(refusal.value).removeprefix('PPOTrainer: ')}"
     trainer = PPOTrainer(model=policy, reward_model=judge, **arguments)
     trainer.train()
     rollout = trainer.passes.rollout
@@ -162,9 +168,9 @@ def run_kwise(architecture: Architecture, tokenizer: Any, rankings: Dataset, fol
         try:
             trainer = KWiseRewardTrainer(model=model, args=args, train_dataset=rankings, processing_class=tokenizer)
         except ValueError as error:
-            if not shares:
+            if not shares and not (architecture.is_encoder and re.search(architecture.refusal or "(?!)", str(error))):
                 raise
-            return f"refused: {str(error).removeprefix('prefix_sharing: ')}"
+            return f"refused: {str(error).removeprefix('prefix_sharing: ').removeprefix('KWiseRewardTrainer: ')}"
         trainer.model.eval()
         batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
         with torch.no_grad():
@@ -176,6 +182,8 @@ def run_kwise(architecture: Architecture, tokenizer: Any, rankings: Dataset, fol
 
 def run_lora(architecture: Architecture, tokenizer: Any) -> str:
     """What the recipes' default reaches; every place of it gets a gradient."""
+    if architecture.is_encoder and architecture.refusal is not None:
+        return NOT_TRIED
     config = make_config(architecture, tokenizer)
     auto_class = AutoModelForSequenceClassification if architecture.is_encoder else language_model_class(config)
     torch.manual_seed(1)

@@ -5,12 +5,16 @@ The rows of METHODS stand in docs/models.md.
 
 import copy
 import logging
+import sys
 from dataclasses import dataclass
+from types import ModuleType
+from unittest import mock
 
 import pytest
 import torch
 from peft import (
     AdaLoraConfig,
+    AdamssConfig,
     AdaptionPromptConfig,
     FourierFTConfig,
     HiraConfig,
@@ -21,6 +25,7 @@ from peft import (
     LoHaConfig,
     LoKrConfig,
     LoraConfig,
+    MissConfig,
     MontecloraConfig,
     OFTConfig,
     PeftConfig,
@@ -29,6 +34,7 @@ from peft import (
     PromptEncoderConfig,
     PromptTuningConfig,
     PveraConfig,
+    RoadConfig,
     ShadowConfig,
     VBLoRAConfig,
     VeraConfig,
@@ -64,6 +70,12 @@ def loftq() -> LoraConfig:
     return config
 
 
+def adamss() -> AdamssConfig:
+    """Whose constructor asks for scikit-learn, which is not needed for a refusal."""
+    with mock.patch.dict(sys.modules, sklearn=ModuleType("sklearn")):
+        return AdamssConfig(task_type="CAUSAL_LM", r=8)
+
+
 METHODS = {
     "LoRA": Method(lora(), "off", merges=True),
     "LoRA, bias lora_only": Method(lora(bias="lora_only"), "copy", merges=True),
@@ -86,6 +98,12 @@ METHODS = {
     "HRA": Method(HRAConfig(task_type="CAUSAL_LM", r=4), "off"),
     "VeRA": Method(VeraConfig(task_type="CAUSAL_LM", r=4), "off"),
     "HiRA": Method(HiraConfig(task_type="CAUSAL_LM", r=4), "off"),
+    "MiSS": Method(MissConfig(task_type="CAUSAL_LM", r=4), "off"),
+    "MiSS, Bat": Method(MissConfig(task_type="CAUSAL_LM", r=4, init_weights="bat"), "off"),
+    "MiSS, mini": Method(MissConfig(task_type="CAUSAL_LM", r=4, init_weights="mini", mini_r=2), "off"),
+    "RoAd": Method(RoadConfig(task_type="CAUSAL_LM", group_size=4), "off"),
+    "RoAd 2": Method(RoadConfig(task_type="CAUSAL_LM", group_size=4, variant="road_2"), "off"),
+    "RoAd 4": Method(RoadConfig(task_type="CAUSAL_LM", group_size=4, variant="road_4"), "off"),
 }
 
 REFUSED = {
@@ -96,6 +114,7 @@ REFUSED = {
     ),
     "prefix tuning": (PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), "virtual tokens"),
     "AdaLoRA": (AdaLoraConfig(task_type="CAUSAL_LM", total_step=10), "schedule of ranks"),
+    "AdaMSS": (adamss(), "clusters of the base weights"),
     "LLaMA-Adapter": (
         AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=4, adapter_layers=1),
         "more than a forward pass",
@@ -114,6 +133,7 @@ REFUSED = {
     "LoRA, CorDA start": (lora(init_lora_weights="corda", corda_config={}), "cannot repeat"),
     "LoRA, LoftQ start": (loftq(), "cannot repeat"),
     "LoRA, random start": (lora(init_lora_weights=False), "init_lora_weights to true"),
+    "MiSS, random start": (MissConfig(task_type="CAUSAL_LM", r=4, init_weights=False), "init_weights to true"),
     "FourierFT, random start": (FourierFTConfig(task_type="CAUSAL_LM", n_frequency=8), "init_weights to true"),
 }
 
@@ -165,6 +185,12 @@ SLOW = {
     "HRA",
     "VeRA",
     "HiRA",
+    "MiSS",
+    "MiSS, Bat",
+    "MiSS, mini",
+    "RoAd",
+    "RoAd 2",
+    "RoAd 4",
 }
 
 
@@ -191,7 +217,10 @@ def test_a_method_has_the_start_as_its_reference_and_its_folder_is_what_it_learn
     # 3. The folder, loaded by PEFT onto the model that was passed in, is the policy.
     loaded = PeftModel.from_pretrained(copy.deepcopy(start_policy), tmp_path / "run")
     torch.testing.assert_close(logprobs_under(loaded, rollout), logprobs_under(learnt, rollout), atol=2e-5, rtol=1e-5)
-    # 4. A resumed run ends where the whole one did, against the same reference.
+    # 4. So is that model with the adapter merged into it, as `pangu-trl merge` does it.
+    merged = loaded.merge_and_unload()
+    torch.testing.assert_close(logprobs_under(merged, rollout), logprobs_under(learnt, rollout), atol=2e-5, rtol=1e-5)
+    # 5. A resumed run ends where the whole one did, against the same reference.
     resumed = make_adapted(peft_config=copy.deepcopy(method.config), save_strategy="no")
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
     for (key, tensor), other in zip(trainer.model.named_parameters(), resumed.model.parameters(), strict=True):

@@ -12,6 +12,8 @@ from peft import LoraConfig
 from pangu_trl import GPTPanguForSequenceClassification, KWiseRewardConfig, KWiseRewardTrainer, PPOConfig, PPOTrainer
 from pangu_trl.cli import main
 from pangu_trl.data.jsonl import read_jsonl, write_jsonl
+from pangu_trl.data.loading import load_records
+from pangu_trl.data.streams import as_stream, stream_records
 from pangu_trl.models.reward_model import load_reward_model, score_responses
 from pangu_trl.models.sequence_scores import sequence_scores
 from pangu_trl.reward.answer_scores import answer_attributes
@@ -146,6 +148,48 @@ def test_the_saved_model_is_read_as_one_reward_everywhere(make_attribute_trainer
     averaged, _ = load_reward_model(str(tmp_path / "average"))
     torch.testing.assert_close(averaged.score.weight, model.score.weight)
     assert read_reward_card(tmp_path / "average").attributes is None
+
+
+def test_evaluate_reward_measures_the_sum(make_attribute_trainer, judged, tmp_path, capsys):
+    trainer = make_attribute_trainer()
+    figures = trainer.evaluate()
+    trainer.save_model(tmp_path / "saved")
+    write_jsonl(tmp_path / "held-out.jsonl", judged)
+    words = ["--data", str(tmp_path / "held-out.jsonl"), "--output", str(tmp_path / "report"), "--json"]
+    capsys.readouterr()
+    assert main(["evaluate-reward", str(tmp_path / "saved"), *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for name in ("pair_accuracy", "exact_match", "kendall_tau", "reward_mean", "reward_std", "length_correlation"):
+        assert found[name] == pytest.approx(figures[f"eval_{name}"], abs=1e-5), name
+    assert found["reward_std"] > 1e-3
+
+
+def test_a_stream_teaches_what_the_same_records_in_memory_teach(make_attribute_trainer, trained_weights, judged):
+    in_memory = trained_weights(make_attribute_trainer(train_sampling_strategy="sequential", max_steps=3))
+    streams = dict(train_dataset=as_stream(lambda: iter(list(judged))), eval_dataset=None)
+    streamed = make_attribute_trainer(max_steps=3, folder="stream", **streams)
+    for name, weight in trained_weights(streamed).items():
+        torch.testing.assert_close(weight, in_memory[name], msg=name)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_rows_of_helpsteer_teach_every_attribute(streams, make_attribute_trainer, tmp_path):
+    """As they are published: a row for each answer, a column for each judgement."""
+    rows = [
+        {"prompt": prompt, "response": text, "helpfulness": 4 - place, "correctness": place, "verbosity": 2}
+        for prompt in ("问一", "问二", "问三", "问四")
+        for place, text in enumerate(("好", "一般", "差"))
+    ]
+    write_jsonl(tmp_path / "helpsteer.jsonl", rows)
+    load = stream_records if streams else load_records
+    data = load(str(tmp_path / "helpsteer.jsonl"), "ranking", data_format="helpsteer")
+    names = ["helpfulness", "correctness"]
+    trainer = make_attribute_trainer(
+        attributes=names, attribute_weights=[1.0, 1.0], train_dataset=data, eval_dataset=None, max_steps=1
+    )
+    (batch,) = [batch for batch, _ in zip(trainer.get_train_dataloader(), range(1), strict=False)]
+    expected = [[4.0, 3.0, 2.0], [0.0, 1.0, 2.0]]
+    assert all(values == expected for values in batch["attribute_scores"].tolist()) and len(batch["attribute_scores"])
 
 
 def test_ppo_takes_the_sum_and_refuses_the_outputs(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +10,14 @@ import torch
 from pangu_trl.cli import main
 from pangu_trl.data.jsonl import write_jsonl
 from pangu_trl.models.reward_model import score_responses
+from pangu_trl.reward import cheems
 from pangu_trl.reward.evaluation import ranking_metrics
 from pangu_trl.reward.intervals import accuracy_differences, accuracy_intervals
 from pangu_trl.reward.probes import probe_verdicts
-from pangu_trl.reward.rewardbench import best_of_share, rewardbench2_metrics, ties_figures
+from pangu_trl.reward.rewardbench import best_of_share, ties_figures
+from pangu_trl.reward.rewardbench import metrics as rewardbench2_metrics
+
+SAMPLE = Path(__file__).parents[2] / "data_cards" / "samples" / "public" / "cheems-bench.jsonl"
 
 
 def record(subset: str = "Math", identity: str = "1", num_chosen: int = 1, num_rejected: int = 3) -> dict:
@@ -106,6 +111,77 @@ def test_the_command_scores_the_published_form(reward_model, tokenizer, tmp_path
 def test_records_of_another_form_are_refused_with_their_line(tmp_path, capsys, change, message):
     write_jsonl(tmp_path / "bench.jsonl", [record() | change])
     words = ["--data", str(tmp_path / "bench.jsonl"), "--benchmark", "rewardbench2", "--output", str(tmp_path / "out")]
+    assert main(["evaluate-reward", "nowhere", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def ranked(category: object, ranks: object, num_answers: int = 3) -> dict:
+    responses = [{"id": name, "content": f"答 {name}"} for name in "abc"[:num_answers]]
+    return {"input": "问", "category": category, "responses": responses, "rank": ranks}
+
+
+def test_cheemsbench_by_hand():
+    records = [
+        ranked(["A", "x"], [["a", 1], ["b", 2], ["c", 3]]),
+        ranked(["A"], {"c": "2", "a": 1, "b": 1}),
+        ranked("B", [["b", 1], ["a", 2]], 2),
+        ranked("B", [["a", 1], ["b", 1], ["c", 1]]),
+    ]
+    # All three pairs right; of two pairs one right, one of equal scores; one pair right; no pair.
+    scores = [[3.0, 2.0, 1.0], [5.0, 1.0, 1.0], [0.0, 1.0], [1.0, 2.0, 3.0]]
+    for row, one in enumerate(records):
+        cheems.check_record(one, f"row {row}")
+    expected = {"accuracy/A": 4 / 5, "accuracy/B": 1.0, "accuracy": 0.9}
+    expected |= {"exact_match/A": 1 / 2, "exact_match/B": 1.0, "exact_match": 0.75, "overall": 0.825}
+    assert cheems.metrics(records, scores) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="no record has two answers of different rank"):
+        cheems.metrics(records[3:], scores[3:])
+
+
+def test_the_command_scores_cheemsbench_as_it_is_published(reward_model, tokenizer, tmp_path, capsys):
+    reward_model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    words = ["--data", str(SAMPLE), "--benchmark", "cheemsbench", "--output", str(tmp_path / "out"), "--json"]
+    assert main(["evaluate-reward", str(tmp_path / "model"), *words]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    # The sample by hand: rank 1 is the third answer, then the first, then the second; then two best ones and a third.
+    better = [[(2, 0), (2, 1), (0, 1)], [(0, 2), (1, 2)]]
+    shares = []
+    for line, pairs in zip(SAMPLE.read_text("utf-8").splitlines(), better, strict=True):
+        row = json.loads(line)
+        prompt, answers = row["input"], [response["content"] for response in row["responses"]]
+        if tokenizer.chat_template:
+            prompt = [{"role": "user", "content": prompt}]
+            answers = [[{"role": "assistant", "content": answer}] for answer in answers]
+        scores = score_responses(reward_model, tokenizer, [prompt] * 3, answers, 1)
+        shares.append([scores[one] > scores[other] for one, other in pairs])
+    accuracy = sum(sum(right) / len(right) for right in shares) / 2
+    exact_match = sum(all(right) for right in shares) / 2
+    assert printed["accuracy"] == pytest.approx(accuracy) and printed["exact_match"] == pytest.approx(exact_match)
+    assert printed["accuracy/写作"] == pytest.approx(sum(shares[1]) / 2)
+    assert printed["overall"] == pytest.approx((accuracy + exact_match) / 2)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))["metrics"] == printed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input": 3}, "bench.jsonl:1: 'input' must be a text in CheemsBench; got 3"),
+        ({"category": []}, "bench.jsonl:1: 'category' must be a name or a list of names in CheemsBench; got []"),
+        ({"responses": [{"id": "a", "content": "x"}]}, "bench.jsonl:1: in CheemsBench 'responses' must be two answers"),
+        (
+            {"responses": [{"id": "a", "content": "x"}] * 2},
+            "'responses' must be objects of text in 'content' and an 'id'",
+        ),
+        ({"rank": [["a", 1], ["b", 2]]}, "'rank' must give each of the answers a, b, c one rank"),
+        ({"rank": [["a", 1], ["b", 2], ["c", 3], ["c", 1]]}, "'rank' must give each of the answers a, b, c one rank"),
+        ({"rank": {"a": 1, "b": 2, "c": 3, "d": 4}}, "'rank' must give each of the answers a, b, c one rank"),
+        ({"rank": {"a": 1, "b": 2, "c": 2.5}}, "'rank' must be an object of ids and whole numbers, or pairs of them"),
+    ],
+)
+def test_records_that_are_none_of_cheemsbench_are_refused_with_their_line(tmp_path, capsys, change, message):
+    write_jsonl(tmp_path / "bench.jsonl", [ranked("A", {"a": 1, "b": 2, "c": 3}) | change])
+    words = ["--data", str(tmp_path / "bench.jsonl"), "--benchmark", "cheemsbench", "--output", str(tmp_path / "out")]
     assert main(["evaluate-reward", "nowhere", *words]) == 2
     assert message in capsys.readouterr().err
 

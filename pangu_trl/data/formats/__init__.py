@@ -5,7 +5,7 @@ Conversations become messages, so that sets of different formats can be mixed.
 
 from .chat import ALPACA, MESSAGES, OPENAI, SHAREGPT
 from .format import Format, convert_rows
-from .preferences import HELPSTEER, HH, NECTAR, REWARDBENCH, ULTRAFEEDBACK
+from .preferences import CHEEMS, HELPSTEER, HH, NECTAR, REWARDBENCH, ULTRAFEEDBACK
 from .trees import OASST
 
 FORMATS: dict[str, Format] = {
@@ -18,6 +18,7 @@ FORMATS: dict[str, Format] = {
     "helpsteer": HELPSTEER,
     "nectar": NECTAR,
     "rewardbench": REWARDBENCH,
+    "cheems": CHEEMS,
     "oasst": OASST,
 }
 

@@ -1,4 +1,4 @@
-"""Formats of answers that people or models have judged: HH, UltraFeedback, HelpSteer, Nectar, RewardBench 2."""
+"""Formats of answers that people or models have judged: HH, UltraFeedback, HelpSteer, Nectar, two benchmarks."""
 
 import logging
 import re
@@ -80,7 +80,7 @@ def _gather_helpsteer(rows: Iterable[Row], kind: str, on_fault: OnFault) -> Iter
 def _from_helpsteer(row: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
     """{"prompt", "response", "helpfulness"}, a row for each answer; later questions stand behind `<extra_id_1>User`.
 
-    The other judgements, such as `correctness`, become lists with a value for each answer.
+    The judgements, `helpfulness` too, become lists with a value for each answer.
     """
     prompt = _turns(f"<extra_id_1>User\n{text_of(row, 'prompt', where)}", HELPSTEER_TURN, f"{where} 'prompt'")
     if prompt[-1] == {"role": "assistant", "content": ""}:
@@ -91,7 +91,8 @@ def _from_helpsteer(row: Mapping[str, Any], kind: str, where: str) -> dict[str, 
     if kind == "demonstration":
         return {"prompt": prompt, "completion": [{"role": "assistant", "content": texts[0]}]}
     scores = [number_of({"helpfulness": score}, "helpfulness", where) for score in row.get("helpfulness") or [None]]
-    return ranking(prompt, texts, scores)
+    # The scores of the ranking, and an attribute like the others.
+    return ranking(prompt, texts, scores) | {"helpfulness": scores}
 
 
 def _from_rewardbench(row: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
@@ -107,10 +108,58 @@ def _from_rewardbench(row: Mapping[str, Any], kind: str, where: str) -> dict[str
     return ranking(prompt, answers["chosen"] + answers["rejected"], scores)
 
 
+def _from_cheems(row: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
+    """{"input", "responses": [{"id", "content"}, ...], "rank": {id: 1 is best}}; scores: the ranks below zero."""
+    prompt = [{"role": "user", "content": text_of(row, "input", where)}]
+    if kind == "prompt":
+        return {"prompt": prompt}
+    try:
+        texts, ranks = ranked_answers(row)
+    except ValueError as error:
+        raise RecordError(f"{where} {error}") from error
+    return ranking(prompt, texts, [float(-rank) for rank in ranks])
+
+
+def ranked_answers(row: Mapping[str, Any]) -> tuple[list[str], list[int]]:
+    """Texts and ranks of the answers of a row of CheemsBench, lower is better.
+
+    Raises:
+        ValueError: It names the key, what it must be and what it is.
+    """
+    answers: dict[str, str] = {}
+    for response in row.get("responses") or []:
+        is_answer = isinstance(response, Mapping) and isinstance(response.get("content"), str)
+        if not is_answer or str(response.get("id")) in answers:
+            raise ValueError(
+                f"'responses' must be objects of text in 'content' and an 'id' of their own; got {response!r}"
+            )
+        answers[str(response.get("id"))] = response["content"]
+    if len(answers) < 2:
+        raise ValueError(f"'responses' must be two answers at least; got {row.get('responses')!r}")
+    given = row.get("rank")
+    pairs = list(given.items()) if isinstance(given, Mapping) else given
+    if not isinstance(pairs, list) or not all(_is_rank(pair) for pair in pairs):
+        raise ValueError(f"'rank' must be an object of ids and whole numbers, or pairs of them; got {given!r}")
+    # Read as columns, an object has the ids of other rows too, without a rank.
+    ranks = {str(identity): int(rank) for identity, rank in pairs if rank is not None}
+    if ranks.keys() != answers.keys() or len(ranks) < sum(rank is not None for _, rank in pairs):
+        raise ValueError(f"'rank' must give each of the answers {', '.join(answers)} one rank; got {given!r}")
+    return list(answers.values()), [ranks[identity] for identity in answers]
+
+
+def _is_rank(pair: Any) -> bool:
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        return False
+    rank = pair[1]
+    is_whole = isinstance(rank, int) and not isinstance(rank, bool)
+    return rank is None or is_whole or (isinstance(rank, str) and rank.strip().isdigit())
+
+
 HH = Format(("chosen", "rejected"), ("ranking", "demonstration", "prompt"), _from_hh)
 NECTAR = Format(("prompt", "answers"), ("ranking", "prompt"), _from_nectar)
 ULTRAFEEDBACK = Format(("instruction", "completions"), ("ranking", "prompt"), _from_ultrafeedback)
 REWARDBENCH = Format(("prompt", "chosen", "rejected"), ("ranking", "prompt"), _from_rewardbench)
+CHEEMS = Format(("input", "responses", "rank"), ("ranking", "prompt"), _from_cheems)
 HELPSTEER = Format(
     ("prompt", "response", "helpfulness"), ("ranking", "demonstration", "prompt"), _from_helpsteer, _gather_helpsteer
 )

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from pangu_trl.data.answer_end import stop_tokens
 from pangu_trl.data.collators import pad_sequences
 from pangu_trl.models.adapter_selection import merged_policy_adapter, selected_adapter
+from pangu_trl.models.cached_reading import reads_right_from_cache
 from pangu_trl.models.modes import evaluation_mode, without_generation_defaults
 from pangu_trl.models.sharding import gathered, runs_zero3, whole_weights
 from pangu_trl.models.vocabulary import known_ids, padding_ids
@@ -62,6 +63,7 @@ def generate_rollout(
             suppress_tokens=padding_ids(policy, known_ids(policy)),
         )
         with torch.no_grad(), without_generation_defaults(policy):
+            config.use_cache = reads_right_from_cache(policy, tokenizer)
             for start in range(0, len(prompts), batch_size):
                 rows = order[start : start + batch_size]
                 # The shortest prompts, which learning batches pad most.
