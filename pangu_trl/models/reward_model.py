@@ -56,7 +56,7 @@ def score_responses(
     """Scores each response as an answer to the prompt at the same place.
 
     The score is the classification head's output at the end of sequence, see `sequence_scores`. It does not depend on
-    which other responses share the batch.
+    which other responses share the batch, and is the same to the last bit for what has the same tokens.
 
     Args:
         model: Sequence classification model with one label and `pad_token_id` in its config.
@@ -75,17 +75,19 @@ def score_responses(
         ValueError: If the model is no reward model, or `prompts` and `responses` differ in length.
     """
     sequences = encode_checked(model, tokenizer, prompts, responses, columns)
+    # What is the same to the model is scored once: in another place of a batch the last bit differs, and a tie is none.
+    firsts = {tuple(sequence): index for index, sequence in reversed(list(enumerate(sequences)))}
     order = _order(prompts, [len(sequence) for sequence in sequences], is_padding_free(model))
-    scores = [0.0] * len(sequences)
+    order = [index for index in order if firsts[tuple(sequences[index])] == index]
+    scores: dict[int, float] = {}
     progress = tqdm(total=len(order), desc="scoring", disable=not show_progress)
     with evaluation_mode(model), torch.no_grad(), progress:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             batch_scores = _score_batch(model, [sequences[index] for index in batch])
-            for index, score in zip(batch, batch_scores, strict=True):
-                scores[index] = score
+            scores |= zip(batch, batch_scores, strict=True)
             progress.update(len(batch))
-    return scores
+    return [scores[firsts[tuple(sequence)]] for sequence in sequences]
 
 
 def share_prompts(model: PreTrainedModel | PeftModel) -> None:

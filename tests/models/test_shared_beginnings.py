@@ -132,6 +132,19 @@ def test_responses_to_one_prompt_stay_together_and_score_the_same(reward_model, 
     assert sum(seen) < 0.6 * plain
 
 
+@pytest.mark.parametrize("shares", [False, True])
+def test_what_is_the_same_to_the_model_scores_the_same_to_the_last_bit(reward_model, tokenizer, shares):
+    model = copy.deepcopy(reward_model)
+    if shares:
+        share_prompts(model)
+    prompts = ["房间很大，"] * 5 + ["服务员"]
+    responses = ["早餐好吃。", "位置不错，早餐好吃，还会再来。", "早餐好吃。", "差。", "早餐好吃。", "早餐好吃。"]
+    scores = score_responses(model, tokenizer, prompts, responses, 6)
+    assert scores[0] == scores[2] == scores[4]
+    # The same answer to another prompt is another text.
+    assert len(set(scores)) == 4
+
+
 def test_the_command_shares_prompts_and_gives_the_same_scores(reward_model, tokenizer, tmp_path, monkeypatch):
     reward_model.save_pretrained(tmp_path / "judge")
     tokenizer.save_pretrained(tmp_path / "judge")
