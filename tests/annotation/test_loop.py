@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,9 +38,15 @@ def command(folder, *words):
 
 
 def wanted_ranks(texts):
-    """What the scripted annotator thinks: the longer the better, equally long ones tied, empty ones invalid."""
-    lengths = sorted({len(text) for text in texts if text.strip()}, reverse=True)
-    return tuple(lengths.index(len(text)) + 1 if text.strip() else None for text in texts)
+    """What the scripted annotator thinks: the longer the better, equally long ones tied, empty ones invalid.
+
+    Counts Chinese characters, which the page shows as they are: of others it may make a list or name them.
+    """
+    lengths = [len(re.findall(r"[\u4e00-\u9fff]", text)) for text in texts]
+    places = sorted({length for text, length in zip(texts, lengths, strict=True) if text.strip()}, reverse=True)
+    return tuple(
+        places.index(length) + 1 if text.strip() else None for text, length in zip(texts, lengths, strict=True)
+    )
 
 
 def rank_by_keys(page):

@@ -333,7 +333,7 @@ def test_hostile_answers_do_nothing(serve, visit):
     assert "of 1,000,000" in long.locator(".more").text_content() and card.count() == 1
     long.locator(".unfold").click()
     long.locator(".more").click()
-    page.wait_for_function("[...document.querySelectorAll('.plain')].some(e => e.textContent.length === 120000)")
+    page.wait_for_function("() => [...document.querySelectorAll('.plain')].some(e => e.textContent.length === 120000)")
 
 
 def test_texts_become_the_elements_that_their_markdown_names(serve, visit):

@@ -137,12 +137,13 @@ def test_what_is_the_same_to_the_model_scores_the_same_to_the_last_bit(reward_mo
     model = copy.deepcopy(reward_model)
     if shares:
         share_prompts(model)
-    prompts = ["房间很大，"] * 5 + ["服务员"]
+    prompts = ["总体来说，这家酒店的位置很好，" * 2] * 5 + ["服务员"]
     responses = ["早餐好吃。", "位置不错，早餐好吃，还会再来。", "早餐好吃。", "差。", "早餐好吃。", "早餐好吃。"]
-    scores = score_responses(model, tokenizer, prompts, responses, 6)
-    assert scores[0] == scores[2] == scores[4]
-    # The same answer to another prompt is another text.
-    assert len(set(scores)) == 4
+    for batch_size in range(1, 7):
+        scores = score_responses(model, tokenizer, prompts, responses, batch_size)
+        assert scores[0] == scores[2] == scores[4]
+        # The same answer to another prompt is another text.
+        assert len(set(scores)) == 4
 
 
 def test_the_command_shares_prompts_and_gives_the_same_scores(reward_model, tokenizer, tmp_path, monkeypatch):
