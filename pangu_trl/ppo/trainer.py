@@ -46,6 +46,7 @@ from .config import PPOConfig
 from .data_checks import check_best_metric, check_data_columns, check_datasets
 from .evaluation import Evaluation, first_prompts
 from .first_pass import check_first_pass, largest_gap
+from .generation.engines import chosen_engine
 from .generation.vllm_server import VLLMServer
 from .losses import policy_loss, value_loss
 from .metrics import RunningMeans, update_figures
@@ -145,6 +146,7 @@ class PPOTrainer(Trainer):
         check_passed_models(model, value_model, ref_model, rewards, peft_config, args)
         resolve_quantised(model, value_model, ref_model, rewards)
         models, ref_model = build_models(model, value_model, ref_model, rewards, peft_config, args, needs_reference)
+        chosen_engine(args, args)
         check_models(models, ref_model, rewards, processing_class, args)
         resolve_model_pad_tokens(models, rewards, processing_class)
         resolve_vocabulary(models, ref_model, processing_class)
@@ -180,7 +182,7 @@ class PPOTrainer(Trainer):
                 reward.prepare(self.accelerator)
         # 4. What collects rollouts, and what learns from them.
         self._figures = RunningMeans()
-        server = VLLMServer(args, self.accelerator, processing_class, models) if args.use_vllm else None
+        server = VLLMServer(args, self.accelerator, processing_class, models) if args.rollout_engine == "vllm" else None
         if server is not None:
             self.add_callback(server)
         self.collector = RolloutCollector(

@@ -19,6 +19,7 @@ from pangu_trl.models.vocabulary import known_ids, padding_ids
 
 from ..config import PPOConfig
 from ..rollout import Rollout
+from .engines import chosen_engine
 from .sampled_logprobs import SampledLogprobs
 from .segments import generate_in_segments
 
@@ -76,8 +77,7 @@ def generate_rollout(
                     input_ids.to(device),
                     attention_mask.to(device),
                     config,
-                    # With whole weights a rank that is done need not wait for the others at every token.
-                    synced=runs_zero3(accelerator.state) and not gathers,
+                    whole=chosen_engine(args, accelerator.state) == "generate",
                     watch=watch if is_watched else None,
                 )
                 for row, answer in zip(rows, found, strict=True):
@@ -87,7 +87,7 @@ def generate_rollout(
 
 def generation_mode(model: nn.Module, args: PPOConfig, accelerator: Accelerator) -> str:
     """How answers are sampled, in words for the log."""
-    if args.use_vllm:
+    if args.rollout_engine == "vllm":
         lora = ", LoRA added" if isinstance(accelerator.unwrap_model(model).policy, PeftModel) else ""
         return f"vLLM server at {args.vllm_server_base_url}, which gets the policy's weights before each rollout{lora}"
     if not runs_zero3(accelerator.state):
@@ -97,7 +97,8 @@ def generation_mode(model: nn.Module, args: PPOConfig, accelerator: Accelerator)
     else:
         weights = "ZeRO-3 weights gathered layer by layer for every token"
     policy = accelerator.unwrap_model(model).policy
-    return f"{weights}{', LoRA merged' if _merges(policy, args, accelerator) else ''}"
+    merged = ", LoRA merged" if _merges(policy, args, accelerator) else ""
+    return f"{chosen_engine(args, accelerator.state)}, {weights}{merged}"
 
 
 def _merges(policy: nn.Module, args: PPOConfig, accelerator: Accelerator) -> bool:

@@ -21,7 +21,7 @@ def generate_in_segments(
     input_ids: Tensor,
     attention_mask: Tensor,
     config: GenerationConfig,
-    synced: bool,
+    whole: bool,
     watch: SampledLogprobs | None = None,
 ) -> list[list[int]]:
     """Samples an answer to each prompt.
@@ -34,8 +34,8 @@ def generate_in_segments(
         input_ids: Prompts, padded on the left, (B, P).
         attention_mask: 1 for real tokens, (B, P).
         config: Sampling options, stop tokens, and most tokens of an answer.
-        synced: Whether all ranks must call the model as often as the one with the longest answer; then the whole
-            answer is one segment.
+        whole: Whether the whole answer is one segment. Where weights are sharded, ranks that are done then go on
+            until all are.
         watch: Sees the logits of the first segment, or of all.
 
     Returns:
@@ -48,14 +48,14 @@ def generate_in_segments(
     segment = copy.deepcopy(config)
     segment.return_dict_in_generate = True
     while len(active) and remaining > 0:
-        segment.max_new_tokens = remaining if synced else min(SEGMENT_TOKENS, remaining)
+        segment.max_new_tokens = remaining if whole else min(SEGMENT_TOKENS, remaining)
         is_watched = watch is not None and (is_first or watch.sees_all)
         output = policy.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
             generation_config=segment,
-            # None: where weights are sharded, ranks that are done go on until all are.
-            synced_gpus=None if synced else False,
+            # With whole weights a rank that is done need not wait for the others at every token.
+            synced_gpus=None if whole else False,
             logits_processor=LogitsProcessorList([watch] if is_watched else []),
             **({} if cache is None else {CACHE_ARGUMENT: cache}),
         )
