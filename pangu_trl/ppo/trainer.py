@@ -46,7 +46,7 @@ from .config import PPOConfig
 from .data_checks import check_best_metric, check_data_columns, check_datasets
 from .evaluation import Evaluation, first_prompts
 from .first_pass import check_first_pass, largest_gap
-from .generation.engines import chosen_engine
+from .generation.engines import chosen_engine, resolve_engine
 from .generation.vllm_server import VLLMServer
 from .losses import policy_loss, value_loss
 from .metrics import RunningMeans, update_figures
@@ -146,7 +146,7 @@ class PPOTrainer(Trainer):
         check_passed_models(model, value_model, ref_model, rewards, peft_config, args)
         resolve_quantised(model, value_model, ref_model, rewards)
         models, ref_model = build_models(model, value_model, ref_model, rewards, peft_config, args, needs_reference)
-        chosen_engine(args, args)
+        chosen_engine(args, args, models.policy)
         check_models(models, ref_model, rewards, processing_class, args)
         resolve_model_pad_tokens(models, rewards, processing_class)
         resolve_vocabulary(models, ref_model, processing_class)
@@ -166,6 +166,7 @@ class PPOTrainer(Trainer):
         )
         check_quantised_launch(models.policy, self.is_fsdp_enabled or runs_zero3(args))
         resolve_padding(args, models, ref_model, rewards, tiles=not self.is_fsdp_enabled)
+        resolve_engine(args, args, [models.policy] if ref_model is None else [models.policy, ref_model])
         check_passed_optimizers(self)
         if ptx_dataset is not None:
             check_texts(args)
