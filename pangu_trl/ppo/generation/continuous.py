@@ -6,6 +6,7 @@ answer, and a prompt is encoded once, however many answers it gets.
 
 import inspect
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,7 @@ from pangu_trl.models.vocabulary import known_ids
 
 from .running_cache import RunningCache
 
-# Answers join when this share of the batch is free, since each time prompts are encoded in a pass of their own.
+# Answers join when an eighth of the batch is free, and no more prompts than that are encoded in a pass.
 FREE_SHARE = 8
 # Prompts are encoded together if they are about as long, or so few that they would not fill a pass.
 LIKE_LENGTH, SMALL_PASS = 0.8, 256
@@ -78,9 +79,7 @@ class RunningBatch:
         self._active: list[int] = []
         self._encoded: EncodedPrompts | None = None
         self._num_layers = len(DynamicCache(config=innermost(policy).config.get_text_config(decoder=True)).layers)
-        # Where answers join, the columns move on with those that are there.
-        spare = config.max_new_tokens // 4 if len(prompts) > num_rows else 0
-        num_columns = max(map(len, prompts)) + config.max_new_tokens + spare
+        num_columns = max(map(len, prompts)) + config.max_new_tokens
         self._cache = RunningCache(self._num_layers, self.num_rows, num_columns)
         self._takes_positions = "position_ids" in inspect.signature(innermost(policy).forward).parameters
         self._first_position = first_position(policy)
@@ -116,19 +115,23 @@ class RunningBatch:
         is_needed = self._waiting and self.prompts[self._waiting[0]] == encoded.prompts[-1]
         self._encoded = encoded.last() if is_needed else None
 
-    def _encode(self, prompts: list[list[int]]) -> list[EncodedPrompts]:
+    def _encode(self, prompts: list[list[int]]) -> Iterator[EncodedPrompts]:
         """The prompts, long ones first, in batches of like length; the first may have been encoded before."""
-        held = [] if self._encoded is None else [self._encoded]
-        new = [prompt for prompt in map(list, dict.fromkeys(map(tuple, prompts)))]
-        batches: list[list[list[int]]] = []
-        for prompt in new[len(held) :]:
-            widest = len(batches[-1][0]) if batches else 0
-            is_small = batches and (len(batches[-1]) + 1) * widest <= SMALL_PASS
-            if batches and (is_small or len(prompt) >= LIKE_LENGTH * widest):
-                batches[-1].append(prompt)
-            else:
-                batches.append([prompt])
-        return held + [self._read(batch) for batch in batches]
+        new = list(map(list, dict.fromkeys(map(tuple, prompts))))
+        if self._encoded is not None:
+            yield self._encoded
+            del new[0]
+        # What a batch keeps stands beside the running one until it is copied there.
+        most = max(1, self.num_rows // FREE_SHARE)
+        batch: list[list[int]] = []
+        for prompt in new:
+            is_like = batch and len(batch) < most and len(prompt) >= LIKE_LENGTH * len(batch[0])
+            if batch and not is_like and (len(batch) + 1) * len(batch[0]) > SMALL_PASS:
+                yield self._read(batch)
+                batch = []
+            batch.append(prompt)
+        if batch:
+            yield self._read(batch)
 
     def _read(self, prompts: list[list[int]]) -> EncodedPrompts:
         pad = self.config.pad_token_id
