@@ -12,6 +12,8 @@ The ratio of CPU seconds is less troubled by what else the machine does.
 Memory: a larger model, fewer prompts; `separate` again, and `one_backbone`, where policy, critic and reward model are
 LoRA adapters of one base model and the reference is the base. Peak resident memory of the process, and the same without
 what it had after the imports. glibc is told to give freed tensors back at once, so that the peak is what was in use.
+
+`--profile`: sampling, scoring and learning of `separate` against their floors; see ppo_profile.py.
 """
 
 import argparse
@@ -24,6 +26,9 @@ import sys
 import time
 import venv
 from pathlib import Path
+from typing import Any
+
+from ppo_profile import Profile, print_profile
 
 ROOT = Path(__file__).parent.parent
 TRL = "trl==1.12.0"
@@ -43,12 +48,16 @@ def main() -> None:
     parser.add_argument("--memory-hidden-size", type=int, default=1024)
     parser.add_argument("--memory-prompts", type=int, default=16)
     parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--profile", action="store_true", help="Only our run with four models, phase by phase.")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         print(json.dumps(run(options)))
         return
     options.folder.mkdir(parents=True, exist_ok=True)
+    if options.profile:
+        print_profile(measure(sys.executable, "separate", options)["profile"])
+        return
     python = {"trl": str(trl_python(options.folder / "trl-venv"))}
     timed = {"trl": [], "separate": []}
     for _ in range(options.repeats):
@@ -84,12 +93,12 @@ def trl_python(folder: Path) -> Path:
 
 def measure(
     python: str, side: str, options: argparse.Namespace, allocator: dict[str, str] | None = None
-) -> dict[str, float]:
+) -> dict[str, Any]:
     names = ("folder", "rollouts", "prompts", "hidden_size", "layers")
     words = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
     environment |= allocator or {}
-    command = [python, __file__, "--side", side, *words]
+    command = [python, __file__, "--side", side, *words, *(["--profile"] if options.profile else [])]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     if result.returncode != 0:
         raise SystemExit(f"{side}:\n{result.stderr[-4000:]}")
@@ -98,7 +107,7 @@ def measure(
     return found
 
 
-def run(options: argparse.Namespace) -> dict[str, float]:
+def run(options: argparse.Namespace) -> dict[str, Any]:
     """One run of a side, in this process."""
     import torch
     from datasets import Dataset
@@ -139,6 +148,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     )
     num_parameters = sum(parameter.numel() for parameter in policy.parameters())
     del reward_model
+    profile = Profile(trainer, PASSES) if options.profile else None
     started, cpu_started = time.perf_counter(), time.process_time()
     trainer.train()
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
@@ -149,7 +159,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
         "peak_gb": peak_gb(),
         "imports_gb": imports_gb,
         "policy_parameters": num_parameters,
-    }
+    } | ({} if profile is None else {"profile": profile.figures(cpu_seconds)})
 
 
 def ending_policy(config):
@@ -172,11 +182,11 @@ def ending_policy(config):
     return policy
 
 
-def tokenizer():
+def tokenizer(size: int = VOCABULARY):
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    words = {f"w{index}": index for index in range(VOCABULARY)}
+    words = {f"w{index}": index for index in range(size)}
     backend = Tokenizer(models.WordLevel(words, unk_token="w0"))
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token=f"w{EOS}", pad_token=f"w{PAD}", padding_side="left"

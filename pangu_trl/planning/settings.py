@@ -69,6 +69,11 @@ class Settings:
         return bool(self["use_peft"]) and self["lora_dropout"] > 0 and not is_off
 
     @property
+    def samples_on_server(self) -> bool:
+        """Whether a vLLM server samples the answers, which takes none of the training's memory."""
+        return self["rollout_engine"] == "vllm" if self.stage == "ppo" else bool(self["use_vllm"])
+
+    @property
     def max_tokens(self) -> int | None:
         """Most tokens of a sequence that the options allow; None for any number."""
         if self.stage == "ppo":

@@ -9,13 +9,14 @@ from pangu_trl.runs.judge_form import FORM_HELP, FORMS
 from pangu_trl.runs.ranges import check_numbers
 
 from .estimator_options import resolve_estimator
+from .generation_options import GenerationOptions
 from .losses import AGGREGATIONS, IMPORTANCE_MODES
 from .option_checks import check_options
 from .trl_options import apply_episodes, translate_trl_options
 
 
 @dataclass
-class PPOConfig(TrainingArguments):
+class PPOConfig(GenerationOptions, TrainingArguments):
     """Options of PPOTrainer, on top of those of transformers' TrainingArguments.
 
     A rollout is `num_rollout_batches` batches of `per_device_train_batch_size` answers on every rank. It is learnt
@@ -38,7 +39,6 @@ class PPOConfig(TrainingArguments):
     critic_warmup_steps: int = field(
         default=0, metadata={"help": "Optimiser steps at the start in which only the critic learns."}
     )
-
     critic_warmup_lam: float | None = field(
         default=None,
         metadata={
@@ -65,68 +65,12 @@ class PPOConfig(TrainingArguments):
             "it as a model in `ema` beside the policy. Default: none is kept."
         },
     )
-
     padding_free: bool | None = field(
         default=None,
         metadata={
             "help": "Score and learn from the real tokens of a batch alone, one sequence behind another without "
             "padding. Default: every model for which a trial gives the same figures. true: an error where one cannot."
         },
-    )
-
-    # Answers.
-    max_prompt_length: int = field(
-        default=512, metadata={"help": "Longest prompt in tokens. A longer one is an error, it is never cut."}
-    )
-    max_completion_length: int = field(default=256, metadata={"help": "Longest answer in tokens, eos included."})
-    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; log-probabilities use it too."})
-    top_p: float = field(default=1.0, metadata={"help": "Probability mass to sample from; 1 keeps all tokens."})
-    top_k: int = field(default=0, metadata={"help": "Number of likeliest tokens to sample from; 0 keeps all."})
-    num_generations: int | None = field(
-        default=None,
-        metadata={
-            "help": "Answers to each prompt of a rollout. Default: 1; with grpo and rloo 8, or 4 or 2 where the "
-            "rollout's answers are no multiple of that."
-        },
-    )
-
-    # How they are sampled.
-    generation_batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Prompts answered at a time on each device. Larger is faster and needs memory for the key-value "
-            "cache. Default: per_device_train_batch_size."
-        },
-    )
-    ds3_gather_for_generation: bool = field(
-        default=True,
-        metadata={
-            "help": "Under ZeRO-3, gather the policy's weights once per rollout. False gathers them layer by layer for "
-            "every token: for policies that do not fit into one device."
-        },
-    )
-    merge_lora_for_generation: bool = field(
-        default=True,
-        metadata={
-            "help": "Add the policy's LoRA to the base weights while answers are sampled, and put the same bits back. "
-            "Faster; needs memory for a copy of the weights that it changes."
-        },
-    )
-    use_vllm: bool = field(
-        default=False,
-        metadata={
-            "help": "Have a vLLM server sample the answers of the policy, whose weights it gets before each rollout. "
-            "docs/ppo.md says how to start one. Not run against a real server yet: no GPU at hand."
-        },
-    )
-    vllm_server_base_url: str = field(
-        default="http://localhost:8000", metadata={"help": "Where the vLLM server listens."}
-    )
-    vllm_server_timeout: float = field(
-        default=240.0, metadata={"help": "Seconds to wait at the start for the vLLM server to be up."}
-    )
-    vllm_group_port: int = field(
-        default=51216, metadata={"help": "Port on this machine through which the weights go to the vLLM server."}
     )
 
     # Rollouts, and passes over them.

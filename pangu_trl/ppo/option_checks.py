@@ -6,6 +6,7 @@ from typing import Any
 from pangu_trl.data.records import is_finite_number
 
 from .estimator_options import ESTIMATORS_OF_GROUPS
+from .generation_options import OF_VLLM
 
 # Options that say how another one works, that one, and its value that has no use for them.
 NEEDS = {
@@ -18,6 +19,7 @@ NEEDS = {
 # Options of words; each says in its own field which there are.
 CHOICES = (
     "advantage_estimator",
+    "rollout_engine",
     "scale_rewards",
     "share_backbone",
     "kl_estimator",
@@ -63,7 +65,12 @@ def _check_effects(config: Any) -> None:
                 f"PPOConfig: {name} has no effect without {switch}; set that, or leave {name} out. Got "
                 f"{getattr(config, name)!r}."
             )
-
+    for name in OF_VLLM:
+        if getattr(config, name) != defaults[name] and config.rollout_engine != "vllm":
+            raise ValueError(
+                f"PPOConfig: {name} has no effect with rollout_engine={config.rollout_engine!r}; set "
+                f"rollout_engine='vllm', or leave {name} out. Got {getattr(config, name)!r}."
+            )
     if config.adaptive_kl_target is not None and not config.has_kl_penalty:
         raise ValueError(
             "PPOConfig: adaptive_kl_target multiplies kl_coef, which would stay 0; set kl_coef to where it is to start."

@@ -46,6 +46,7 @@ from .config import PPOConfig
 from .data_checks import check_best_metric, check_data_columns, check_datasets
 from .evaluation import Evaluation, first_prompts
 from .first_pass import check_first_pass, largest_gap
+from .generation.engines import chosen_engine, resolve_engine
 from .generation.vllm_server import VLLMServer
 from .losses import policy_loss, value_loss
 from .metrics import RunningMeans, update_figures
@@ -145,6 +146,7 @@ class PPOTrainer(Trainer):
         check_passed_models(model, value_model, ref_model, rewards, peft_config, args)
         resolve_quantised(model, value_model, ref_model, rewards)
         models, ref_model = build_models(model, value_model, ref_model, rewards, peft_config, args, needs_reference)
+        chosen_engine(args, args, models.policy)
         check_models(models, ref_model, rewards, processing_class, args)
         resolve_model_pad_tokens(models, rewards, processing_class)
         resolve_vocabulary(models, ref_model, processing_class)
@@ -164,6 +166,7 @@ class PPOTrainer(Trainer):
         )
         check_quantised_launch(models.policy, self.is_fsdp_enabled or runs_zero3(args))
         resolve_padding(args, models, ref_model, rewards, tiles=not self.is_fsdp_enabled)
+        resolve_engine(args, args, [models.policy] if ref_model is None else [models.policy, ref_model])
         check_passed_optimizers(self)
         if ptx_dataset is not None:
             check_texts(args)
@@ -180,7 +183,7 @@ class PPOTrainer(Trainer):
                 reward.prepare(self.accelerator)
         # 4. What collects rollouts, and what learns from them.
         self._figures = RunningMeans()
-        server = VLLMServer(args, self.accelerator, processing_class, models) if args.use_vllm else None
+        server = VLLMServer(args, self.accelerator, processing_class, models) if args.rollout_engine == "vllm" else None
         if server is not None:
             self.add_callback(server)
         self.collector = RolloutCollector(

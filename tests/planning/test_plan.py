@@ -161,7 +161,7 @@ def test_ppo_holds_the_models_of_its_layout(plan, layout, models):
         (Launch(1, "none"), "", None),
         (Launch(8, "zero3", bf16=True), "use_peft: true", 2),
         (Launch(8, "zero3", bf16=True), "use_peft: true\nds3_gather_for_generation: false", None),
-        (Launch(8, "zero3", bf16=True), "use_peft: true\nuse_vllm: true", None),
+        (Launch(8, "zero3", bf16=True), "use_peft: true\nrollout_engine: vllm", None),
     ],
 )
 def test_merging_lora_for_generation_keeps_the_weights_that_it_changes(plan, launch, text, elements):
@@ -211,7 +211,7 @@ def test_options_of_ppo_that_need_memory_have_it(plan):
     averaging, learning_texts, asking = (
         sizes("ema_decay: 0.99"),
         sizes("ptx_data: texts.jsonl"),
-        sizes("use_vllm: true"),
+        sizes("rollout_engine: vllm"),
     )
     assert averaging == plain | {"policy: moving average": 4 * PARAMETERS // 8}
     assert learning_texts["texts: activations"] == plain["policy: activations"]

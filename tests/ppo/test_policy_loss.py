@@ -242,7 +242,7 @@ def test_the_correction_knows_what_transformers_sampled_with(make_trainer):
     plain.train()
     corrected = make_trainer(**options, **correction)
     corrected.train()
-    # One engine, one distribution: the ratios are 1 but for rounding, over more tokens than one segment has.
+    # One engine, one distribution: the ratios are 1 but for rounding, over more tokens than the first batch has.
     weights = corrected.passes.rollout.importance_weights
     torch.testing.assert_close(weights, torch.ones_like(weights), atol=1e-3, rtol=0)
     assert corrected.passes.rollout.completion_mask.sum(dim=1).max() > 16

@@ -107,10 +107,9 @@ def test_the_policys_own_generation_settings_do_not_reach_the_rollouts(make_trai
     assert answers[0] == answers[1]
 
 
-@pytest.mark.parametrize("segment_tokens", [1, 3, 8])
-def test_answers_in_segments_are_those_of_one_generation(make_trainer, layout, monkeypatch, segment_tokens):
-    monkeypatch.setattr("pangu_trl.ppo.generation.segments.SEGMENT_TOKENS", segment_tokens)
-    trainer = make_trainer(layout, top_k=1, generation_batch_size=5)
+@pytest.mark.parametrize("engine", ["generate", "continuous"])
+def test_greedy_answers_are_those_of_the_model_alone(make_trainer, layout, engine):
+    trainer = make_trainer(layout, top_k=1, generation_batch_size=5, rollout_engine=engine)
     policy = trainer.model.policy
     # Large weights, so that the best token is no matter of rounding, and another one at every place.
     for name, parameter in policy.named_parameters():

@@ -42,7 +42,7 @@ def make_served(make_trainer, stub):
     """A trainer whose policy the stub samples from."""
 
     def make(layout: str = "full", **options):
-        served = dict(use_vllm=True, vllm_server_base_url=stub.url, vllm_server_timeout=0.0)
+        served = dict(rollout_engine="vllm", vllm_server_base_url=stub.url, vllm_server_timeout=0.0)
         return make_trainer(layout, **served | options)
 
     return make
@@ -245,7 +245,9 @@ def test_the_log_says_that_a_server_samples(make_served, stub, caplog):
 @pytest.mark.parametrize("module", ["vllm", "requests"])
 def test_a_missing_client_is_named(make_served, monkeypatch, module):
     monkeypatch.setattr(f"pangu_trl.ppo.generation.vllm_server.is_{module}_available", lambda: False)
-    with pytest.raises(ImportError, match=rf"use_vllm needs the package {module} .* pip install 'trl\[vllm\]'"):
+    with pytest.raises(
+        ImportError, match=rf"rollout_engine='vllm' needs the package {module} .* pip install 'trl\[vllm\]'"
+    ):
         make_served()
 
 
@@ -300,7 +302,9 @@ def test_answers_that_the_policy_could_not_have_given_stop_the_run(make_served, 
 )
 def test_an_adapter_that_cannot_be_added_to_the_weights_is_refused(make_served, stub, options, part):
     config = LoraConfig(r=4, task_type="CAUSAL_LM", **options)
-    with pytest.raises(ValueError, match=rf"use_vllm sends .* cannot be added: {part}.*or leave out use_vllm"):
+    with pytest.raises(
+        ValueError, match=rf"rollout_engine='vllm' sends .* cannot be added: {part}.*or leave out rollout_engine"
+    ):
         make_served("lora", models=dict(peft_config=config))
     assert not stub.calls
 

@@ -39,7 +39,7 @@ def main() -> None:
     with VLLMStub(GPTPanguForCausalLM(GPTPanguConfig.from_pretrained(folder / "policy"))) as stub:
         stub.connect(pytest.MonkeyPatch())
         (url,) = broadcast_object_list([stub.url])
-        served = make_trainer(folder, out.name, use_vllm=True, vllm_server_base_url=url, **setup)
+        served = make_trainer(folder, out.name, rollout_engine="vllm", vllm_server_base_url=url, **setup)
         served.train()
         parameters = list(served.model_wrapped.parameters())
         assert any(hasattr(parameter, "ds_tensor") for parameter in parameters) is (sharding == "zero3")

@@ -31,13 +31,19 @@ WRONG = [
     ("max_completion_length", 0, "max_completion_length must be 1 or more; got 0."),
     ("temperature", 0.0, "temperature must be greater than 0; got 0.0."),
     ("lam", 1.5, "lam must be between 0 and 1; got 1.5."),
-    ("use_vllm", "perhaps", "use_vllm must be true or false; got 'perhaps'."),
+    ("ds3_gather_for_generation", "perhaps", "ds3_gather_for_generation must be true or false; got 'perhaps'."),
     ("log_completions", 7, "log_completions must be true or false; got 7."),
     ("target_kl", "-0.1", "target_kl must be greater than 0; got '-0.1'."),
 ]
 RIGHT = [
     *[("kl_estimator", "k3"), ("num_ppo_epochs", 2), ("num_ppo_epochs", "2"), ("learning_rate", "1e-5")],
-    *[("learning_rate", 1), ("lam", 1.0), ("use_vllm", "no"), ("log_completions", True), ("target_kl", None)],
+    *[
+        ("learning_rate", 1),
+        ("lam", 1.0),
+        ("merge_lora_for_generation", "no"),
+        ("log_completions", True),
+        ("target_kl", None),
+    ],
     *[("reward_weights", [0.5, 0.5]), ("ema_decay", 0.9), ("seed", 0), ("save_steps", 0.5), ("top_k", 0)],
 ]
 
@@ -80,7 +86,9 @@ def test_a_right_value_passes_here_as_there(name, value, tmp_path):
 
 
 def test_what_is_not_certain_passes():
-    refuse_wrong_values(["--bf16", "--reward_model", "a", "b", "--no_use_vllm"], {"lr_scheduler_type": "x"}, OPTIONS)
+    refuse_wrong_values(
+        ["--bf16", "--reward_model", "a", "b", "--no_merge_lora_for_generation"], {"lr_scheduler_type": "x"}, OPTIONS
+    )
     # Unknown names are the affair of those who read the names.
     refuse_wrong_values(["--unknown", "1"], {"unknown": 1}, OPTIONS)
     # The command line wins over the file, so that a wrong value there harms nobody.

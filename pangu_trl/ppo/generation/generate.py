@@ -1,4 +1,4 @@
-"""Answers of the current policy, sampled by transformers."""
+"""Answers of the current policy, sampled in the training's own processes."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase
 
 from pangu_trl.data.answer_end import stop_tokens
 from pangu_trl.data.collators import pad_sequences
@@ -20,8 +21,9 @@ from pangu_trl.models.vocabulary import known_ids, padding_ids
 
 from ..config import PPOConfig
 from ..rollout import Rollout
+from .continuous import RunningBatch
+from .engines import chosen_engine
 from .sampled_logprobs import SampledLogprobs
-from .segments import generate_in_segments
 
 
 def generate_rollout(
@@ -41,15 +43,11 @@ def generate_rollout(
         prompts: Token ids of N prompts.
         args: Sampling options.
         accelerator: Knows the engine and the device.
-        watch: Notes the log-probabilities of the last batch, or of all, as they were when it was sampled.
+        watch: Gets the log-probabilities of the last batch, or of all answers, as they were when these were sampled.
         reference: Answers in the policy's place: a model, or the policy with its adapter off.
     """
     device = accelerator.device
     gathers = args.ds3_gather_for_generation and runs_zero3(accelerator.state)
-    batch_size = args.generation_batch_size or args.per_device_train_batch_size
-    # Prompts of like length share a batch: little padding, and a batch too large for the memory fails at once.
-    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    answers: list[list[int]] = [[]] * len(prompts)
     with _generator(model, accelerator, args, gathers, reference) as policy:
         stop_token_ids = stop_tokens(tokenizer, policy.generation_config)
         config = GenerationConfig(
@@ -62,34 +60,83 @@ def generate_rollout(
             pad_token_id=tokenizer.pad_token_id,
             suppress_tokens=padding_ids(policy, known_ids(policy)),
         )
+        rows_at_once = args.generation_batch_size or args.per_device_train_batch_size
         with torch.no_grad(), without_generation_defaults(policy):
-            config.use_cache = reads_right_from_cache(policy, tokenizer)
-            for start in range(0, len(prompts), batch_size):
-                rows = order[start : start + batch_size]
-                # The shortest prompts, which learning batches pad most.
-                is_watched = watch is not None and (watch.sees_all or start + batch_size >= len(prompts))
-                if is_watched:
-                    watch.begin(rows)
-                input_ids, attention_mask = pad_sequences(
-                    [prompts[row] for row in rows], tokenizer.pad_token_id, side="left"
-                )
-                found = generate_in_segments(
-                    policy,
-                    input_ids.to(device),
-                    attention_mask.to(device),
-                    config,
-                    # With whole weights a rank that is done need not wait for the others at every token.
-                    synced=runs_zero3(accelerator.state) and not gathers,
-                    watch=watch if is_watched else None,
-                )
-                for row, answer in zip(rows, found, strict=True):
-                    answers[row] = answer
+            if chosen_engine(args, accelerator.state, policy) == "continuous":
+                answers = _sample_continuously(policy, prompts, config, rows_at_once, watch)
+            else:
+                config.use_cache = reads_right_from_cache(policy, tokenizer)
+                waits = runs_zero3(accelerator.state) and not gathers
+                answers = _sample_batches(policy, prompts, config, rows_at_once, watch, waits)
     return Rollout.from_answers(prompts, answers, stop_token_ids, tokenizer.pad_token_id, device)
+
+
+def _sample_continuously(
+    policy: nn.Module,
+    prompts: list[list[int]],
+    config: GenerationConfig,
+    rows_at_once: int,
+    watch: SampledLogprobs | None,
+) -> list[list[int]]:
+    batch = RunningBatch(policy, prompts, config, rows_at_once)
+    batch.run()
+    if watch is not None:
+        watch.rows = list(range(len(prompts)))
+        logprobs = [torch.tensor(row, device=policy.device) for row in batch.logprobs]
+        watch.logprobs = pad_sequence(logprobs, batch_first=True, padding_value=torch.nan)
+    return batch.answers
+
+
+def _sample_batches(
+    policy: nn.Module,
+    prompts: list[list[int]],
+    config: GenerationConfig,
+    rows_at_once: int,
+    watch: SampledLogprobs | None,
+    waits: bool,
+) -> list[list[int]]:
+    """Samples by `generate`.
+
+    Args:
+        waits: Whether a rank whose answers have ended must go on until all ranks' have, as weights that every rank
+            holds a part of are gathered for each token.
+    """
+    # Prompts of like length share a batch: little padding, and a batch too large for the memory fails at once.
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    answers: list[list[int]] = [[]] * len(prompts)
+    for start in range(0, len(prompts), rows_at_once):
+        rows = order[start : start + rows_at_once]
+        # The shortest prompts, which learning batches pad most.
+        is_watched = watch is not None and (watch.sees_all or start + rows_at_once >= len(prompts))
+        if is_watched:
+            watch.begin(rows)
+        input_ids, attention_mask = pad_sequences([prompts[row] for row in rows], config.pad_token_id, side="left")
+        sequences = policy.generate(
+            input_ids=input_ids.to(policy.device),
+            attention_mask=attention_mask.to(policy.device),
+            generation_config=config,
+            synced_gpus=None if waits else False,
+            logits_processor=LogitsProcessorList([watch] if is_watched else []),
+        )
+        new_tokens = sequences[:, input_ids.shape[1] :]
+        if is_watched:
+            watch.finish(new_tokens)
+        for row, tokens in zip(rows, new_tokens.tolist(), strict=True):
+            answers[row] = _until_stop(tokens, config.eos_token_id)
+    return answers
+
+
+def _until_stop(tokens: list[int], stop_token_ids: list[int]) -> list[int]:
+    """Cuts what `generate` pads with after the stop token; a pad token that the policy chose itself stays."""
+    for index, token in enumerate(tokens):
+        if token in stop_token_ids:
+            return tokens[: index + 1]
+    return tokens
 
 
 def generation_mode(model: nn.Module, args: PPOConfig, accelerator: Accelerator) -> str:
     """How answers are sampled, in words for the log."""
-    if args.use_vllm:
+    if args.rollout_engine == "vllm":
         lora = ", LoRA added" if isinstance(accelerator.unwrap_model(model).policy, PeftModel) else ""
         return f"vLLM server at {args.vllm_server_base_url}, which gets the policy's weights before each rollout{lora}"
     if not runs_zero3(accelerator.state):
@@ -99,7 +146,8 @@ def generation_mode(model: nn.Module, args: PPOConfig, accelerator: Accelerator)
     else:
         weights = "ZeRO-3 weights gathered layer by layer for every token"
     policy = accelerator.unwrap_model(model).policy
-    return f"{weights}{', LoRA merged' if _merges(policy, args, accelerator) else ''}"
+    merged = ", LoRA merged" if _merges(policy, args, accelerator) else ""
+    return f"{chosen_engine(args, accelerator.state, policy)}, {weights}{merged}"
 
 
 def _merges(policy: nn.Module, args: PPOConfig, accelerator: Accelerator) -> bool:

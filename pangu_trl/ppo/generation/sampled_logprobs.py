@@ -18,7 +18,8 @@ class SampledLogprobs(LogitsProcessor):
     Attributes:
         sees_all: Whether it is to see every batch and every token, and not the last batch's first tokens alone.
         rows: Rows of the rollout that the batch holds.
-        logprobs: Of the first of these rows, (R, C), once they were sampled; a server that samples sets them itself.
+        logprobs: Of the first of these rows, (R, C), once they were sampled. Engines other than `generate`, which know
+            them anyway, set them themselves.
     """
 
     sees_all = False
@@ -40,8 +41,8 @@ class SampledLogprobs(LogitsProcessor):
         """Takes the rows of the rollout that the next batch answers."""
         self.rows = rows
 
-    def finish(self, new_tokens: Tensor, active: Tensor) -> None:
-        """Takes the tokens (A, S) that were sampled in a segment, of the batch's rows `active` (A,)."""
+    def finish(self, new_tokens: Tensor) -> None:
+        """Takes the tokens (B, C) that were sampled, the batch's answers with what follows their ends."""
         self.logprobs = self._take(new_tokens)
 
     def _take(self, new_tokens: Tensor) -> Tensor:
@@ -82,29 +83,28 @@ class AllSampledLogprobs(SampledLogprobs):
     sees_all = True
 
     def __init__(self, temperature: float, num_answers: int) -> None:
-        self._answers: list[list[Tensor]] = [[] for _ in range(num_answers)]
+        self._answers: list[Tensor | None] = [None] * num_answers
         self._batch: list[int] = []
-        self._from_server: Tensor | None = None
+        self._whole: Tensor | None = None
         super().__init__(temperature, max_rows=None)
         self.rows = list(range(num_answers))
 
     @property
     def logprobs(self) -> Tensor | None:
         """See the attribute of `SampledLogprobs`."""
-        if not any(self._answers):
-            return self._from_server
-        whole = [torch.cat(parts) for parts in self._answers]
-        return pad_sequence(whole, batch_first=True, padding_value=torch.nan)
+        if self._answers[0] is None:
+            return self._whole
+        return pad_sequence(self._answers, batch_first=True, padding_value=torch.nan)
 
     @logprobs.setter
     def logprobs(self, logprobs: Tensor | None) -> None:
-        self._from_server = logprobs
+        self._whole = logprobs
 
     def begin(self, rows: list[int]) -> None:
         """See `SampledLogprobs.begin`."""
         self._batch = rows
 
-    def finish(self, new_tokens: Tensor, active: Tensor) -> None:
+    def finish(self, new_tokens: Tensor) -> None:
         """See `SampledLogprobs.finish`; what stands behind a stop token is nobody's."""
-        for row, logprobs in zip(active.tolist(), self._take(new_tokens), strict=True):
-            self._answers[self._batch[row]].append(logprobs)
+        for row, logprobs in zip(self._batch, self._take(new_tokens), strict=True):
+            self._answers[row] = logprobs

@@ -76,8 +76,8 @@ class VLLMServer(TrainerCallback):
         for module, is_available in (("vllm", is_vllm_available()), ("requests", is_requests_available())):
             if not is_available:
                 raise ImportError(
-                    f"PPOTrainer: use_vllm needs the package {module} in the environment of the training too. Install "
-                    "it with: pip install 'trl[vllm]'"
+                    f"PPOTrainer: rollout_engine='vllm' needs the package {module} in the environment of the training "
+                    "too. Install it with: pip install 'trl[vllm]'"
                 )
         self._vocab_size = innermost(models.policy).config.get_text_config().vocab_size
         self._num_known_ids = known_ids(models.policy) or self._vocab_size
