@@ -4,7 +4,7 @@ import pytest
 from bandit import make_bandit, probability_of_the_best
 
 ESTIMATORS = {
-    "gae": dict(critic_learning_rate=2e-2),
+    "gae": dict(critic_learning_rate=3e-2),
     "grpo": {},
     "grpo, unscaled": dict(scale_rewards="none"),
     "rloo": {},
