@@ -19,7 +19,10 @@ from pangu_trl.runs.option_sources import options_of_recipe
 from pangu_trl.runs.shipped import accelerate_config, shipped
 
 ROOT = Path(__file__).parent.parent
-QUIET = ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS", "DS_ACCELERATOR")
+QUIET = (
+    *("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"),
+    *("DS_ACCELERATOR", "OMP_NUM_THREADS"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +70,11 @@ def test_the_version_is_the_package_s(capsys):
         (["sample", "--max-new", "3"], "there is no option --max-new (did you mean --max-new-tokens?)"),
         (["score", "a.jsonl", "b.jsonl", "--judge", "j", "--output", "o"], "unrecognized arguments: b.jsonl"),
         (["sft", "--learning_rat", "1"], "pangu-trl sft: error: there is no option learning_rat (did you mean"),
-        (["sft", "--learning_rate", "1"], "pangu-trl sft: error: output_dir is required"),
+        # What accelerate and the command itself take is meant as often as what the recipe takes.
+        (["sft", "--confg", "my.yaml"], "there is no option confg (did you mean config?)"),
+        (["sft", "--acelerate", "zero3"], "there is no option acelerate (did you mean accelerate?)"),
+        (["sft", "--num_proceses", "2"], "there is no option num_proceses (did you mean num_processes?)"),
+        (["sft", "--learning_rate", "1"], "the folder that the run writes into. `pangu-trl init`"),
         (["ppo", "--config", "absent.yaml"], "absent.yaml"),
         (["ppo", "--output_dir", "o", "--accelerate", "zero9"], "zero9: no accelerate configuration; give a file, or"),
         (["sft", "--output_dir", "o", "--accelerate", "cpu", "--num-processes", "2"], "distributed_type 'NO'"),
@@ -124,8 +131,12 @@ def test_other_libraries_are_told_to_be_quiet_where_nobody_watches(launched, mon
     for name in QUIET:
         monkeypatch.delenv(name)
     monkeypatch.setenv("TQDM_DISABLE", "0")
+    monkeypatch.setattr("psutil.cpu_count", lambda logical: 12 if logical else 6)
     assert said(capsys, "sft", "--output_dir", "o", "--accelerate", "cpu") == (0, "", "")
-    assert [os.environ.pop(name) for name in QUIET] == ["0", "1", "1", "cpu"]
+    assert [os.environ.pop(name) for name in QUIET] == ["0", "1", "1", "cpu", "6"]
+    # Threads as accelerate shares them out, which would otherwise say in four lines that nobody had said so.
+    assert said(capsys, "sft", "--output_dir", "o", "--accelerate", "zero3_cpu", "--num-processes", "4")[0] == 0
+    assert [os.environ.pop(name) for name in QUIET] == ["1", "1", "1", "cpu", "1"]
     # On a GPU DeepSpeed finds out by itself, and a terminal has its bars.
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert said(capsys, "sft", "--output_dir", "o", "--accelerate", "zero3")[0] == 0

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pangu_trl.runs.early_values import refuse_wrong_values
 from pangu_trl.runs.folders import STAGES
 from pangu_trl.runs.given_options import read_given_options, read_yaml
@@ -14,6 +16,10 @@ from pangu_trl.runs.option_sources import SourceOption, options_of_recipe
 from pangu_trl.runs.shipped import accelerate_config, shipped
 
 from .options import note, positive_int
+
+_OF_SEVERAL_MACHINES = ("machine_rank", "main_process_ip", "main_process_port")
+# What is taken from the command line before the recipe reads it.
+_LAUNCHER_OPTIONS = ("accelerate", "num_processes", *_OF_SEVERAL_MACHINES)
 
 
 class StageCommand:
@@ -60,12 +66,12 @@ class StageCommand:
     def run(self, args: argparse.Namespace, words: list[str]) -> int:
         config = [] if args.config is None else ["--config", args.config]
         options = options_of_recipe(self.script)
-        given = read_given_options([*config, *words], [option.name for option in options])
+        given = read_given_options([*config, *words], [option.name for option in options], elsewhere=_LAUNCHER_OPTIONS)
         refuse_wrong_values(given.words, given.settings, options)
         configuration = None if args.accelerate is None else accelerate_config(args.accelerate)
         _refuse_several_without_distribution(configuration, args.num_processes)
         launcher = ["--num_processes", str(args.num_processes)] if args.num_processes else []
-        for name in ("machine_rank", "main_process_ip", "main_process_port"):
+        for name in _OF_SEVERAL_MACHINES:
             if getattr(args, name) is not None:
                 launcher += [f"--{name}", str(getattr(args, name))]
         return _launch(args, configuration, launcher, [str(self.script), *config, *words])
@@ -99,7 +105,7 @@ def _launch(args: argparse.Namespace, configuration: Path | None, launcher: list
 
     if configuration is None:
         configuration = _default_configuration(args)
-    for name, value in _quiet_environment(configuration).items():
+    for name, value in _quiet_environment(configuration, args.num_processes).items():
         os.environ.setdefault(name, value)
     if configuration is not None:
         launcher = ["--config_file", str(configuration), *launcher]
@@ -117,7 +123,7 @@ def _launch(args: argparse.Namespace, configuration: Path | None, launcher: list
     return 0
 
 
-def _quiet_environment(configuration: Path | None) -> dict[str, str]:
+def _quiet_environment(configuration: Path | None, num_processes: int | None) -> dict[str, str]:
     """Settings of other libraries without which they write what nobody asked for; whoever sets them otherwise wins."""
     environment = {}
     if not sys.stderr.isatty():
@@ -125,9 +131,14 @@ def _quiet_environment(configuration: Path | None) -> dict[str, str]:
         environment |= dict.fromkeys(
             ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"), "1"
         )
-    if configuration is not None and read_yaml(configuration).get("use_cpu"):
+    settings = {} if configuration is None else read_yaml(configuration)
+    if settings.get("use_cpu"):
         # DeepSpeed, which is imported whether it is used or not, would warn that it has found no GPU.
         environment["DS_ACCELERATOR"] = "cpu"
+        # The launcher takes as many, and warns that nobody has said so.
+        processes = num_processes or settings.get("num_processes") or 1
+        cores = (psutil.cpu_count(logical=False) or 1) * (settings.get("num_machines") or 1)
+        environment["OMP_NUM_THREADS"] = str(max(cores // processes, 1))
     return environment
 
 

@@ -278,8 +278,9 @@ def _check_reads_as_policy(name: str, model: nn.Module, tokenizer: PreTrainedTok
     length, positions = args.max_prompt_length + args.max_completion_length, position_limit(model)
     if positions is not None and length > positions:
         raise ValueError(
-            f"PPOTrainer: max_prompt_length + max_completion_length = {length} is more than the {positions} "
-            f"positions of {name}. Lower one of the two."
+            f"PPOTrainer: max_prompt_length ({args.max_prompt_length}) + max_completion_length "
+            f"({args.max_completion_length}) = {length} is more than the {positions} positions of {name}. Lower one of "
+            "the two."
         )
     try:
         check_vocabulary(model, tokenizer, f"PPOTrainer: {name}")
@@ -303,7 +304,8 @@ def _check_scores(name: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> 
     if config.pad_token_id not in (None, tokenizer.pad_token_id):
         raise ValueError(
             f"PPOTrainer: {name}.config.pad_token_id is {config.pad_token_id}, the tokenizer pads with "
-            f"{tokenizer.pad_token_id} ({tokenizer.pad_token!r}). Set one to the other."
+            f"{tokenizer.pad_token_id} ({tokenizer.pad_token!r}). Keep the pad token that the tokenizer came with, or "
+            f"set {name}.config.pad_token_id = tokenizer.pad_token_id."
         )
     check_score_of_text(f"PPOTrainer: {name}", model, tokenizer.pad_token_id)
 

@@ -27,12 +27,13 @@ class GivenOptions:
     environment: dict[str, str]
 
 
-def read_given_options(words: Sequence[str], known: Sequence[str]) -> GivenOptions:
+def read_given_options(words: Sequence[str], known: Sequence[str], elsewhere: Sequence[str] = ()) -> GivenOptions:
     """Reads the words of a command line, which may name a file with `--config`.
 
     Args:
         words: The words.
         known: Names of all options that the recipe has.
+        elsewhere: Names of options that others take, and that a wrong name may mean.
 
     Raises:
         ValueError: An option is unknown or stands twice, or no output_dir is given.
@@ -53,9 +54,11 @@ def read_given_options(words: Sequence[str], known: Sequence[str]) -> GivenOptio
     unknown = [name for name in unknown if not (name.startswith("no_") and name[3:] in known)]
     asks_for_help = {"h", "help"} & given
     if unknown and not asks_for_help:
-        raise ValueError(unknown_options(sorted(unknown), known))
+        raise ValueError(unknown_options(sorted(unknown), [*known, "config", *elsewhere]))
     if "output_dir" in known and "output_dir" not in given and not asks_for_help:
-        raise ValueError("output_dir is required: the folder that the run writes into.")
+        raise ValueError(
+            "output_dir is required: the folder that the run writes into. `pangu-trl init` writes a file for --config."
+        )
     return GivenOptions(rest, path, settings, {str(name): str(value) for name, value in environment.items()})
 
 
