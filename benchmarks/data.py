@@ -6,9 +6,9 @@ Writes conversations of two to six turns, made of the reviews in data_cards/samp
 as JSON lines; then reads them in processes of their own, so that each peak of memory is that of one step:
 
 - `datasets`: `load_dataset("json")` and a `map` with the same encoder. It checks nothing, and gives each call the
-  arguments of all others.
+  arguments of all others. The map takes the first `--encoded` records: the rate does not change with their number;
 - ours: `load_records`, which checks every record and writes the cache; the same again, which finds the cache;
-  `tokenize_demonstrations`; `stream_records`, read once through; `pangu-trl check-data`, near duplicates included.
+  `tokenize_demonstrations` of as many; `stream_records`, read once through; `pangu-trl check-data`, near duplicates included.
 
 Seconds are by the clock and of CPU, of the step with the processes that it started; where other programs run, only
 those of CPU say something. Memory is the most that one process held, the imports (about 600 MB with torch) included.
@@ -40,12 +40,13 @@ TEMPLATE = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--records", type=int, default=1_000_000, help="default: %(default)s")
+    parser.add_argument("--encoded", type=int, default=100_000, help="of them (default: %(default)s)")
     parser.add_argument("--num-proc", type=int, default=2, help="processes that tokenise (default: %(default)s)")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step:
-        run_step(args.step, Path(args.folder), args.num_proc)
+        run_step(args.step, Path(args.folder), args.num_proc, args.encoded)
         return
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "records.jsonl"
@@ -57,7 +58,9 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|")
         measured: dict[str, tuple[float, float]] = {}
         for step, (name, peer) in STEPS.items():
-            command = [sys.executable, __file__, "--step", step, "--folder", folder, "--num-proc", str(args.num_proc)]
+            encoded = min(args.encoded, args.records)
+            options = ["--folder", folder, "--num-proc", str(args.num_proc), "--encoded", str(encoded)]
+            command = [sys.executable, __file__, "--step", step, *options]
             environment = os.environ | {
                 "HF_DATASETS_CACHE": f"{folder}/cache",
                 "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -70,10 +73,9 @@ def main() -> None:
                 if peer is None
                 else " | ".join(f"{one / two:.2f}" for one, two in zip(measured[step], measured[peer], strict=True))
             )
-            print(
-                f"| {name} | {seconds:.1f} | {cpu:.1f} | {args.records / cpu:,.0f} | {peak:,.0f} | {ratios} |",
-                flush=True,
-            )
+            num_records = encoded if step in ENCODING else args.records
+            figures = f"{seconds:.1f} | {cpu:.1f} | {num_records / cpu:,.0f} | {peak:,.0f} | {ratios}"
+            print(f"| {name} | {figures} |", flush=True)
 
 
 # What is measured, and the step of `datasets` that it is compared with.
@@ -87,8 +89,10 @@ STEPS = {
     "check": ("`pangu-trl check-data`", "datasets-load"),
 }
 
+ENCODING = ("datasets-map", "tokenize")
 
-def run_step(step: str, folder: Path, num_proc: int) -> None:
+
+def run_step(step: str, folder: Path, num_proc: int, encoded: int) -> None:
     """Runs one step; prints its seconds by the clock and of CPU, and the highest peak of its processes in MB."""
     import datasets
     from transformers import AutoTokenizer
@@ -112,11 +116,11 @@ def run_step(step: str, folder: Path, num_proc: int) -> None:
 
     actions: dict[str, Callable[[], Callable[[], Any]]] = {
         "datasets-load": lambda: load_alone,
-        "datasets-map": lambda: _encoding(load_alone(), encode, num_proc),
+        "datasets-map": lambda: _encoding(load_alone().select(range(encoded)), encode, num_proc),
         "load": lambda: lambda: load_records(file, "demonstration"),
         "load-again": lambda: lambda: load_records(file, "demonstration"),
         "tokenize": lambda: _tokenizing(
-            tokenize_demonstrations, load_records(file, "demonstration"), tokenizer, num_proc
+            tokenize_demonstrations, load_records(file, "demonstration").select(range(encoded)), tokenizer, num_proc
         ),
         "stream": lambda: lambda: sum(1 for _ in stream_records(file, "demonstration")),
         "check": lambda: lambda: check_source(file, CheckOptions(), print),
