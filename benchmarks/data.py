@@ -8,7 +8,8 @@ as JSON lines; then reads them in processes of their own, so that each peak of m
 - `datasets`: `load_dataset("json")` and a `map` with the same encoder. It checks nothing, and gives each call the
   arguments of all others. The map takes the first `--encoded` records: the rate does not change with their number;
 - ours: `load_records`, which checks every record and writes the cache; the same again, which finds the cache;
-  `tokenize_demonstrations` of as many; `stream_records`, read once through; `pangu-trl check-data`, near duplicates included.
+  `tokenize_demonstrations` of as many; `stream_records`, read once through; `pangu-trl check-data`, near duplicates
+  included.
 
 Seconds are by the clock and of CPU, of the step with the processes that it started; where other programs run, only
 those of CPU say something. Memory is the most that one process held, the imports (about 600 MB with torch) included.
