@@ -101,9 +101,7 @@ class Fails(LlamaForCausalLM):
         return super().forward(input_ids, position_ids=position_ids, **kwargs)
 
 
-@pytest.mark.parametrize(
-    ("kind", "reason"), [(CountsColumns, "gives other figures"), (Fails, "fails .*no such cache")]
-)
+@pytest.mark.parametrize(("kind", "reason"), [(CountsColumns, "gives other figures"), (Fails, "fails .*no such cache")])
 def test_a_trial_finds_models_that_give_other_figures_in_a_running_batch(tmp_path, kind, reason):
     torch.manual_seed(0)
     model = kind(LlamaConfig(**SIZES))
