@@ -47,6 +47,7 @@ def {name}(prompts, completions, **columns):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.epilog = "Goes on where it was stopped: what is trained and judged already stays."
     parser.add_argument("--run-dir", type=Path, default=Path("runs/demo"), help="A finished run of the demo.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--max-steps", type=int, help="Optimiser steps of each policy; default: those of the demo.")
@@ -59,7 +60,7 @@ def main() -> None:
     (folder / "standardised.py").write_text(
         STANDARDISED + "".join(ONE_OF_THEM.format(name=name) for name in REWARDS), "utf-8"
     )
-    found = {"before": {"judge": [judged(run_dir / "sft", prompts(run_dir), folder)]}}
+    found = {"before": {"judge": [judged_once(run_dir / "sft", prompts(run_dir), folder)]}}
     for name, (members, settings) in RUNS.items():
         for seed in options.seeds:
             output = folder / f"{name.replace(' ', '-')}-{seed}"
@@ -67,12 +68,23 @@ def main() -> None:
             if not (output / "trainer_state.json").exists():
                 train_policy(run_dir, folder, output, members, settings, seed, options.max_steps)
             log = json.loads((output / "trainer_state.json").read_text("utf-8"))["log_history"]
-            found[name]["judge"].append(judged(output, prompts(run_dir), output))
+            found[name]["judge"].append(judged_once(output, prompts(run_dir), output))
             lengths = [entry["eval_completion/length"] for entry in log if "eval_completion/length" in entry]
             found[name]["length"].append(lengths[-1])
         # After each, so that an interrupted benchmark keeps what it has.
         (folder / "found.json").write_text(json.dumps(found, indent=1), "utf-8")
     print(table(found, options.seeds))
+
+
+def judged_once(model: Path, prompts: Path, folder: Path) -> float:
+    """What the judge says of a model, kept in `folder`, so that a benchmark which goes on does not ask again."""
+    kept = folder / "judgement.json"
+    if not kept.exists():
+        for name in ("judge-answers.jsonl", "judge-scores.jsonl"):
+            # Left by a stop in between, and refused by the commands.
+            (folder / name).unlink(missing_ok=True)
+        kept.write_text(json.dumps(judged(model, prompts, folder)), "utf-8")
+    return json.loads(kept.read_text("utf-8"))
 
 
 def prompts(run_dir: Path) -> Path:
