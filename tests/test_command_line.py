@@ -16,7 +16,7 @@ from pangu_trl import __version__, cli
 from pangu_trl.runs import process
 from pangu_trl.runs.folders import STAGES
 from pangu_trl.runs.option_sources import options_of_recipe
-from pangu_trl.runs.shipped import accelerate_config, shipped
+from pangu_trl.runs.shipped import accelerate_config, recipe_config, shipped
 
 ROOT = Path(__file__).parent.parent
 QUIET = (
@@ -165,6 +165,19 @@ def test_an_accelerate_configuration_is_a_file_before_it_is_a_name():
     assert accelerate_config("cpu") == shipped("accelerate_configs") / "cpu.yaml"
     Path("cpu").write_text("distributed_type: 'NO'\n")
     assert accelerate_config("cpu") == Path("cpu")
+
+
+def test_a_recipe_of_the_package_is_found_from_any_folder(launched, capsys):
+    path = "recipes/pangu-2.6b/ppo/deepspeed_chat.yaml"
+    own = str(ROOT / path)
+    assert said(capsys, "ppo", "--config", path, "--accelerate", "cpu", "--output_dir", "o")[0] == 0
+    (arguments,) = launched
+    assert arguments.training_script_args == ["--config", own, "--output_dir", "o"]
+    # A file of one's own comes first, and what is nowhere keeps the name that was given.
+    assert recipe_config("recipes/absent.yaml") == "recipes/absent.yaml"
+    Path(path).parent.mkdir(parents=True)
+    Path(path).write_text("seed: 1\n")
+    assert recipe_config(path) == path
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -3,7 +3,7 @@
 import argparse
 
 from pangu_trl.runs.folders import STAGES
-from pangu_trl.runs.shipped import accelerate_config
+from pangu_trl.runs.shipped import accelerate_config, recipe_config
 
 from .options import add_json, positive_int, print_json
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     from pangu_trl.planning.settings import read_settings
 
     launch = read_launch(accelerate_config(args.accelerate), args.gpus)
-    settings = read_settings(args.config, args.model, args.stage)
+    settings = read_settings(recipe_config(args.config), args.model, args.stage)
     # What counts on the model itself loads torch: after the files were read.
     from pangu_trl.planning.memory import GIB, Plan
     from pangu_trl.planning.models import load_config

@@ -13,7 +13,7 @@ from pangu_trl.runs.early_values import refuse_wrong_values
 from pangu_trl.runs.folders import STAGES
 from pangu_trl.runs.given_options import read_given_options, read_yaml
 from pangu_trl.runs.option_sources import SourceOption, options_of_recipe
-from pangu_trl.runs.shipped import accelerate_config, shipped
+from pangu_trl.runs.shipped import accelerate_config, recipe_config, shipped
 
 from .options import note, positive_int
 
@@ -64,7 +64,7 @@ class StageCommand:
             )
 
     def run(self, args: argparse.Namespace, words: list[str]) -> int:
-        config = [] if args.config is None else ["--config", args.config]
+        config = [] if args.config is None else ["--config", recipe_config(args.config)]
         options = options_of_recipe(self.script)
         given = read_given_options([*config, *words], [option.name for option in options], elsewhere=_LAUNCHER_OPTIONS)
         refuse_wrong_values(given.words, given.settings, options)

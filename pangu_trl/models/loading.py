@@ -199,7 +199,8 @@ def _load(
 
 def load_tokenizer(model_id: str, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Loads the tokenizer of a folder or Hub id; raises ValueError if there is none."""
-    remedy = f"{model_id}: no tokenizer can be loaded from it; save the model's tokenizer there"
+    cure = "save the model's tokenizer there" if Path(model_id).is_dir() else "there is no such folder, nor that Hub id"
+    remedy = f"{model_id}: no tokenizer can be loaded from it; {cure}"
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_id, revision=revision, trust_remote_code=trust_remote_code)
     # A class that is called without its file may try to open None.

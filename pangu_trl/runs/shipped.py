@@ -17,6 +17,15 @@ def shipped(folder: str) -> Path:
     raise FileNotFoundError(f"{folder} did not come with pangu_trl in {_PACKAGE}; install it again, from its wheel")
 
 
+def recipe_config(path: str) -> str:
+    """The file of a path; of one below `recipes/` that is not here, the file that comes with the package."""
+    name = Path(path)
+    if name.exists() or name.parts[:1] != ("recipes",):
+        return path
+    own = shipped("recipes").joinpath(*name.parts[1:])
+    return str(own) if own.is_file() else path
+
+
 def accelerate_config(name: str) -> Path:
     """The accelerate configuration of a file, or the one that comes under a name such as `zero3`.
 

@@ -84,7 +84,7 @@ def test_json_holds_faults_and_figures_and_the_exit_code_is_0_without_faults(
         ('{"question": "a"}\n', [], "rows.jsonl:1: the kind of record cannot be told from its fields question"),
         ("", [], "no record can be read, so the kind cannot be told"),
         ('{"text": "a"}\n', ["--against", "absent.jsonl"], "absent.jsonl: no such file"),
-        ('{"text": "a"}\n', ["--model", "absent"], "absent: no tokenizer can be loaded from it"),
+        ('{"text": "a"}\n', ["--model", "absent"], "loaded from it; there is no such folder, nor that Hub id"),
     ],
 )
 def test_misuse_is_told_apart_from_faults(
