@@ -24,7 +24,7 @@ def summarise(run_dir: Path, times: dict[str, dict[str, float]]) -> dict:
 
     Args:
         run_dir: Its folder.
-        times: Seconds and CPU seconds by stage.
+        times: Seconds, CPU seconds and most memory by stage.
     """
     reward, ppo = (read_log_history(run_dir / stage) for stage in ("reward", "ppo"))
     comparison, likelihoods = (
@@ -51,7 +51,7 @@ def summarise(run_dir: Path, times: dict[str, dict[str, float]]) -> dict:
         "answers": {"start": start, "ppo": tuned},
         "seconds": round(sum(spent["seconds"] for spent in times.values()), 1),
         "cpu_seconds": round(sum(spent["cpu_seconds"] for spent in times.values()), 1),
-        "peak_memory_gib": round(peak_memory_gib(), 2),
+        "peak_memory_gib": max(spent["peak_gib"] for spent in times.values()),
         "stages": times,
     }
     return summary | {"targets": check_targets(summary)}
