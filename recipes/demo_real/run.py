@@ -1,7 +1,7 @@
 """The real demo: a pretrained chat model, from its first answers to a policy that writes what a judge prefers.
 
     make demo-real                  # SmolLM2-135M-Instruct on two cores of a CPU
-    make demo-real STEPS=short      # half of the prompts, one pass over their rankings, four rollouts
+    make demo-real STEPS=short      # half of the prompts, and of the rollouts of PPO
     make demo-real STEPS=smoke      # the same with a few prompts and steps, to see that everything runs
 
 Every stage is a command that works alone, and is printed before it runs; docs/demo-real.md has them one by one. A run
@@ -31,7 +31,7 @@ from likelihoods import measure_likelihoods  # noqa: E402
 from real_story import REAL_STORY  # noqa: E402
 from report import write_report  # noqa: E402
 from stage_launching import ROOT, launch_recipe, move_aside, run_command, short  # noqa: E402
-from summary import peak_memory_gib, show_samples, summarise  # noqa: E402
+from summary import peak_memory_gib, summarise, write_figures, write_samples, write_times  # noqa: E402
 
 from pangu_trl.runs.checkpoints import last_whole_checkpoint  # noqa: E402
 
@@ -63,11 +63,8 @@ class Size:
 
 SIZES = {
     "full": Size(),
-    # Half of the prompts, one pass over their rankings, four rollouts.
-    "short": Size(
-        prompts={"train": 200, "held-out": 80},
-        overrides={"reward": {"num_train_epochs": 1, "learning_rate": 1e-3}, "ppo": {"max_steps": 32}},
-    ),
+    # Half of the prompts, and half of the rollouts.
+    "short": Size(prompts={"train": 200, "held-out": 80}, overrides={"ppo": {"max_steps": 20}}),
     "smoke": Size(
         answer_tokens=12,
         prompts={"train": 8, "held-out": 4},
@@ -269,8 +266,8 @@ def main() -> None:
     except KeyboardInterrupt:
         raise SystemExit(f"Interrupted. Start it again, and it goes on with {short(args.run_dir)}.") from None
     report = write_report(args.run_dir, REAL_STORY)
-    show_samples(args.run_dir)
-    print(f"\n{json.dumps(summary, indent=2)}\n\nReport: {report} (open it in a browser).")
+    print(f"\n{write_samples(summary)}\n\n{write_figures(summary)}\n\n{write_times(summary)}")
+    print(f"\nAll figures: {short(args.run_dir / 'summary.json')}. Report: {report} (open it in a browser).")
 
 
 if __name__ == "__main__":
