@@ -7,9 +7,9 @@ Every method starts from the demo's base model and learns from the demo's rankin
 or from its reward model (GRPO, PPO), GRPO from as many answers as PPO. SFT, DPO and GRPO have the LoRA recipes of
 recipes/generic, PPO that of the demo; the demo's own policy is the one of its seed. Best-of-4 keeps that of the four
 answers of the start model which the reward model prefers. The judge, whom no method sees, scores four answers
-(best-of-4: one) to each held-out prompt; the win rate is against the demo's answers of the start model, of which `start` has
-none. Each method and seed is a process of its own and one JSON file; a call that was stopped goes on with those that
-are missing.
+(best-of-4: one) to each held-out prompt; the win rate is against the demo's answers of the start model, of which
+`start` has none. Each method and seed is a process of its own and one JSON file; a call that was stopped goes on with
+those that are missing.
 """
 
 import argparse
@@ -94,42 +94,57 @@ def measure(args: argparse.Namespace, method: str, seed: int) -> None:
 
     folder = args.folder / f"{method}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    settings = json.loads((args.demo / "settings.json").read_text("utf-8"))
-    model, spent = args.demo / "base", None
-    if method in TRAINED:
+    settings, base = read_json(args.demo / "settings.json"), args.demo / "base"
+    spent = dict.fromkeys(SPENT)
+    if method == "ppo" and seed == demo_seed() and not args.quick:
+        # The demo has trained, sampled and measured it.
+        answers, spent = args.demo / "samples" / "ppo.jsonl", read_json(args.demo / "times.json")["ppo"]
+        known = read_json(args.demo / "likelihoods.json")
+        likelihoods = {"perplexity": known["perplexity_ppo"], "kl": known["kl"]}
+    elif method in TRAINED:
         model, spent = train(args, method, seed, folder, settings)
-    # Of one seed, best-of-4 chooses among the answers that `start` has.
-    sampled = folder if method in TRAINED else args.folder / f"start-{seed}"
-    answers = judged_answers(args, settings, sampled, model, seed=1000 + seed)
-    if method == "best_of_4":
-        answers = best_answers(args, sampled / "answers.jsonl", folder)
+        answers = judged_answers(args, settings, folder, model, seed=1000 + seed)
+        likelihoods = likelihood_figures(base, model, read_jsonl(answers), settings["temperature"])
+    else:
+        # Of one seed, best-of-4 chooses among the answers that `start` has.
+        start = args.folder / f"start-{seed}"
+        answers = judged_answers(args, settings, start, base, seed=1000 + seed)
+        if method == "best_of_4":
+            answers = best_answers(args, start / "answers.jsonl", folder)
+        likelihoods = likelihood_figures(base, None, read_jsonl(answers), settings["temperature"])
     baseline = args.demo / "samples" / "start.jsonl"
     run_once(folder / "comparison.json", "evaluate", answers, "--against", baseline, "--score-column", "judge")
     records = read_jsonl(answers)
     figures: dict[str, Any] = {
         **text_figures(records),
-        "win_rate": json.loads((folder / "comparison.json").read_text("utf-8"))["against/win_rate"],
-        **likelihood_figures(
-            args.demo / "base", model if method in TRAINED else None, records, settings["temperature"]
-        ),
-        "seconds": spent and spent["seconds"],
-        "cpu_seconds": spent and spent["cpu_seconds"],
-        "peak_gib": spent and spent["peak_gib"],
+        "win_rate": read_json(folder / "comparison.json")["against/win_rate"],
+        **likelihoods,
+        **{name: spent[name] for name in SPENT},
         "first_answers": [[record["prompt"][-1]["content"], first_text(record)] for record in records[:5]],
     }
     (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8"))
+
+
+def recipe_of(method: str) -> Path:
+    return RECIPES / ("demo_real/ppo.yaml" if method == "ppo" else f"generic/{method}/lora.yaml")
+
+
+def demo_seed() -> int:
+    return yaml.safe_load(recipe_of("ppo").read_text("utf-8"))["seed"]
 
 
 def train(
     args: argparse.Namespace, method: str, seed: int, folder: Path, settings: dict[str, Any]
 ) -> tuple[Path, dict[str, float]]:
     """Trains a method's adapter from the demo's files, or goes on with it; gives its folder, and what that took."""
-    recipe = RECIPES / ("demo_real/ppo.yaml" if method == "ppo" else f"generic/{method}/lora.yaml")
-    if method == "ppo" and seed == yaml.safe_load(recipe.read_text("utf-8"))["seed"] and not args.quick:
-        return args.demo / "ppo", json.loads((args.demo / "times.json").read_text("utf-8"))["ppo"]
     model, ranked = folder / "model", args.demo / "samples" / "ranked.train.jsonl"
     options: dict[str, object] = {"model_name_or_path": args.demo / "base", "output_dir": model, "seed": seed}
-    options |= {"activation_checkpointing": "false", "report_to": "none", **SETTINGS.get(method, {})}
+    options |= {"activation_checkpointing": "false", "report_to": "none", "attn_implementation": "eager"}
+    options |= SETTINGS.get(method, {})
     if settings["dtype"] == "bfloat16":
         options["bf16"] = "true"
     if method == "sft":
@@ -142,7 +157,7 @@ def train(
         options |= {"max_completion_length": settings["answer_tokens"], "temperature": settings["temperature"]}
     if args.quick:
         options |= QUICK[method]
-    return model, launch(method, recipe, options, folder / "spent.json")
+    return model, launch(method, recipe_of(method), options, folder / "spent.json")
 
 
 def launch(method: str, recipe: Path, options: dict[str, object], record: Path) -> dict[str, float]:
@@ -152,7 +167,7 @@ def launch(method: str, recipe: Path, options: dict[str, object], record: Path) 
     from pangu_trl.runs.checkpoints import last_whole_checkpoint
 
     model = Path(str(options["output_dir"]))
-    spent = json.loads(record.read_text("utf-8")) if record.exists() else dict.fromkeys(SPENT, 0.0)
+    spent = read_json(record) if record.exists() else dict.fromkeys(SPENT, 0.0)
     if (model / "adapter_model.safetensors").exists():
         return spent
     if model.exists() and list(model.glob("checkpoint-*")) and last_whole_checkpoint(model):
