@@ -46,6 +46,7 @@ QUICK = {
     "ppo": {
         "max_steps": 2,
         "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
         "num_rollout_batches": 2,
         "num_ppo_epochs": 1,
         "critic_warmup_steps": 0,
@@ -147,6 +148,8 @@ def train(
     options |= SETTINGS.get(method, {})
     if settings["dtype"] == "bfloat16":
         options["bf16"] = "true"
+        # As the demo does.
+        options |= {"dtype": "bfloat16"} if method == "ppo" else {}
     if method == "sft":
         run_once(folder / "best.jsonl", "best-of-n", ranked)
         options["train_data"] = folder / "best.jsonl"

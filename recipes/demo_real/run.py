@@ -75,6 +75,7 @@ SIZES = {
                 "logging_steps": 1,
                 "save_steps": 2,
                 "per_device_train_batch_size": 2,
+                "gradient_accumulation_steps": 1,
                 "num_rollout_batches": 2,
                 "critic_warmup_steps": 0,
             },
@@ -156,6 +157,8 @@ class RealDemo:
         if self.dtype == "bfloat16":
             options |= {"bf16": "true"}
         if stage == "ppo":
+            # The adapters learn in float32 all the same; the backbone need not be cast for each token.
+            options |= {"dtype": self.dtype}
             options |= {"max_completion_length": self.size.answer_tokens, "temperature": self.size.temperature}
         if output_dir.exists() and not (output_dir / ADAPTER_FILE).exists():
             if _has_checkpoint(output_dir):
