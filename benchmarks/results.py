@@ -35,8 +35,8 @@ METHODS = ("start", "sft", "best_of_4", "dpo", "grpo", "ppo")
 TRAINED = ("sft", "dpo", "grpo", "ppo")
 # On top of the recipe of a method; what is not here is in the recipe.
 SETTINGS: dict[str, dict[str, object]] = {
-    # 640 answers, as PPO of the demo has them, 64 at a time.
-    "grpo": {"max_steps": 40, "generation_batch_size": 64},
+    # 384 answers, as PPO of the demo has them, 64 at a time.
+    "grpo": {"max_steps": 24, "generation_batch_size": 64},
 }
 SPENT = ("seconds", "cpu_seconds", "peak_gib")
 QUICK = {

@@ -206,6 +206,16 @@ def test_figures_are_printed_beside_what_they_are_meant_to_be(summary):
     assert summary.write_samples(SUMMARY) == "Why?\n  start 0.50  So\n    ppo 0.75  Yes."
 
 
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md", "docs/demo-real.md"])
+def test_pages_show_the_figures_of_the_run_that_was_done(summary, page):
+    run_done, text = json.loads((ROOT / "docs/demo-real.json").read_text("utf-8")), (ROOT / page).read_text("utf-8")
+    assert summary.write_figures(run_done) in text
+    assert summary.write_samples(run_done) in text
+    # What is said to be met is what the figures say.
+    assert run_done["targets"] == summary.check_targets(run_done)
+    assert (summary.write_times(run_done) in text) == (page == "docs/demo-real.md")
+
+
 def test_a_second_call_leaves_out_what_is_done_and_goes_on_with_the_rest(run, tmp_path, capsys):
     demo = run.RealDemo(tmp_path / "run", run.SIZES["smoke"])
     made = []
