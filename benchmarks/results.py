@@ -3,16 +3,17 @@
     python benchmarks/results.py --demo runs/demo-real --folder results
     python benchmarks/results.py --demo runs/demo-real --folder results-quick --quick    # a few steps of each
 
-Every method starts from the demo's base model and learns from the demo's rankings of the training prompts (SFT, DPO) or
-from its reward model (GRPO, PPO), with the LoRA recipes of recipes/generic; best-of-4 draws four answers of the start
-model and keeps the one that the reward model prefers. The judge, whom no method sees, scores four answers (best-of-4:
-one) to each held-out prompt, beside other ones of the start model. Each method and seed is a process of its own and one
-JSON file; a call that was stopped goes on with those that are missing.
+Every method starts from the demo's base model and learns from the demo's rankings of the training prompts (SFT, DPO)
+or from its reward model (GRPO, PPO), GRPO from as many answers as PPO. SFT, DPO and GRPO have the LoRA recipes of
+recipes/generic, PPO that of the demo; the demo's own policy is the one of its seed. Best-of-4 keeps that of the four
+answers of the start model which the reward model prefers. The judge, whom no method sees, scores four answers
+(best-of-4: one) to each held-out prompt; the win rate is against the demo's answers of the start model, of which
+`start` has none. Each method and seed is a process of its own and one JSON file; a call that was stopped goes on with
+those that are missing.
 """
 
 import argparse
 import json
-import math
 import os
 import resource
 import subprocess
@@ -22,6 +23,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import yaml
+from results_tables import draw, summarise, write_table
+
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "recipes"
 # What the demos start and measure with.
@@ -29,27 +33,20 @@ sys.path[:0] = [str(RECIPES / "demo"), str(RECIPES / "demo_real")]
 
 METHODS = ("start", "sft", "best_of_4", "dpo", "grpo", "ppo")
 TRAINED = ("sft", "dpo", "grpo", "ppo")
-FIGURES = (
-    "judge",
-    "win_rate",
-    "kl",
-    "words",
-    "distinct_1",
-    "distinct_2",
-    "perplexity",
-    "seconds",
-    "cpu_seconds",
-    "peak_gib",
-)
-# Student's t at 97.5 %, by degrees of freedom.
-T_QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
+# On top of the recipe of a method; what is not here is in the recipe.
+SETTINGS: dict[str, dict[str, object]] = {
+    # 384 answers, as PPO of the demo has them, 64 at a time.
+    "grpo": {"max_steps": 24, "generation_batch_size": 64},
+}
+SPENT = ("seconds", "cpu_seconds", "peak_gib")
 QUICK = {
     "sft": {"max_steps": 1, "per_device_train_batch_size": 2},
     "dpo": {"max_steps": 1, "per_device_train_batch_size": 2},
-    "grpo": {"max_steps": 1, "per_device_train_batch_size": 4},
+    "grpo": {"max_steps": 1, "per_device_train_batch_size": 4, "generation_batch_size": 4},
     "ppo": {
         "max_steps": 2,
         "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
         "num_rollout_batches": 2,
         "num_ppo_epochs": 1,
         "critic_warmup_steps": 0,
@@ -62,7 +59,8 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, default=Path("runs/demo-real"), help="folder of a finished real demo")
     parser.add_argument("--folder", type=Path, default=Path("results"), help="where models, answers and figures go")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[42, 43, 44])
+    parser.add_argument("--picture", type=Path, help="PNG file for judge, win rate and KL of each method")
     parser.add_argument("--quick", action="store_true", help="a few steps of each, to see that everything runs")
     parser.add_argument("--cell", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -75,6 +73,8 @@ def main() -> None:
     table = summarise(args.folder, args.methods, args.seeds)
     (args.folder / "results.json").write_text(json.dumps(table, indent=2) + "\n", "utf-8")
     print(write_table(table))
+    if args.picture is not None:
+        draw(table, args.picture)
 
 
 def run_cell(args: argparse.Namespace, method: str, seed: int) -> None:
@@ -91,87 +91,147 @@ def run_cell(args: argparse.Namespace, method: str, seed: int) -> None:
 
 def measure(args: argparse.Namespace, method: str, seed: int) -> None:
     """Makes the answers of a method, and writes their figures."""
-    from likelihoods import measure_likelihoods
-
     from pangu_trl.data import read_jsonl
 
     folder = args.folder / f"{method}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    size = json.loads((args.demo / "settings.json").read_text("utf-8"))
-    started = time.perf_counter()
-    model = train(args, method, seed, folder) if method in TRAINED else args.demo / "base"
-    seconds = time.perf_counter() - started
-    answers = judged_answers(args, size, folder, model, seed=1000 + seed, best_of=method == "best_of_4")
-    # Other answers of the start model than those that `start` and `best_of_4` have.
-    baseline = judged_answers(args, size, args.folder / f"baseline-{seed}", args.demo / "base", seed=2000 + seed)
+    settings, base = read_json(args.demo / "settings.json"), args.demo / "base"
+    spent = dict.fromkeys(SPENT)
+    if method == "ppo" and seed == demo_seed() and not args.quick:
+        # The demo has trained, sampled and measured it.
+        answers, spent = args.demo / "samples" / "ppo.jsonl", read_json(args.demo / "times.json")["ppo"]
+        known = read_json(args.demo / "likelihoods.json")
+        likelihoods = {"perplexity": known["perplexity_ppo"], "kl": known["kl"]}
+    elif method in TRAINED:
+        model, spent = train(args, method, seed, folder, settings)
+        answers = judged_answers(args, settings, folder, model, seed=1000 + seed)
+        likelihoods = likelihood_figures(base, model, read_jsonl(answers), settings["temperature"])
+    else:
+        # Of one seed, best-of-4 chooses among the answers that `start` has.
+        start = args.folder / f"start-{seed}"
+        answers = judged_answers(args, settings, start, base, seed=1000 + seed)
+        if method == "best_of_4":
+            answers = best_answers(args, start / "answers.jsonl", folder)
+        likelihoods = likelihood_figures(base, None, read_jsonl(answers), settings["temperature"])
+    baseline = args.demo / "samples" / "start.jsonl"
     run_once(folder / "comparison.json", "evaluate", answers, "--against", baseline, "--score-column", "judge")
-    samples = {"start": baseline, "ppo": answers}
-    likelihoods = measure_likelihoods(args.demo / "base", model, samples, size["temperature"], folder / "lm.json")
     records = read_jsonl(answers)
     figures: dict[str, Any] = {
         **text_figures(records),
-        "win_rate": json.loads((folder / "comparison.json").read_text("utf-8"))["against/win_rate"],
-        # Which of four answers is kept is no model, so there is no likelihood of it.
-        "kl": likelihoods["kl"] if method in TRAINED else None,
-        "perplexity": likelihoods["perplexity_ppo"],
-        "seconds": seconds,
-        "cpu_seconds": sum(
-            usage.ru_utime + usage.ru_stime
-            for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        ),
-        "peak_gib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20 if method in TRAINED else None,
+        "win_rate": read_json(folder / "comparison.json")["against/win_rate"],
+        **likelihoods,
+        **{name: spent[name] for name in SPENT},
         "first_answers": [[record["prompt"][-1]["content"], first_text(record)] for record in records[:5]],
     }
     (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
 
 
-def train(args: argparse.Namespace, method: str, seed: int, folder: Path) -> Path:
-    """Trains a method's adapter from the demo's files, or goes on with it; gives its folder."""
-    from stage_launching import launch_recipe
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8"))
 
-    from pangu_trl.runs.checkpoints import last_whole_checkpoint
 
+def recipe_of(method: str) -> Path:
+    return RECIPES / ("demo_real/ppo.yaml" if method == "ppo" else f"generic/{method}/lora.yaml")
+
+
+def demo_seed() -> int:
+    return yaml.safe_load(recipe_of("ppo").read_text("utf-8"))["seed"]
+
+
+def train(
+    args: argparse.Namespace, method: str, seed: int, folder: Path, settings: dict[str, Any]
+) -> tuple[Path, dict[str, float]]:
+    """Trains a method's adapter from the demo's files, or goes on with it; gives its folder, and what that took."""
     model, ranked = folder / "model", args.demo / "samples" / "ranked.train.jsonl"
     options: dict[str, object] = {"model_name_or_path": args.demo / "base", "output_dir": model, "seed": seed}
-    options |= {"activation_checkpointing": "false", "report_to": "none"}
+    options |= {"activation_checkpointing": "false", "report_to": "none", "attn_implementation": "eager"}
+    options |= SETTINGS.get(method, {})
+    if settings["dtype"] == "bfloat16":
+        options["bf16"] = "true"
+        # As the demo does.
+        options |= {"dtype": "bfloat16"} if method == "ppo" else {}
     if method == "sft":
         run_once(folder / "best.jsonl", "best-of-n", ranked)
         options["train_data"] = folder / "best.jsonl"
     elif method == "dpo":
         options["train_data"] = ranked
     else:
-        size = json.loads((args.demo / "settings.json").read_text("utf-8"))
         options |= {"train_data": prompts_file("train"), "reward_model": args.demo / "reward"}
-        options |= {"max_completion_length": size["answer_tokens"], "temperature": size["temperature"]}
+        options |= {"max_completion_length": settings["answer_tokens"], "temperature": settings["temperature"]}
     if args.quick:
         options |= QUICK[method]
+    return model, launch(method, recipe_of(method), options, folder / "spent.json")
+
+
+def launch(method: str, recipe: Path, options: dict[str, object], record: Path) -> dict[str, float]:
+    """Trains, unless that is done, and adds what it took to what earlier calls have noted."""
+    from stage_launching import launch_recipe
+
+    from pangu_trl.runs.checkpoints import last_whole_checkpoint
+
+    model = Path(str(options["output_dir"]))
+    spent = read_json(record) if record.exists() else dict.fromkeys(SPENT, 0.0)
     if (model / "adapter_model.safetensors").exists():
-        return model
+        return spent
     if model.exists() and list(model.glob("checkpoint-*")) and last_whole_checkpoint(model):
-        options["resume_from_checkpoint"] = "true"
-    launch_recipe(method, RECIPES / "generic" / method / "lora.yaml", options)
-    return model
+        options = options | {"resume_from_checkpoint": "true"}
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    try:
+        launch_recipe(method, recipe, options)
+    finally:
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent["seconds"] += time.perf_counter() - started
+        spent["cpu_seconds"] += after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        spent["peak_gib"] = max(spent["peak_gib"], after.ru_maxrss / 2**20)
+        record.write_text(json.dumps(spent, indent=2) + "\n", "utf-8")
+    return spent
 
 
-def judged_answers(
-    args: argparse.Namespace, size: dict[str, Any], folder: Path, model: Path, seed: int, best_of: bool = False
-) -> Path:
-    """Four answers to each held-out prompt with the judge's scores; with `best_of` the one the reward model prefers."""
+def judged_answers(args: argparse.Namespace, settings: dict[str, Any], folder: Path, model: Path, seed: int) -> Path:
+    """Four answers to each held-out prompt with the judge's scores."""
+    limit = ["--limit", 4] if args.quick else []
+    options = ["--max-new-tokens", settings["answer_tokens"], "--temperature", settings["temperature"]]
+    words = ["--model", model, "--prompts", prompts_file("held-out"), "--seed", seed, "--batch-size", 80]
+    run_once(folder / "answers.jsonl", "sample", *words, *options, "--num-answers", 4, *limit)
+    return judge_once(folder / "answers.jsonl", folder / "judged.jsonl")
+
+
+def best_answers(args: argparse.Namespace, sampled: Path, folder: Path) -> Path:
+    """To each prompt the one answer that the reward model prefers, with the judge's score."""
     from pangu_trl.data import read_jsonl
     from pangu_trl.data.jsonl import write_jsonl
 
-    sampled, judged = folder / "answers.jsonl", folder / "judged.jsonl"
-    limit = ["--limit", 4] if args.quick else []
-    options = ["--num-answers", 4, "--max-new-tokens", size["answer_tokens"], "--temperature", size["temperature"]]
-    words = ["--model", model, "--prompts", prompts_file("held-out"), "--seed", seed, "--batch-size", 80]
-    run_once(sampled, "sample", *words, *options, *limit)
-    if best_of and not (folder / "best.jsonl").exists():
+    if not (folder / "best.jsonl").exists():
         run_once(folder / "rewarded.jsonl", "score", sampled, "--judge", args.demo / "reward", "--score-column", "r")
         write_jsonl(folder / "best.jsonl", [best_answer(record) for record in read_jsonl(folder / "rewarded.jsonl")])
+    return judge_once(folder / "best.jsonl", folder / "judged.jsonl")
+
+
+def judge_once(answers: Path, output: Path) -> Path:
     judge = f"{RECIPES / 'demo_real' / 'friendly_judge.py'}:friendliness"
-    source = folder / "best.jsonl" if best_of else sampled
-    run_once(judged, "score", source, "--judge", judge, "--score-column", "judge")
-    return judged
+    run_once(output, "score", answers, "--judge", judge, "--score-column", "judge")
+    return output
+
+
+def likelihood_figures(
+    start: Path, policy: Path | None, records: list[dict[str, Any]], temperature: float
+) -> dict[str, float | None]:
+    """Perplexity of the answers under the start model, and how far the policy that gave them is from it, if one did.
+
+    Best-of-4 is no model, so there is no likelihood of its choices.
+    """
+    from likelihoods import answer_logprobs, encode_answers, perplexity
+
+    from pangu_trl.answers.sampling import load_language_model
+
+    model, tokenizer = load_language_model(str(start))
+    answers = encode_answers(tokenizer, records)
+    figures: dict[str, float | None] = {"perplexity": perplexity(answer_logprobs(model, answers), answers), "kl": None}
+    if policy is not None:
+        reference = answer_logprobs(model, answers, temperature)
+        tuned = answer_logprobs(load_language_model(str(policy))[0], answers, temperature)
+        figures["kl"] = sum(after - before for after, before in zip(tuned, reference, strict=True)) / len(answers)
+    return figures
 
 
 def best_answer(record: dict[str, Any]) -> dict[str, Any]:
@@ -221,41 +281,6 @@ def distinct(texts: list[list[str]], length: int) -> float:
     """Different n-grams among all n-grams of the texts; 0 if they have none."""
     grams = Counter(tuple(words[start : start + length]) for words in texts for start in range(len(words) - length + 1))
     return len(grams) / grams.total() if grams else 0.0
-
-
-def summarise(folder: Path, methods: list[str], seeds: list[int]) -> dict[str, Any]:
-    """Mean of each figure over the seeds, and half of its 95 % interval by Student's t."""
-    table = {}
-    for method in methods:
-        cells = [json.loads((folder / f"{method}-{seed}" / "figures.json").read_text("utf-8")) for seed in seeds]
-        table[method] = {name: interval([cell[name] for cell in cells]) for name in FIGURES}
-    return {"seeds": seeds, "methods": table}
-
-
-def interval(values: list[float | None]) -> dict[str, float | None] | None:
-    """Mean and half the 95 % interval; None where a method has no such figure, no interval of a single value."""
-    if any(value is None for value in values):
-        return None
-    mean = sum(values) / len(values)
-    if len(values) - 1 not in T_QUANTILES:
-        return {"mean": mean, "half_interval": None}
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return {"mean": mean, "half_interval": T_QUANTILES[len(values) - 1] * deviation / math.sqrt(len(values))}
-
-
-def write_table(table: dict[str, Any]) -> str:
-    """The summary as a table in Markdown."""
-    lines = ["| | " + " | ".join(FIGURES) + " |", "|---" * (len(FIGURES) + 1) + "|"]
-    for method, figures in table["methods"].items():
-        lines.append(f"| {method} | " + " | ".join(write_figure(figures[name]) for name in FIGURES) + " |")
-    return "\n".join(lines)
-
-
-def write_figure(figure: dict[str, float | None] | None) -> str:
-    if figure is None:
-        return ""
-    half = figure["half_interval"]
-    return f"{figure['mean']:.3g}" if half is None else f"{figure['mean']:.3g} ± {half:.2g}"
 
 
 if __name__ == "__main__":

@@ -23,16 +23,38 @@ TEMPLATE = (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def scripts_beside_each_other():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))
+        yield
+
+
 @pytest.fixture(scope="module")
-def results():
+def results(scripts_beside_each_other):
     return runpy.run_path(str(SCRIPT))
 
 
-def test_interval_is_students_over_the_seeds(results):
+@pytest.fixture(scope="module")
+def tables(scripts_beside_each_other):
+    return runpy.run_path(str(SCRIPT.with_name("results_tables.py")))
+
+
+def test_interval_is_students_over_the_seeds(tables):
     # Mean 2, deviation 1, t(2) = 4.303: half an interval of 4.303 / sqrt(3).
-    assert results["interval"]([1.0, 2.0, 3.0]) == pytest.approx({"mean": 2.0, "half_interval": 4.303 / math.sqrt(3)})
-    assert results["interval"]([2.0]) == {"mean": 2.0, "half_interval": None}
-    assert results["interval"]([1.0, None]) is None
+    assert tables["interval"]([1.0, 2.0, 3.0]) == pytest.approx({"mean": 2.0, "half_interval": 4.303 / math.sqrt(3)})
+    assert tables["interval"]([2.0]) == {"mean": 2.0, "half_interval": None}
+    assert tables["interval"]([1.0, None]) is None
+
+
+def test_a_row_has_means_with_half_intervals_and_leaves_out_what_there_is_not(tables):
+    figures = dict.fromkeys(tables["FIGURES"]) | {
+        "judge": {"mean": 0.61249, "half_interval": 0.0213},
+        "kl": {"mean": 9.96, "half_interval": None},
+    }
+    header, _, row = tables["write_table"]({"methods": {"ppo": figures}}).splitlines()
+    assert row == "| ppo | 0.612 ± 0.021 |  | 10.0 |" + "  |" * 7
+    assert header.count("|") == row.count("|")
 
 
 def test_distinct_counts_ngrams_over_all_answers(results):
@@ -80,10 +102,17 @@ def demo(tmp_path_factory):
         pad_token_id=2,
     )
     LlamaForCausalLM(config).save_pretrained(folder / "base")
-    (folder / "settings.json").write_text(json.dumps({"answer_tokens": 6, "temperature": 0.8}))
+    settings = {"answer_tokens": 6, "temperature": 0.8, "dtype": "float32"}
+    (folder / "settings.json").write_text(json.dumps(settings))
     texts = [[{"role": "assistant", "content": text}] for text in ("It is fine .", "No", "Yes , it is", "Why ?")]
     ranked = [{"prompt": prompt, "responses": texts, "scores": [0.9, 0.1, 0.7, 0.2]} for prompt in prompts[:8]]
     write_jsonl(folder / "samples" / "ranked.train.jsonl", ranked)
+    # The answers that every method is compared with: those to the four held-out prompts that `--quick` takes.
+    compared = [
+        {"prompt": prompt, "responses": texts, "finished": [True] * 4, "judge": [0.9, 0.1, 0.7, 0.2]}
+        for prompt in prompts[400:404]
+    ]
+    write_jsonl(folder / "samples" / "start.jsonl", compared)
     words = ["--model_name_or_path", folder / "base", "--train_data", folder / "samples" / "ranked.train.jsonl"]
     words += ["--output_dir", folder / "reward", "--max_steps", "1", "--use_peft", "true", "--lora_r", "4"]
     words += ["--save_strategy", "no", "--report_to", "none", "--activation_checkpointing", "false"]
@@ -109,6 +138,6 @@ def test_every_method_gets_a_row_and_a_second_call_measures_nothing_anew(demo, t
     assert rows[-6:] == methods
     for method, figures in table["methods"].items():
         assert 0 <= figures["judge"]["mean"] <= 1 and figures["perplexity"]["mean"] > 1
-        assert (figures["kl"] is None) == (method in ("start", "best_of_4"))
+        assert (figures["kl"] is None) == (figures["peak_gib"] is None) == (method in ("start", "best_of_4"))
     again = call(*words)
     assert again.count("is there already.") == 6 and "$" not in again

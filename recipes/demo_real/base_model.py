@@ -33,14 +33,15 @@ def find_gguf() -> Path:
     return found[0]
 
 
-def write_base_model(output_dir: Path) -> PreTrainedModel:
-    """Writes weights in float32, tokenizer and chat template; the folder appears when it is whole.
+def write_base_model(output_dir: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Writes weights, tokenizer and chat template; the folder appears when it is whole.
 
     transformers widens the 4-bit weights as it loads them, and will not save a model that it calls quantised: the
     weights move into a new model of the same configuration without that mark.
 
     Args:
         output_dir: Folder for the model, which must not exist.
+        dtype: Of the weights in it, in which `pangu-trl sample` and its like then compute.
 
     Raises:
         FileExistsError: It exists.
@@ -53,6 +54,7 @@ def write_base_model(output_dir: Path) -> PreTrainedModel:
     del loaded.config.quantization_config
     model = type(loaded)(loaded.config)
     model.load_state_dict(loaded.state_dict())
+    model.to(dtype)
     unfinished = output_dir.with_name(f"{output_dir.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)
@@ -64,9 +66,12 @@ def write_base_model(output_dir: Path) -> PreTrainedModel:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, help="folder for the model, which must not exist")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of its weights (default: %(default)s)"
+    )
     args = parser.parse_args()
     try:
-        model = write_base_model(args.output)
+        model = write_base_model(args.output, getattr(torch, args.dtype))
     except (OSError, ImportError) as error:
         raise SystemExit(f"{error}") from None
     print(f"{args.output}: {model.num_parameters():,} parameters")

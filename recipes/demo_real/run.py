@@ -1,7 +1,7 @@
 """The real demo: a pretrained chat model, from its first answers to a policy that writes what a judge prefers.
 
     make demo-real                  # SmolLM2-135M-Instruct on two cores of a CPU
-    make demo-real STEPS=short      # half of the prompts, one pass over their rankings, four rollouts
+    make demo-real STEPS=short      # half of the prompts, and of the rollouts of PPO
     make demo-real STEPS=smoke      # the same with a few prompts and steps, to see that everything runs
 
 Every stage is a command that works alone, and is printed before it runs; docs/demo-real.md has them one by one. A run
@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
+import torch
+
 HERE = Path(__file__).resolve().parent
 # What both demos need stands in the other one's folder.
 sys.path.append(str(HERE.parent / "demo"))
@@ -29,7 +31,7 @@ from likelihoods import measure_likelihoods  # noqa: E402
 from real_story import REAL_STORY  # noqa: E402
 from report import write_report  # noqa: E402
 from stage_launching import ROOT, launch_recipe, move_aside, run_command, short  # noqa: E402
-from summary import show_samples, summarise  # noqa: E402
+from summary import peak_memory_gib, summarise, write_figures, write_samples, write_times  # noqa: E402
 
 from pangu_trl.runs.checkpoints import last_whole_checkpoint  # noqa: E402
 
@@ -61,11 +63,8 @@ class Size:
 
 SIZES = {
     "full": Size(),
-    # Half of the prompts, one pass over their rankings, four rollouts.
-    "short": Size(
-        prompts={"train": 200, "held-out": 80},
-        overrides={"reward": {"num_train_epochs": 1, "learning_rate": 1e-3}, "ppo": {"max_steps": 32}},
-    ),
+    # Half of the prompts, and half of the rollouts.
+    "short": Size(prompts={"train": 200, "held-out": 80}, overrides={"ppo": {"max_steps": 12}}),
     "smoke": Size(
         answer_tokens=12,
         prompts={"train": 8, "held-out": 4},
@@ -76,6 +75,7 @@ SIZES = {
                 "logging_steps": 1,
                 "save_steps": 2,
                 "per_device_train_batch_size": 2,
+                "gradient_accumulation_steps": 1,
                 "num_rollout_batches": 2,
                 "critic_warmup_steps": 0,
             },
@@ -90,13 +90,14 @@ class RealDemo:
     Args:
         run_dir: Folder of the run.
         size: How much of everything.
+        dtype: In which models compute, `float32` or `bfloat16`; what learns is kept in float32.
 
     Raises:
         ValueError: The folder holds a run with other settings.
     """
 
-    def __init__(self, run_dir: Path, size: Size) -> None:
-        self.run_dir, self.size = run_dir, size
+    def __init__(self, run_dir: Path, size: Size, dtype: str = "float32") -> None:
+        self.run_dir, self.size, self.dtype = run_dir, size, dtype
         self.samples = run_dir / "samples"
         self._claim()
         self.times_file = run_dir / "times.json"
@@ -106,7 +107,7 @@ class RealDemo:
         """Runs what is left of the stages and returns the summary that it also writes."""
         base, reward, ppo = (self.run_dir / name for name in ("base", "reward", "ppo"))
         with self._stage("prepare"):
-            self._make(base, lambda: write_base_model(base))
+            self._make(base, lambda: write_base_model(base, getattr(torch, self.dtype)))
         with self._stage("answers"):
             self._sample("base", "train", "start.train", seed=0)
             self._score("start.train", "ranked.train", JUDGE)
@@ -135,7 +136,7 @@ class RealDemo:
     def _claim(self) -> None:
         recipes = {stage: sha256((HERE / f"{stage}.yaml").read_bytes()).hexdigest() for stage in ("reward", "ppo")}
         prompts = {split: sha256(path.read_bytes()).hexdigest() for split, path in PROMPTS.items()}
-        settings = asdict(self.size) | {"recipes": recipes, "prompt_files": prompts}
+        settings = asdict(self.size) | {"dtype": self.dtype, "recipes": recipes, "prompt_files": prompts}
         path = self.run_dir / "settings.json"
         if path.exists() and _read_json(path) != settings:
             raise ValueError(
@@ -153,7 +154,11 @@ class RealDemo:
             "output_dir": output_dir,
             **self.size.overrides.get(stage, {}),
         }
+        if self.dtype == "bfloat16":
+            options |= {"bf16": "true"}
         if stage == "ppo":
+            # The adapters learn in float32 all the same; the backbone need not be cast for each token.
+            options |= {"dtype": self.dtype}
             options |= {"max_completion_length": self.size.answer_tokens, "temperature": self.size.temperature}
         if output_dir.exists() and not (output_dir / ADAPTER_FILE).exists():
             if _has_checkpoint(output_dir):
@@ -211,7 +216,14 @@ class RealDemo:
             spent = self.times.setdefault(name, {"seconds": 0.0, "cpu_seconds": 0.0})
             spent["seconds"] = round(spent["seconds"] + time.perf_counter() - started, 1)
             spent["cpu_seconds"] = round(spent["cpu_seconds"] + _cpu_seconds() - cpu_started, 1)
+            # Of processes there is only the most until now, so that of a stage is at most this.
+            spent["peak_gib"] = max(spent.get("peak_gib", 0.0), round(peak_memory_gib(), 2))
             self.times_file.write_text(json.dumps(self.times, indent=2) + "\n", "utf-8")
+
+
+def quick_dtype() -> str:
+    """bfloat16 where the processor multiplies matrices of it, float32 elsewhere: half the time, or several times it."""
+    return "bfloat16" if torch.cpu.get_capabilities().get("amx_bf16") else "float32"
 
 
 def _has_checkpoint(output_dir: Path) -> bool:
@@ -237,12 +249,19 @@ def main() -> None:
     parser.add_argument(
         "--run-dir", type=Path, default=Path("runs/demo-real"), help="folder of the run (default: %(default)s)"
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="in which models compute; auto is bfloat16 on CPUs that multiply it (AMX), else float32",
+    )
     parser.add_argument("--fresh", action="store_true", help="keep an earlier run under another name and start anew")
     args = parser.parse_args()
     if args.fresh:
         move_aside(args.run_dir)
     try:
-        summary = RealDemo(args.run_dir, SIZES[args.steps]).run()
+        dtype = quick_dtype() if args.dtype == "auto" else args.dtype
+        summary = RealDemo(args.run_dir, SIZES[args.steps], dtype).run()
     except subprocess.CalledProcessError as error:
         raise SystemExit(f"The demo stopped: the last command ended with exit status {error.returncode}.") from None
     except (ValueError, OSError, ImportError) as error:
@@ -250,8 +269,8 @@ def main() -> None:
     except KeyboardInterrupt:
         raise SystemExit(f"Interrupted. Start it again, and it goes on with {short(args.run_dir)}.") from None
     report = write_report(args.run_dir, REAL_STORY)
-    show_samples(args.run_dir)
-    print(f"\n{json.dumps(summary, indent=2)}\n\nReport: {report} (open it in a browser).")
+    print(f"\n{write_samples(summary)}\n\n{write_figures(summary)}\n\n{write_times(summary)}")
+    print(f"\nAll figures: {short(args.run_dir / 'summary.json')}. Report: {report} (open it in a browser).")
 
 
 if __name__ == "__main__":

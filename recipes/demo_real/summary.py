@@ -24,7 +24,7 @@ def summarise(run_dir: Path, times: dict[str, dict[str, float]]) -> dict:
 
     Args:
         run_dir: Its folder.
-        times: Seconds and CPU seconds by stage.
+        times: Seconds, CPU seconds and most memory by stage.
     """
     reward, ppo = (read_log_history(run_dir / stage) for stage in ("reward", "ppo"))
     comparison, likelihoods = (
@@ -49,9 +49,10 @@ def summarise(run_dir: Path, times: dict[str, dict[str, float]]) -> dict:
             "perplexity_ratio": likelihoods["perplexity_ppo"] / likelihoods["perplexity_start"],
         },
         "answers": {"start": start, "ppo": tuned},
+        "samples": first_answers(run_dir),
         "seconds": round(sum(spent["seconds"] for spent in times.values()), 1),
         "cpu_seconds": round(sum(spent["cpu_seconds"] for spent in times.values()), 1),
-        "peak_memory_gib": round(peak_memory_gib(), 2),
+        "peak_memory_gib": max(spent["peak_gib"] for spent in times.values()),
         "stages": times,
     }
     return summary | {"targets": check_targets(summary)}
@@ -93,13 +94,72 @@ def peak_memory_gib() -> float:
     return max(peaks) / 2**20
 
 
-def show_samples(run_dir: Path, count: int = 5) -> None:
-    """Prints the first answer of both models to the first held-out prompts."""
+def first_answers(run_dir: Path, count: int = 5) -> list[dict]:
+    """The first answer of both models to the first held-out prompts, each with the judge's score."""
     start, tuned = (read_jsonl(run_dir / "samples" / f"{name}.jsonl")[:count] for name in ("start", "ppo"))
-    for before, after in zip(start, tuned, strict=True):
-        print(f"\n{printable(before['prompt'][-1]['content'])}")
-        for name, record in (("start", before), ("ppo", after)):
-            print(f"  {name:>5} {record['judge'][0]:.2f}  {printable(answer_text(record['responses'][0]))}")
+    return [
+        {
+            "prompt": before["prompt"][-1]["content"],
+            **{
+                name: {"answer": answer_text(record["responses"][0]), "judge": record["judge"][0]}
+                for name, record in (("start", before), ("ppo", after))
+            },
+        }
+        for before, after in zip(start, tuned, strict=True)
+    ]
+
+
+def write_samples(summary: dict) -> str:
+    """The samples of a summary as they are printed."""
+    lines = []
+    for sample in summary["samples"]:
+        lines += ["", printable(sample["prompt"])]
+        lines += [
+            f"  {name:>5} {sample[name]['judge']:.2f}  {printable(sample[name]['answer'])}" for name in ("start", "ppo")
+        ]
+    return "\n".join(lines[1:])
+
+
+def write_figures(summary: dict) -> str:
+    """The figures of a summary as a table in Markdown, beside what they are meant to be."""
+    targets = {name: f"{bound} {limit:g}" for (_, name), (bound, limit) in TARGETS.items()}
+    reward, ppo, answers = (summary[name] for name in ("reward", "ppo", "answers"))
+    rows = [
+        (
+            f"pair accuracy of the reward model, {reward['num_pairs']:.0f} held-out pairs",
+            f"{reward['pair_accuracy_before']:.3f}",
+            f"{reward['pair_accuracy_after']:.3f}",
+            targets["pair_accuracy_after"],
+        ),
+        ("win rate of PPO's answers by the judge", "0.5", f"{ppo['win_rate']:.3f}", targets["win_rate"]),
+        ("judge's score", f"{ppo['judge_before']:.3f}", f"{ppo['judge_after']:.3f}", ""),
+        ("KL divergence, nats an answer", "0", f"{ppo['kl']:.1f}", targets["kl"]),
+        (
+            "perplexity under the start model",
+            f"{ppo['perplexity_before']:.2f}",
+            f"{ppo['perplexity_after']:.2f}, {ppo['perplexity_ratio']:.2f} times",
+            targets["perplexity_ratio"] + " times",
+        ),
+    ]
+    for name in ("words", "finished", "distinct"):
+        rows.append((f"{name}, see below", *(f"{answers[model][name]:.2f}" for model in ("start", "ppo")), ""))
+    return table(("", "before", "after", "meant to be"), rows)
+
+
+def write_times(summary: dict) -> str:
+    """What each stage took, as a table in Markdown."""
+    rows = [
+        (name, f"{spent['cpu_seconds']:.0f}", f"{spent['seconds']:.0f}", f"{spent['peak_gib']:.1f}")
+        for name, spent in summary["stages"].items()
+    ]
+    whole = (f"{summary['cpu_seconds']:.0f}", f"{summary['seconds']:.0f}", f"{summary['peak_memory_gib']:.1f}")
+    return table(("", "CPU seconds", "seconds", "GiB until its end"), [*rows, ("all", *whole)])
+
+
+def table(heading: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
+    lines = [heading, ("---",) * len(heading), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def _mean(values: list[float]) -> float:

@@ -172,6 +172,50 @@ def test_answers_are_described_over_all_of_them(summary):
     assert figures["form"] == pytest.approx((1 + 1 + 0 + 0.5) / 4)
 
 
+SUMMARY = {
+    "reward": {"pair_accuracy_before": 0.4321, "pair_accuracy_after": 0.7654, "num_pairs": 479.0},
+    "ppo": {
+        "judge_before": 0.61,
+        "judge_after": 0.8249,
+        "win_rate": 0.9,
+        "kl": 12.34,
+        "perplexity_before": 4.0,
+        "perplexity_after": 5.0,
+        "perplexity_ratio": 1.25,
+    },
+    "answers": {
+        "start": {"words": 18.44, "finished": 0.85, "distinct": 1.0},
+        "ppo": {"words": 12.0, "finished": 1.0, "distinct": 0.9},
+    },
+    "stages": {"prepare": {"seconds": 12.4, "cpu_seconds": 10.6, "peak_gib": 1.04}},
+    "seconds": 12.4,
+    "cpu_seconds": 10.6,
+    "peak_memory_gib": 1.04,
+    "samples": [{"prompt": "Why?", "start": {"answer": "So", "judge": 0.5}, "ppo": {"answer": "Yes.", "judge": 0.749}}],
+}
+
+
+def test_figures_are_printed_beside_what_they_are_meant_to_be(summary):
+    rows = summary.write_figures(SUMMARY).splitlines()
+    assert rows[0] == "|  | before | after | meant to be |"
+    assert "| pair accuracy of the reward model, 479 held-out pairs | 0.432 | 0.765 | at least 0.7 |" in rows
+    assert "| win rate of PPO's answers by the judge | 0.5 | 0.900 | at least 0.75 |" in rows
+    assert "| KL divergence, nats an answer | 0 | 12.3 | at most 20 |" in rows
+    assert "| perplexity under the start model | 4.00 | 5.00, 1.25 times | at most 1.5 times |" in rows
+    assert summary.write_times(SUMMARY).splitlines()[2:] == ["| prepare | 11 | 12 | 1.0 |", "| all | 11 | 12 | 1.0 |"]
+    assert summary.write_samples(SUMMARY) == "Why?\n  start 0.50  So\n    ppo 0.75  Yes."
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md", "docs/demo-real.md"])
+def test_pages_show_the_figures_of_the_run_that_was_done(summary, page):
+    run_done, text = json.loads((ROOT / "docs/demo-real.json").read_text("utf-8")), (ROOT / page).read_text("utf-8")
+    assert summary.write_figures(run_done) in text
+    assert summary.write_samples(run_done) in text
+    # What is said to be met is what the figures say.
+    assert run_done["targets"] == summary.check_targets(run_done)
+    assert (summary.write_times(run_done) in text) == (page == "docs/demo-real.md")
+
+
 def test_a_second_call_leaves_out_what_is_done_and_goes_on_with_the_rest(run, tmp_path, capsys):
     demo = run.RealDemo(tmp_path / "run", run.SIZES["smoke"])
     made = []
@@ -200,6 +244,34 @@ def test_a_run_with_other_settings_is_not_mixed_with_this_one(run, tmp_path):
     run.RealDemo(tmp_path / "run", run.SIZES["smoke"])
     with pytest.raises(ValueError, match="holds a run with other settings or prompts"):
         run.RealDemo(tmp_path / "run", run.SIZES["full"])
+    with pytest.raises(ValueError, match="holds a run with other settings or prompts"):
+        run.RealDemo(tmp_path / "run", run.SIZES["smoke"], "bfloat16")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_models_and_trainings_compute_in_the_same_dtype(run, tmp_path, monkeypatch, dtype):
+    class Launched(Exception):
+        pass
+
+    made, launched = [], []
+    monkeypatch.setattr(run, "write_base_model", lambda folder, dtype: made.append(dtype))
+    monkeypatch.setattr(run, "run_command", lambda *words: None)
+
+    def launch(stage, config, options):
+        launched.append(options)
+        raise Launched
+
+    monkeypatch.setattr(run, "launch_recipe", launch)
+    with pytest.raises(Launched):
+        run.RealDemo(tmp_path / "run", run.SIZES["smoke"], dtype).run()
+    assert made == [getattr(torch, dtype)]
+    assert launched[0].get("bf16") == ("true" if dtype == "bfloat16" else None)
+
+
+def test_bfloat16_is_for_processors_that_multiply_it(run, monkeypatch):
+    for capabilities, dtype in (({"amx_bf16": True}, "bfloat16"), ({"amx_bf16": False}, "float32"), ({}, "float32")):
+        monkeypatch.setattr(run.torch.cpu, "get_capabilities", lambda capabilities=capabilities: capabilities)
+        assert run.quick_dtype() == dtype
 
 
 def test_a_training_that_stopped_before_its_first_checkpoint_starts_anew(run, tmp_path, monkeypatch):

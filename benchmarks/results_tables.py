@@ -1,0 +1,83 @@
+"""Tables and picture of benchmarks/results.py."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+# Heading of a figure's column, and its digits after the point.
+FIGURES = {
+    "judge": ("judge", 3),
+    "win_rate": ("win rate", 3),
+    "kl": ("KL", 1),
+    "perplexity": ("perplexity", 2),
+    "words": ("words", 1),
+    "distinct_1": ("distinct-1", 3),
+    "distinct_2": ("distinct-2", 3),
+    "seconds": ("seconds", 0),
+    "cpu_seconds": ("CPU seconds", 0),
+    "peak_gib": ("GiB", 1),
+}
+# Student's t at 97.5 %, by degrees of freedom.
+T_QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
+
+
+def summarise(folder: Path, methods: list[str], seeds: list[int]) -> dict[str, Any]:
+    """Mean of each figure over the seeds, and half of its 95 % interval by Student's t; the first seed's answers."""
+    table, answers = {}, {}
+    for method in methods:
+        cells = [json.loads((folder / f"{method}-{seed}" / "figures.json").read_text("utf-8")) for seed in seeds]
+        table[method] = {name: interval([cell[name] for cell in cells]) for name in FIGURES}
+        answers[method] = cells[0]["first_answers"]
+    return {"seeds": seeds, "methods": table, "first_answers": answers}
+
+
+def interval(values: list[float | None]) -> dict[str, float | None] | None:
+    """Mean and half the 95 % interval; None where a method has no such figure, no interval of a single value."""
+    if any(value is None for value in values):
+        return None
+    mean = sum(values) / len(values)
+    if len(values) - 1 not in T_QUANTILES:
+        return {"mean": mean, "half_interval": None}
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return {"mean": mean, "half_interval": T_QUANTILES[len(values) - 1] * deviation / math.sqrt(len(values))}
+
+
+def write_table(table: dict[str, Any]) -> str:
+    """The summary as a table in Markdown."""
+    lines = ["| | " + " | ".join(heading for heading, _ in FIGURES.values()) + " |", "|---" * (len(FIGURES) + 1) + "|"]
+    for method, figures in table["methods"].items():
+        cells = [write_figure(figures[name], digits) for name, (_, digits) in FIGURES.items()]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_figure(figure: dict[str, float | None] | None, digits: int) -> str:
+    if figure is None:
+        return ""
+    half = figure["half_interval"]
+    return f"{figure['mean']:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
+
+
+def draw(table: dict[str, Any], picture: Path) -> None:
+    """Judge's score, win rate and KL of each method, with the intervals that there are."""
+    names = ("judge", "win_rate", "kl")
+    plot, axes = plt.subplots(1, len(names), figsize=(11, 3.2), layout="constrained")
+    for name, ax in zip(names, axes, strict=True):
+        found = {method: figures[name] for method, figures in table["methods"].items() if figures[name] is not None}
+        ax.bar(
+            list(found),
+            [figure["mean"] for figure in found.values()],
+            yerr=[figure["half_interval"] or 0.0 for figure in found.values()],
+            color="#2f6fb3",
+            capsize=3,
+        )
+        ax.set_title(FIGURES[name][0])
+        ax.tick_params(axis="x", labelrotation=45)
+    plot.savefig(picture, dpi=130)
+    plt.close(plot)
