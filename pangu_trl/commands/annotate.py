@@ -104,6 +104,8 @@ def run(args: argparse.Namespace) -> None:
     print(f"{store.path}: {ranked} rankings, {len(decisions) - ranked} prompts skipped")
     if args.output is not None and ranked:
         export_annotations.run(_export(args))
+    elif args.output is not None:
+        note(args, f"{args.output}: not written, as nothing is ranked yet")
 
 
 def _refuse(args: argparse.Namespace) -> None:

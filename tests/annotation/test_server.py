@@ -365,3 +365,12 @@ def test_the_command_serves_until_it_is_interrupted_and_refuses_a_second_one(pla
     # What was written is not replaced in silence.
     assert main(["annotate", str(place.path), "--annotator", "ann", "--output", str(output)]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_a_stop_before_anything_is_ranked_says_that_no_file_was_written(place, monkeypatch, capsys):
+    place.close()
+    monkeypatch.setattr("pangu_trl.annotation.server.Server.run", lambda _: None)
+    output = place.path.parent / "rankings.jsonl"
+    assert main(["annotate", str(place.path), "--annotator", "ann", "--port", "0", "--output", str(output)]) == 0
+    assert f"{output}: not written, as nothing is ranked yet" in capsys.readouterr().err
+    assert not output.exists()
