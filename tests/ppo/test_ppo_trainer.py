@@ -270,7 +270,10 @@ def test_the_error_of_a_value_head_moves_the_policys_backbone_and_that_of_other_
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(max_completion_length=100), r"\(48\) \+ max_completion_length \(100\) = 148 is more than the 128 positions of model"),
+        (
+            dict(max_completion_length=100),
+            r"\(48\) \+ max_completion_length \(100\) = 148 is more than the 128 positions of model",
+        ),
         (dict(per_device_train_batch_size=8), r"= 16 prompts; the training set has 12"),
         (dict(gradient_accumulation_steps=3), "multiple of gradient_accumulation_steps.*=2.*=3"),
         (dict(temperature=0.0), "temperature must be greater than 0; got 0.0"),
