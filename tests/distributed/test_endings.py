@@ -10,6 +10,7 @@ ENDINGS = Path(__file__).parent / "endings.py"
 
 
 @pytest.mark.launches
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks after torch is imported")
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="Python hangs such threads instead of ending them")
 def test_a_thread_that_is_late_aborts_the_interpreters_end_and_not_ours(tmp_path):

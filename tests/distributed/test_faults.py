@@ -68,6 +68,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(workspace, stage_options, stag
     assert_resumes_to(uninterrupted, workspace, stage, options)
 
 
+@pytest.mark.slow
 def test_every_rank_says_what_it_waits_in_and_the_run_ends(workspace, stage_options):
     options = stage_options("sft", workspace / "hanging", ddp_timeout=20, **STEPS)
     said = Path(f"{options['output_dir']}.log")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from launching import config_for_cpu, launch_command, logged, start, wait
 
-pytestmark = pytest.mark.launches
+pytestmark = [pytest.mark.launches, pytest.mark.slow]
 
 ADDRESS = "127.0.0.1"
 
