@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from pangu_trl import PPOConfig
+from pangu_trl.gptpangu.arguments_gptpangu import CACHE_ARGUMENT
 from pangu_trl.ppo.generation.engines import chosen_engine, resolve_engine
 
 ALONE = SimpleNamespace(deepspeed_plugin=None)
@@ -87,16 +88,18 @@ def test_models_that_cannot_join_and_leave_answer_by_generate_and_continuous_say
 class CountsColumns(LlamaForCausalLM):
     """Takes positions and counts columns all the same, so that padding moves a text."""
 
-    def forward(self, input_ids=None, position_ids=None, past_key_values=None, **kwargs):
-        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+    # transformers has two names for the cache, by its version.
+    def forward(self, input_ids=None, position_ids=None, past_key_values=None, cache=None, **kwargs):
+        cache = cache if past_key_values is None else past_key_values
+        seen = 0 if cache is None else cache.get_seq_length()
         columns = torch.arange(seen, seen + input_ids.shape[1]).unsqueeze(0)
-        chosen = position_ids if past_key_values is None else columns
-        return super().forward(input_ids, position_ids=10 * chosen**2, past_key_values=past_key_values, **kwargs)
+        chosen = position_ids if cache is None else columns
+        return super().forward(input_ids, position_ids=10 * chosen**2, **{CACHE_ARGUMENT: cache}, **kwargs)
 
 
 class Fails(LlamaForCausalLM):
-    def forward(self, input_ids=None, position_ids=None, past_key_values=None, **kwargs):
-        if past_key_values is not None:
+    def forward(self, input_ids=None, position_ids=None, past_key_values=None, cache=None, **kwargs):
+        if past_key_values is not None or cache is not None:
             raise RuntimeError("no such cache")
         return super().forward(input_ids, position_ids=position_ids, **kwargs)
 
