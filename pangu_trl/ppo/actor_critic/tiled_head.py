@@ -13,7 +13,7 @@ from pangu_trl.models.vocabulary import known_ids
 
 # Above this many logits (256 MB in float32) they are computed tile by tile, and once more in the backward pass.
 MOST_LOGITS = 2**26
-# Columns of the vocabulary in a tile, of which the kernel takes 4,096 rows: 16 MiB, and on a CPU five of that on the way.
+# Columns of the vocabulary in a tile, of which the kernel takes 4,096 rows: 16 MiB, and on a CPU five times that.
 TILE = 1024
 
 
