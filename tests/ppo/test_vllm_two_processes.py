@@ -6,16 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.launches
+pytestmark = [pytest.mark.launches, pytest.mark.slow]
 
 SCRIPT = Path(__file__).parent / "two_ranks_vllm.py"
 RUNS = [
     ("full", "ddp"),
-    pytest.param(("lora", "ddp"), marks=pytest.mark.slow),
-    pytest.param(("full", "zero3"), marks=pytest.mark.slow),
-    pytest.param(("one_backbone", "zero3"), marks=pytest.mark.slow),
-    pytest.param(("full", "fsdp2"), marks=pytest.mark.slow),
-    pytest.param(("lora", "fsdp2"), marks=pytest.mark.slow),
+    ("lora", "ddp"),
+    ("full", "zero3"),
+    ("one_backbone", "zero3"),
+    ("full", "fsdp2"),
+    ("lora", "fsdp2"),
 ]
 # What `accelerate launch` makes of accelerate_configs/fsdp2.yaml.
 FSDP2 = {
