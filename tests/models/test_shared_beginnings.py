@@ -119,8 +119,9 @@ def test_scores_are_those_of_whole_texts(name, side):
 
 
 def test_responses_to_one_prompt_stay_together_and_score_the_same(reward_model, tokenizer):
-    prompts = ["总体来说，这家酒店的位置很好，" * 2] * 3 + ["不错"] + ["服务员的态度一直很热情，早餐也不错，"] * 2
-    responses = ["还不错。", "非常差！", "干净，安静，离车站近。", "热情。", "喜欢。", "不会再来。"]
+    # Equally long prompts, and answers whose lengths alternate: by length alone no two of a prompt would meet.
+    prompts = ["总体来说，这家酒店的位置很好，" * 2] * 3 + ["总体来说，那家酒店的位置很好，" * 2] * 3
+    responses = ["好。" * times for times in (9, 5, 1, 7, 3, 2)]
     expected = score_responses(reward_model, tokenizer, prompts, responses, 3)
     seen = count_tokens(reward_model)
     score_responses(reward_model, tokenizer, prompts, responses, 3)
