@@ -223,7 +223,8 @@ class RealDemo:
 
 def quick_dtype() -> str:
     """bfloat16 where the processor multiplies matrices of it, float32 elsewhere: half the time, or several times it."""
-    return "bfloat16" if torch.cpu.get_capabilities().get("amx_bf16") else "float32"
+    able = torch.cpu.get_capabilities()
+    return "bfloat16" if able.get("amx_bf16") or able.get("avx512_bf16") else "float32"
 
 
 def _has_checkpoint(output_dir: Path) -> bool:
@@ -253,7 +254,7 @@ def main() -> None:
         "--dtype",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="in which models compute; auto is bfloat16 on CPUs that multiply it (AMX), else float32",
+        help="in which models compute; auto is bfloat16 on CPUs that multiply it (AMX, AVX512-BF16), else float32",
     )
     parser.add_argument("--fresh", action="store_true", help="keep an earlier run under another name and start anew")
     args = parser.parse_args()
