@@ -13,12 +13,35 @@ were asked for.
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 # AdamW reads weight, gradient and two moments, and writes weight and moments, of 4 bytes each.
 OPTIMIZER_BYTES = 7 * 4
 PHASES = ("sampling", "scoring", "learning")
+# A backward pass costs two forward passes.
+LEARNING_PASSES = 3
+
+
+class TokensRead:
+    """Counts the tokens that models read, a token that is learnt from three times.
+
+    Args:
+        models: All models of a run.
+
+    Attributes:
+        count: The tokens so far.
+    """
+
+    def __init__(self, models: Iterable[Any]) -> None:
+        self.count = 0
+        for model in models:
+            model.get_input_embeddings().register_forward_pre_hook(self._add)
+
+    def _add(self, _: Any, arguments: tuple) -> None:
+        import torch
+
+        self.count += arguments[0].numel() * (LEARNING_PASSES if torch.is_grad_enabled() else 1)
 
 
 class Profile:
@@ -79,11 +102,15 @@ class Profile:
         self.bytes["scoring"] += 4 * (sum(map(blocks, self.scorers)) + sum(map(head, self.scorers[:2])))
         learning = (self.policy, self.critic)
         self.needed["learning"] += self.passes * len(learning) * all_tokens
-        per_pass = 6 * (sum(map(blocks, learning)) * all_tokens + head(self.policy) * answer_tokens)
+        per_pass = 2 * LEARNING_PASSES * (sum(map(blocks, learning)) * all_tokens + head(self.policy) * answer_tokens)
         self.flops["learning"] += self.passes * per_pass
         weights = sum(parameter.numel() for model in learning for parameter in model.parameters())
         self.bytes["learning"] += self.passes * OPTIMIZER_BYTES * weights
         return rollout
+
+    def tokens_needed(self) -> int:
+        """Tokens that had to be read, those that are learnt from three times."""
+        return self.needed["sampling"] + self.needed["scoring"] + LEARNING_PASSES * self.needed["learning"]
 
     def figures(self, train_seconds: float) -> dict[str, dict[str, float]]:
         """Seconds, floors and shares of each phase; what is neither sampled nor scored of a run is learning."""

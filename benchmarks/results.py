@@ -220,17 +220,17 @@ def likelihood_figures(
 
     Best-of-4 is no model, so there is no likelihood of its choices.
     """
-    from likelihoods import answer_logprobs, encode_answers, perplexity
+    from likelihoods import answer_logprobs, encode_answers, mean_divergence, perplexity
 
     from pangu_trl.answers.sampling import load_language_model
 
     model, tokenizer = load_language_model(str(start))
     answers = encode_answers(tokenizer, records)
-    figures: dict[str, float | None] = {"perplexity": perplexity(answer_logprobs(model, answers), answers), "kl": None}
+    own, reference = answer_logprobs(model, answers, (1.0, temperature))
+    figures: dict[str, float | None] = {"perplexity": perplexity(own, answers), "kl": None}
     if policy is not None:
-        reference = answer_logprobs(model, answers, temperature)
-        tuned = answer_logprobs(load_language_model(str(policy))[0], answers, temperature)
-        figures["kl"] = sum(after - before for after, before in zip(tuned, reference, strict=True)) / len(answers)
+        (tuned,) = answer_logprobs(load_language_model(str(policy))[0], answers, (temperature,))
+        figures["kl"] = mean_divergence(tuned, reference)
     return figures
 
 

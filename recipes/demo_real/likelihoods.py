@@ -51,29 +51,35 @@ def encode_answers(tokenizer: PreTrainedTokenizerBase, records: Sequence[dict]) 
 def answer_logprobs(
     model: PreTrainedModel,
     answers: Sequence[AnswerTokens],
-    temperature: float = 1.0,
+    temperatures: Sequence[float] = (1.0,),
     batch_size: int = 16,
-) -> list[float]:
-    """Log-probability of each answer, summed over its tokens, in nats.
+) -> list[list[float]]:
+    """Log-probability of each answer, summed over its tokens, in nats, at each temperature from one pass.
 
     Args:
         model: Language model.
         answers: N encoded answers.
-        temperature: Divides the logits.
+        temperatures: T numbers that the logits are divided by.
         batch_size: Answers in one pass.
+
+    Returns:
+        For each temperature the N log-probabilities.
     """
     order = sorted(range(len(answers)), key=lambda row: -len(answers[row].prompt_ids + answers[row].answer_ids))
-    sums = [0.0] * len(answers)
+    sums = [[0.0] * len(answers) for _ in temperatures]
     with evaluation_mode(model):
         for start in tqdm(range(0, len(order), batch_size), desc="likelihoods", unit="batch"):
             rows = order[start : start + batch_size]
             sequences = [answers[row].prompt_ids + answers[row].answer_ids for row in rows]
             input_ids, attention_mask = pad_sequences(sequences, 0, side="right")
-            logits = model(input_ids=input_ids, attention_mask=attention_mask).logits.float() / temperature
+            logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
             for row, ids, row_logits in zip(rows, sequences, logits, strict=True):
                 first = len(answers[row].prompt_ids)
-                predicted = row_logits[first - 1 : len(ids) - 1].log_softmax(dim=-1)
-                sums[row] = predicted.gather(-1, torch.tensor(ids[first:])[:, None]).sum().item()
+                predicted = row_logits[first - 1 : len(ids) - 1].float()
+                answer_ids = torch.tensor(ids[first:])[:, None]
+                for sums_at, temperature in zip(sums, temperatures, strict=True):
+                    logprobs = (predicted / temperature).log_softmax(dim=-1)
+                    sums_at[row] = logprobs.gather(-1, answer_ids).sum().item()
     return sums
 
 
@@ -95,13 +101,24 @@ def measure_likelihoods(start: Path, policy: Path, samples: dict[str, Path], tem
     """
     model, tokenizer = load_language_model(str(start))
     answers = {name: encode_answers(tokenizer, read_jsonl(path)) for name, path in samples.items()}
+    (own,) = answer_logprobs(model, answers["start"])
+    tuned, reference = answer_logprobs(model, answers["ppo"], (1.0, temperature))
+    policy_model, _ = load_language_model(str(policy))
+    (drifted,) = answer_logprobs(policy_model, answers["ppo"], (temperature,))
     figures = {
-        f"perplexity_{name}": perplexity(answer_logprobs(model, encoded), encoded) for name, encoded in answers.items()
+        "perplexity_start": perplexity(own, answers["start"]),
+        "perplexity_ppo": perplexity(tuned, answers["ppo"]),
+        "kl": mean_divergence(drifted, reference),
     }
-    reference = answer_logprobs(model, answers["ppo"], temperature)
-    tuned, _ = load_language_model(str(policy))
-    drifted = answer_logprobs(tuned, answers["ppo"], temperature)
-    divergences = [after - before for after, before in zip(drifted, reference, strict=True)]
-    figures["kl"] = sum(divergences) / len(divergences)
     output.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
     return figures
+
+
+def mean_divergence(drifted: Sequence[float], reference: Sequence[float]) -> float:
+    """KL divergence of a policy from its reference in nats an answer, estimated from answers that the policy sampled.
+
+    Args:
+        drifted: Their log-probabilities under the policy.
+        reference: Those under the reference.
+    """
+    return sum(after - before for after, before in zip(drifted, reference, strict=True)) / len(drifted)

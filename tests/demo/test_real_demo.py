@@ -130,19 +130,23 @@ def test_logprobs_are_those_of_each_answer_alone_whatever_the_batch(likelihoods)
         likelihoods.AnswerTokens([8], [9, 10, 11, 12, 13]),
         likelihoods.AnswerTokens([14, 15], [16]),
     ]
-    expected = []
-    for answer in answers:
-        ids = answer.prompt_ids + answer.answer_ids
-        total = 0.0
-        for place in range(len(answer.prompt_ids), len(ids)):
-            # One pass for each token, over what stands before it alone.
-            logits = model(torch.tensor([ids[:place]])).logits[0, -1] / 0.8
-            total += (logits[ids[place]] - logits.logsumexp(-1)).item()
-        expected.append(total)
+    expected = {1.0: [], 0.8: []}
+    for temperature, sums in expected.items():
+        for answer in answers:
+            ids = answer.prompt_ids + answer.answer_ids
+            total = 0.0
+            for place in range(len(answer.prompt_ids), len(ids)):
+                # One pass for each token, over what stands before it alone.
+                logits = model(torch.tensor([ids[:place]])).logits[0, -1] / temperature
+                total += (logits[ids[place]] - logits.logsumexp(-1)).item()
+            sums.append(total)
     for batch_size in (1, 2, 3):
-        assert likelihoods.answer_logprobs(model, answers, 0.8, batch_size) == pytest.approx(expected, rel=1e-5)
+        found = likelihoods.answer_logprobs(model, answers, (1.0, 0.8), batch_size)
+        assert found == [pytest.approx(sums, rel=1e-5) for sums in expected.values()]
     # 8 tokens in all.
-    assert likelihoods.perplexity(expected, answers) == pytest.approx(math.exp(-sum(expected) / 8))
+    assert likelihoods.perplexity(expected[1.0], answers) == pytest.approx(math.exp(-sum(expected[1.0]) / 8))
+    # An answer each: 1, 2 and -0.5 nats more likely than before.
+    assert likelihoods.mean_divergence([-3.0, -5.0, -1.5], [-4.0, -7.0, -1.0]) == pytest.approx(2.5 / 3)
 
 
 def test_targets_say_which_figure_falls_short(summary):
