@@ -86,11 +86,23 @@ def read_options(arguments: Iterable[Any]) -> dict[str, Any]:
             name = option.name
             if option.init and not name.startswith("_") and name not in NOT_KEPT:
                 found[name] = _plain(getattr(part, name))
-            if name in SOURCE_OPTIONS and found[name] and Path(found[name]).exists():
-                found[name] = Path(found[name]).absolute().name
+            if name in SOURCE_OPTIONS:
+                found[name] = _without_folders(found[name])
         if hasattr(part, "world_size"):
             found["world_size"] = part.world_size
     return found
+
+
+def _without_folders(source: Any) -> Any:
+    """Of a path that is here the last part, of `FILE.py:FUNCTION` too, and of each in a list; else as it is."""
+    if isinstance(source, list):
+        return [_without_folders(item) for item in source]
+    if not isinstance(source, str) or not source:
+        return source
+    if Path(source).exists():
+        return Path(source).absolute().name
+    path, colon, function = source.rpartition(":")
+    return f"{Path(path).name}:{function}" if colon and Path(path).is_file() else source
 
 
 def _plain(value: Any) -> Any:

@@ -72,7 +72,9 @@ def run_recipe(monkeypatch, data) -> Callable[..., Any]:
             defaults |= dict(max_completion_length=6, num_generations=2)
         if stage == "ppo":
             defaults |= dict(max_prompt_length=48, max_completion_length=6, num_ppo_epochs=2)
-        words = [word for name, value in (defaults | options).items() for word in (f"--{name}", str(value))]
+        words: list[str] = []
+        for name, value in (defaults | options).items():
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
         monkeypatch.setattr(sys, "argv", [f"{stage}.py", *words])
         module.main()
         return trainers[0]

@@ -102,6 +102,22 @@ def test_a_run_ends_resumes_and_refuses_what_is_damaged(run_recipe, options, sta
         run_recipe(stage, **options, resume_from_checkpoint="true")
 
 
+def test_a_run_against_several_rewards_goes_on(run_recipe, base, reward_model, tokenizer, tmp_path):
+    reward_model.save_pretrained(tmp_path / "judge")
+    tokenizer.save_pretrained(tmp_path / "judge")
+    rules = tmp_path / "rules.py"
+    rules.write_text("def short(prompts, completions, **columns):\n    return [-float(len(c)) for c in completions]\n")
+    options = SAVING | dict(model_name_or_path=base, output_dir=tmp_path / "run", save_total_limit=1)
+    options["reward_model"] = [tmp_path / "judge", f"{rules}:short"]
+    run_recipe("ppo", **options)
+    record = json.loads((tmp_path / "run" / "checkpoint-4" / "run.json").read_text("utf-8"))
+    assert record["options"]["reward_model"] == ["judge", "rules.py:short"], "names without the folders of this machine"
+    assert run_recipe("ppo", **options | dict(max_steps=6, resume_from_checkpoint="true")).state.global_step == 6
+    rules.write_text(rules.read_text("utf-8").replace("-float", "float"))
+    with pytest.raises(ValueError, match="reward_model"):
+        run_recipe("ppo", **options | dict(max_steps=8, resume_from_checkpoint="true"))
+
+
 def other_processes(then: int, now: int) -> str:
     return (
         rf"checkpoint-4 was written with other options: .*world_size: {then} in the checkpoint, {now} now.*"
