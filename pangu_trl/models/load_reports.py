@@ -1,4 +1,4 @@
-"""What transformers reports of a model's files, without what is known: a head that training is to make."""
+"""What transformers reports of a model's files, but for what is known: a head that is new, or that an adapter brings."""
 
 import logging
 import re
@@ -11,14 +11,14 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @contextmanager
-def reports_of_files(new_head: str | None) -> Iterator[None]:
+def reports_of_files(new_head: str | tuple[str, ...] | None) -> Iterator[None]:
     """Leaves out a report that names nothing but a new head and the one whose place it takes.
 
     What the files lack the caller looks at by itself. Weights that have no place, or another shape, stay reported, in a
     file without codes for colours.
 
     Args:
-        new_head: Start of the names of weights that the files need not hold; None for none.
+        new_head: Start of the names of weights that the files need not hold, or several; None for none.
     """
     logger = logging.getLogger("transformers.modeling_utils")
 

@@ -21,6 +21,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file, find_adapter_config_file
 
 from .adapter_kinds import check_padding_is_unseen
+from .load_reports import reports_of_files
 from .vocabulary import check_vocabulary
 from .weight_files import refuse_broken_weights, refuse_pointers
 
@@ -156,23 +157,24 @@ def _load(
     own_config = _read_adapter_config(model_id, revision)
     base_id, base_revision, adapter_revision = model_id, revision, "main"
     own_id = model_id if adapter is None else adapter
+    heads: tuple[str, ...] | None = None
     if adapter is not None:
         # Before the base model is loaded for nothing.
         with _loading(adapter):
-            _peft_config(adapter_folder(adapter))
+            heads = _heads_of(_peft_config(adapter_folder(adapter)))
     if own_config is not None:
         base_id, base_revision = own_config.base_model_name_or_path, own_config.revision or "main"
         if adapter is not None:
             raise ValueError(
                 f"{model_id} is itself an adapter, on {base_id}; merge it into its base model before adding {adapter}"
             )
-        adapter, adapter_revision = adapter_folder(model_id), revision
+        adapter, adapter_revision, heads = adapter_folder(model_id), revision, _heads_of(own_config)
         if _read_adapter_config(base_id, base_revision, base_of=model_id) is not None:
             raise ValueError(
                 f"{model_id}: its base model {base_id} is itself an adapter, and one adapter on another is not "
                 "supported; merge the first into its base model, and name that in adapter_config.json"
             )
-    with _loading(base_id, base_of=None if own_config is None else model_id):
+    with _loading(base_id, base_of=None if own_config is None else model_id), reports_of_files(heads):
         if auto_class is AutoModelForCausalLM:
             _refuse_score_head(base_id, base_revision, model_kwargs)
         model, info = auto_class.from_pretrained(
@@ -195,6 +197,11 @@ def _load(
     tokenizer = load_tokenizer(tokenizer_id, tokenizer_revision, trust_remote_code)
     check_vocabulary(model, tokenizer, model_id)
     return model, tokenizer, missing
+
+
+def _heads_of(config: PeftConfig) -> tuple[str, ...] | None:
+    """Modules that an adapter brings whole, so that its base model need not have them."""
+    return tuple(getattr(config, "modules_to_save", None) or ()) or None
 
 
 def load_tokenizer(model_id: str, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
