@@ -1,4 +1,4 @@
-"""What transformers reports of a model's files, but for what is known: a head that is new, or that an adapter brings."""
+"""What transformers reports of a model's files but for what is known: a head that is new, or that an adapter brings."""
 
 import logging
 import re
