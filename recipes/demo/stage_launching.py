@@ -10,9 +10,13 @@ from pangu_trl import cli
 from pangu_trl.runs.process import end_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
-# What a stage's process need not keep: freed memory, which glibc holds back, and compiled products of matrices of lengths
+# What a stage's process need not keep: freed memory, which glibc holds back, and matrix products compiled for lengths
 # that do not come again, of which oneDNN keeps a thousand.
-LEAN = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+LEAN = {
+    "MALLOC_MMAP_THRESHOLD_": "1000000",
+    "MALLOC_TRIM_THRESHOLD_": "1000000",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+}
 # How `pangu-trl` ends after Ctrl-C.
 INTERRUPTED = 130
 
