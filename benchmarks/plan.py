@@ -5,7 +5,8 @@
 Every case starts a recipe for a few steps and reads the peak resident memory of its processes (VmHWM, which a process
 does not inherit). What libraries and data take is measured too, by the same run with a model of next to no weights: the
 plan's figure for it is one machine's. `tiny` has 5 million weights, `base` 100 million; dropout is off, since on CPU it
-takes another way through attention.
+takes another way through attention. `llama` is a Llama of 2 million weights whose answers never end before the longest
+length, to learn from many tokens at once.
 """
 
 import argparse
@@ -28,7 +29,8 @@ MODELS = {
     "tiny": dict(hidden_size=256, num_layers=4, num_heads=4),
     "base": dict(hidden_size=768, num_layers=12, num_heads=12),
 }
-VOCAB_SIZE = {"nano": 250, "tiny": 8000, "base": 20000}
+LLAMA = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=384)
+VOCAB_SIZE = {"nano": 250, "tiny": 8000, "base": 20000, "llama": 8000}
 NUM_ANSWERS, LENGTH, PROMPT_LENGTH = 4, 128, 32
 
 
@@ -64,6 +66,8 @@ CASES = [
     Case("ppo", "base", options={"share_backbone": "value"}),
     Case("ppo", "base", options=LORA),
     Case("ppo", "base", options={"share_backbone": "value"} | LORA | CHECKPOINTED),
+    # The peak is in the learning pass, whose logits are more than PPO computes at once.
+    Case("ppo", "llama", options={"max_completion_length": 4096, "num_ppo_epochs": 1, "max_steps": 1}),
     Case("sft", "base", "ddp", WHOLE),
     Case("sft", "base", "zero2", WHOLE),
     Case("sft", "base", "zero3", WHOLE),
@@ -170,6 +174,7 @@ def make_files(folder: Path) -> dict[str, int]:
         pangu_trl.GPTPanguForSequenceClassification(config).save_pretrained(folder / f"{name}-judge")
         for model_folder in (folder / name, folder / f"{name}-judge"):
             tokenizer.save_pretrained(model_folder)
+    make_llama(folder)
     prompt, answer = "好" * PROMPT_LENGTH, "好" * (LENGTH - PROMPT_LENGTH)
     write_jsonl(folder / "sft.jsonl", [{"prompt": prompt, "completion": answer}] * 32)
     answers = [answer[:-1] + last for last in "很不真太"[:NUM_ANSWERS]]
@@ -180,6 +185,31 @@ def make_files(folder: Path) -> dict[str, int]:
     tokens = {"prompt": len(tokenizer(prompt).input_ids), "answer": longest}
     whole = tokens["prompt"] + tokens["answer"]
     return tokens | {"sft": whole, "reward": whole}
+
+
+def make_llama(folder: Path) -> None:
+    """Writes the Llama and its reward model; their tokenizer knows the whole vocabulary, all of which is sampled from."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+    import pangu_trl
+
+    tokenizer = pangu_trl.GPTPanguTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer.add_tokens([f"w{index}" for index in range(len(tokenizer), VOCAB_SIZE["llama"])])
+    ids = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id")}
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE["llama"], max_position_embeddings=8192, mlp_bias=True, num_labels=1, **ids, **LLAMA
+    )
+    torch.manual_seed(0)
+    policy, judge = LlamaForCausalLM(config), LlamaForSequenceClassification(config)
+    with torch.no_grad():
+        # All states point one way, and the end of an answer the other, so that none is drawn.
+        direction = torch.nn.functional.normalize(torch.randn(config.hidden_size), dim=0)
+        policy.model.layers[-1].mlp.down_proj.bias.copy_(10 * direction)
+        policy.lm_head.weight[tokenizer.eos_token_id] = -2 * direction
+    for model, model_folder in ((policy, folder / "llama"), (judge, folder / "llama-judge")):
+        model.save_pretrained(model_folder)
+        tokenizer.save_pretrained(model_folder)
 
 
 def config_for_cpu(name: str, folder: Path) -> Path:

@@ -10,9 +10,9 @@ from .states import Precision
 
 # At the peak of PPO's backward pass: the logits, and the gradients of rows and of all of them, in float32.
 FLOAT32_LOGITS = 3
-# TRL's trainers never hold all logits: they go through tiles of so many tokens and columns of the vocabulary, in a
-# kernel on GPUs, and with so many float32 copies of a tile on CPU.
-TILE_TOKENS, TILE_COLUMNS = 4096, 32768
+# TRL's kernel never holds all logits: it goes through tiles of so many tokens, on CPU with so many float32 copies of a
+# tile. TRL's trainers take so many columns of the vocabulary at a time.
+TILE_TOKENS, TRL_COLUMNS = 4096, 32768
 TILE_COPIES_ON_CPU = 7
 
 
@@ -49,12 +49,20 @@ def logit_bytes(shape: ModelShape, precision: Precision, num_predictions: int) -
     return num_predictions * shape.vocab_size * (4 * FLOAT32_LOGITS + cast)
 
 
-def fused_head_bytes(shape: ModelShape, precision: Precision, num_predictions: int, on_cpu: bool) -> int:
-    """Bytes of the tile of logits that TRL's trainers work on, and of the gradient of the head in float32."""
+def tile_bytes(shape: ModelShape, precision: Precision, num_predictions: int, columns: int, on_cpu: bool) -> int:
+    """Bytes of the tile of logits that TRL's kernel works on, and of the gradient of the head in float32.
+
+    Args:
+        shape: The model.
+        precision: Of the tile.
+        num_predictions: Tokens that are predicted.
+        columns: Columns of the vocabulary in a tile.
+        on_cpu: Whether the kernel is made of torch's operations, with copies of the tile.
+    """
     tokens = min(num_predictions, TILE_TOKENS)
-    copies = TILE_COPIES_ON_CPU * min(shape.vocab_size, TILE_COLUMNS) * 4 if on_cpu else 0
+    copies = TILE_COPIES_ON_CPU * min(shape.vocab_size, columns) * 4 if on_cpu else 0
     head = 4 * shape.vocab_size * shape.hidden_size if shape.num_frozen == 0 else 0
-    return tokens * (TILE_COLUMNS * precision.compute + copies) + head
+    return tokens * (columns * precision.compute + copies) + head
 
 
 def cache_bytes(shape: ModelShape, element_size: int, num_tokens: int) -> int:

@@ -5,13 +5,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from torch import nn
 from transformers import PreTrainedConfig
 
 from pangu_trl.models.modes import sequence_limit
+from pangu_trl.ppo.actor_critic.tiled_head import TILE, needs_tiles
 
-from .activations import activation_bytes, cache_bytes, fused_head_bytes, logit_bytes
+from .activations import TRL_COLUMNS, activation_bytes, cache_bytes, logit_bytes, tile_bytes
 from .launch import Launch
 from .models import ModelShape, count
+from .policy_head import policy_with_tiles
 from .settings import Settings
 from .states import (
     ALWAYS,
@@ -133,6 +136,12 @@ class Plan:
         return next(iter(self.trained.values()))
 
     @property
+    def _policy_with_tiles(self) -> nn.Module:
+        settings = self.settings
+        length = settings["max_prompt_length"] + settings["max_completion_length"]
+        return policy_with_tiles(self.config, self._lora, settings["attn_implementation"], length)
+
+    @property
     def _has_critic(self) -> bool:
         return self.settings.get("advantage_estimator") == "gae"
 
@@ -207,18 +216,34 @@ class Plan:
             yield Item(f"{name}: activations", passes * size, BACKWARD)
         if settings.stage == "reward":
             return
-        shape, predictions = self._policy, tokens
-        if settings.stage in ("ppo", "grpo"):
-            predictions = self.sequences_per_batch * (settings["max_completion_length"] + 1)
         if settings.stage == "ppo":
-            yield Item("logits and loss", logit_bytes(shape, self.precision, predictions), BACKWARD)
+            yield self._logprobs("", settings["max_completion_length"])
             if settings["ptx_data"]:
+                shape = self._policy
                 size = activation_bytes(shape, self.precision, tokens, settings.checkpoints_activations, has_dropout)
                 yield Item("texts: activations", size, BACKWARD)
-                yield Item("texts: logits and loss", logit_bytes(shape, self.precision, tokens), BACKWARD)
-        else:
-            size = fused_head_bytes(shape, self.precision, predictions, self.launch.on_cpu)
-            yield Item("tile of logits", size, BACKWARD)
+                yield self._logprobs("texts: ", self.max_tokens - 1)
+            return
+        predictions = tokens
+        if settings.stage == "grpo":
+            predictions = self.sequences_per_batch * (settings["max_completion_length"] + 1)
+        size = tile_bytes(self._policy, self.precision, predictions, TRL_COLUMNS, self.launch.on_cpu)
+        yield Item("tile of logits", size, BACKWARD)
+
+    def _logprobs(self, what: str, length: int) -> Item:
+        """Logits of so many tokens of each sequence in PPO: a tile where its trainer computes tiles, otherwise all."""
+        shape, precision, sequences = self._policy, self.precision, self.sequences_per_batch
+        if self._allows_tiles and needs_tiles(self._policy_with_tiles, sequences * length):
+            size = tile_bytes(shape, precision, sequences * length, TILE, self.launch.on_cpu)
+            return Item(f"{what}tile of logits", size, BACKWARD)
+        # One place more than tokens: a batch with padding has it.
+        size = logit_bytes(shape, precision, sequences * (length + 1))
+        return Item(f"{what}whole logits and loss", size, BACKWARD)
+
+    @property
+    def _allows_tiles(self) -> bool:
+        # A head that is sharded is left alone.
+        return self.settings["padding_free"] is not False and not self.launch.shards_weights
 
     def _generation(self) -> Iterator[Item]:
         settings, launch, policy = self.settings, self.launch, self._policy

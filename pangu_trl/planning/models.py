@@ -6,10 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.pytorch_utils import Conv1D
 from trl import ModelConfig, get_peft_config
 
@@ -103,13 +109,26 @@ def count(
 _counted: dict[tuple[Any, ...], ModelShape] = {}
 
 
-def _count(config: PreTrainedConfig, is_scoring: bool, lora: dict[str, Any] | None, trains: bool) -> ModelShape:
+def without_weights(config: PreTrainedConfig, is_scoring: bool = False) -> PreTrainedModel:
+    """The model of a configuration on the meta device."""
     auto_class = AutoModelForSequenceClassification if is_scoring else AutoModelForCausalLM
+    with torch.device("meta"):
+        return auto_class.from_config(config)
+
+
+def with_lora(model: PreTrainedModel, lora: dict[str, Any]) -> PeftModel:
+    """A model on the meta device with the adapter that these options of TRL's ModelConfig ask for."""
+    with torch.device("meta"):
+        adapter = get_peft_config(ModelConfig(use_peft=True, **lora))
+        resolve_single_target(adapter)
+        return get_peft_model(model, adapter)
+
+
+def _count(config: PreTrainedConfig, is_scoring: bool, lora: dict[str, Any] | None, trains: bool) -> ModelShape:
     if is_scoring:
         config = copy.deepcopy(config)
         config.num_labels = 1
-    with torch.device("meta"):
-        model: nn.Module = auto_class.from_config(config)
+    model: nn.Module = without_weights(config, is_scoring)
     heads = (model.get_output_embeddings(), getattr(model, "score", None))
     matrices = [
         module.weight.numel()
@@ -119,11 +138,7 @@ def _count(config: PreTrainedConfig, is_scoring: bool, lora: dict[str, Any] | No
     if not trains:
         model.requires_grad_(False)
     elif lora is not None:
-        options = lora | {"lora_task_type": "SEQ_CLS"} if is_scoring else lora
-        with torch.device("meta"):
-            adapter = get_peft_config(ModelConfig(use_peft=True, **options))
-            resolve_single_target(adapter)
-            model = get_peft_model(model, adapter)
+        model = with_lora(model, lora | {"lora_task_type": "SEQ_CLS"} if is_scoring else lora)
     text = config.get_text_config()
     num_heads = text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // num_heads

@@ -217,7 +217,7 @@ def test_options_of_ppo_that_need_memory_have_it(plan):
     assert learning_texts["texts: activations"] == plain["policy: activations"]
     # A prediction for every token of a text, not for the answer alone.
     share = (512 + 256) / (256 + 1)
-    assert learning_texts["texts: logits and loss"] == pytest.approx(plain["logits and loss"] * share)
+    assert learning_texts["texts: whole logits and loss"] == pytest.approx(plain["whole logits and loss"] * share)
     assert plain.keys() - asking.keys() == {
         "key-value cache",
         "logits of a token",
@@ -265,7 +265,7 @@ def test_logits_have_the_copies_that_each_loss_makes(plan):
     # PPO: the logits of one answer token more than it has, three times in float32, and once in bfloat16.
     text = "per_device_train_batch_size: 2\nmax_completion_length: 99"
     sizes = {item.name: item.num_bytes for item in plan("ppo", Launch(1, "none", bf16=True), text).items}
-    assert sizes["logits and loss"] == 2 * 100 * V * (3 * 4 + 2)
+    assert sizes["whole logits and loss"] == 2 * 100 * V * (3 * 4 + 2)
     # TRL's: tiles of 4096 tokens and 32768 columns, and the gradient of the head; on CPU seven copies in float32.
     text = "per_device_train_batch_size: 16"
     sizes = {item.name: item.num_bytes for item in plan("sft", Launch(1, "none", bf16=True), text).items}

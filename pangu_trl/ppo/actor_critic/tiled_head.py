@@ -28,12 +28,17 @@ def allow_tiles(model: nn.Module, compute: Callable[[], Tensor]) -> None:
         compute: Log-probabilities of a small batch by this model.
     """
     inner = innermost(model)
-    if type(inner.get_output_embeddings()) is not nn.Linear or is_sharded(inner):
+    if not has_plain_head(inner) or is_sharded(inner):
         return
     with torch.no_grad():
         expected = compute()
         inner.most_logits = 0
         inner.most_logits = MOST_LOGITS if difference(compute, expected) is None else None
+
+
+def has_plain_head(model: nn.Module) -> bool:
+    """Whether the head is a linear layer and nothing more, as far as its type tells."""
+    return type(innermost(model).get_output_embeddings()) is nn.Linear
 
 
 def needs_tiles(model: nn.Module, num_tokens: int) -> bool:
