@@ -188,7 +188,7 @@ def make_files(folder: Path) -> dict[str, int]:
 
 
 def make_llama(folder: Path) -> None:
-    """Writes the Llama and its reward model; their tokenizer knows the whole vocabulary, all of which is sampled from."""
+    """Writes the Llama and its reward model, whose tokenizer knows all ids of the head."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 

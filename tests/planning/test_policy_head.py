@@ -111,10 +111,10 @@ def test_ranks_that_hold_the_whole_head_compute_tiles(plan, sharding):
     ids=["tied", "untied", "bias", "GPT-2", "experts", "scaled", "softcap", "short window", "logits it divides"],
 )
 def test_the_plan_decides_as_the_trainer_does(config, expected, tmp_path):
-    before = config.to_dict()
+    before = config.to_dict(), config._attn_implementation
     # So many tokens are too many of any model.
     assert needs_tiles(policy_with_tiles(config, None, None, 16), 10**9) is expected
-    assert config.to_dict() == before
+    assert (config.to_dict(), config._attn_implementation) == before
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
     for parameter in model.parameters():
