@@ -121,6 +121,7 @@ IMPORTED: list[tuple[str, Any, str]] = [
     ),
     ("trl.trainer.dpo_trainer.DataCollatorForPreference", ANY, "batches of pairs, for recipes/dpo.py"),
     ("trl.generation.vllm_client.VLLMClient", ANY, "TRL's client of a vLLM server"),
+    ("trl.generation.vllm_generation.VLLMGeneration", ANY, "TRL's vLLM in the training's processes"),
     ("trl.import_utils.is_requests_available", [], "the client needs requests"),
     ("trl.import_utils.is_vllm_available", ["min_version"], "names the vLLM that is missing"),
 ]
@@ -128,6 +129,7 @@ IMPORTED: list[tuple[str, Any, str]] = [
 _TRAINER = "transformers.trainer.Trainer"
 _MODEL = "transformers.modeling_utils.PreTrainedModel"
 _TOKENIZER = "transformers.tokenization_python.PythonBackend"
+_VLLM = "trl.generation.vllm_generation.VLLMGeneration"
 _REWARD = "trl.trainer.reward_trainer.RewardTrainer"
 
 # Methods and attributes of classes that we override or call.
@@ -165,6 +167,13 @@ MEMBERS: list[tuple[str, Any, str]] = [
         "trl.trainer.dpo_trainer.DPOTrainer._prepare_dataset",
         ["self", "dataset", "processing_class", "args", "dataset_name"],
         "recipes/dpo.py tokenises by itself",
+    ),
+    (f"{_VLLM}._iter_named_params", ["self"], "the policy's plain weights go to a colocated vLLM"),
+    (f"{_VLLM}.sync_weights", ["self"], "walks them, into a vLLM that does not sleep"),
+    (
+        f"{_VLLM}.generate",
+        ["self", "prompts", "images", "num_generations", "profiler"],
+        "samples; hands all prompts to `llm` with one set of options",
     ),
     ("datasets.features.features.Json._type", "Json", "the name of our own feature in what is stored"),
     (f"{_MODEL}._can_compile_fullgraph", ANY, "static caches compile"),
@@ -237,6 +246,7 @@ ATTRIBUTES: list[tuple[str, str, str]] = [
     ("transformers.trainer", "_signature_columns", "our columns"),
     ("transformers.trainer", "_total_loss_scalar", "the mean loss of a whole run, over its resumes"),
     ("transformers.trainer", "_tr_loss", "the mean loss of a whole run, over its resumes"),
+    ("trl.generation.vllm_generation", "_llm_weights_sleeping", "a vLLM that slept gets its weights from `generate`"),
     ("trl.trainer.dpo_trainer", "_total_train_tokens", "tokens of a whole run, over its resumes"),
     ("trl.trainer.sft_trainer", "_total_train_tokens", "tokens of a whole run, over its resumes"),
     ("trl.trainer.reward_trainer", "_metrics", "figures of a batch are logged with TRL's"),

@@ -252,9 +252,9 @@ class Plan:
         is_fsdp, is_zero3 = launch.sharding == "fsdp2", launch.sharding == "zero3"
         weight = self.precision.compute if is_fsdp else self.precision.weights
         gathers = is_zero3 and settings["ds3_gather_for_generation"]
-        if is_fsdp or gathers and not settings.samples_on_server:
+        if is_fsdp or gathers and not settings.samples_by_vllm:
             yield Item("policy gathered for generation", policy.num_parameters * weight, GENERATION)
-        if settings.samples_on_server:
+        if settings.samples_by_vllm:
             return
         merges = settings.get("merge_lora_for_generation") and not settings.is_quantised
         if merges and (gathers or not is_zero3):

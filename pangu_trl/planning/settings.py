@@ -69,8 +69,8 @@ class Settings:
         return bool(self["use_peft"]) and self["lora_dropout"] > 0 and not is_off
 
     @property
-    def samples_on_server(self) -> bool:
-        """Whether a vLLM server samples the answers, which takes none of the training's memory."""
+    def samples_by_vllm(self) -> bool:
+        """Whether vLLM samples the answers: a server, which takes none of the training's memory; others are refused."""
         return self["rollout_engine"] == "vllm" if self.stage == "ppo" else bool(self["use_vllm"])
 
     @property
@@ -123,7 +123,7 @@ def read_settings(path: str | Path, model: str | None = None, stage: str | None 
 def _refuse_unplanned(path: Path, settings: Settings) -> None:
     if settings.is_quantised and not settings["use_peft"]:
         raise ValueError(f"{path}: load_in_4bit and load_in_8bit need use_peft, with which the recipes start")
-    if settings.stage == "grpo" and settings["use_vllm"] and settings["vllm_mode"] == "colocate":
+    if settings.stage in ("ppo", "grpo") and settings.samples_by_vllm and settings["vllm_mode"] == "colocate":
         raise ValueError(
             f"{path}: vllm_mode colocate takes vllm_gpu_memory_utilization of each GPU, which the plan does not count; "
             "plan with vllm_mode: server, and less --gpu-memory"

@@ -78,7 +78,7 @@ def _rollout(plan: Plan) -> Iterator[Transfer]:
     steps = batches * settings["num_ppo_epochs"] / settings["gradient_accumulation_steps"]
     policy = next(iter(plan.trained.values())).num_parameters
     generations = -(-batches * settings["per_device_train_batch_size"] // plan.answers_at_once)
-    gathers = settings["ds3_gather_for_generation"] or settings.samples_on_server
+    gathers = settings["ds3_gather_for_generation"] or settings.samples_by_vllm
     every_token = plan.launch.sharding == "zero3" and not gathers
     fetches = generations * settings["max_completion_length"] if every_token else 1
     yield Transfer("sampling: weights of the policy", "all-gather", int(fetches * policy * size / steps))

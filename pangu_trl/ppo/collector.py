@@ -23,7 +23,7 @@ from .estimators import estimate_advantages
 from .first_pass import largest_gap
 from .generation.generate import generate_rollout, generation_mode
 from .generation.sampled_logprobs import SampledLogprobs
-from .generation.vllm_server import VLLMServer
+from .generation.vllm_sampler import VLLMSampler
 from .metrics import RunningMeans, explained_variance, kl_per_answer, rollout_figures
 from .reward_sources import RewardSource
 from .rollout import Rollout
@@ -43,7 +43,7 @@ class RolloutCollector:
         rewards: Parts of the reward.
         ref_model: The reference; None takes the policy with its adapter off.
         figures: Where figures of rollouts are recorded.
-        server: Samples the policy's answers in its place.
+        vllm: Samples the policy's answers in its place.
         reference_is_start: Whether the reference is to be the policy as it starts, since the user passed none.
     """
 
@@ -55,11 +55,11 @@ class RolloutCollector:
         rewards: list[RewardSource],
         ref_model: nn.Module | None,
         figures: RunningMeans,
-        server: VLLMServer | None = None,
+        vllm: VLLMSampler | None = None,
         reference_is_start: bool = False,
     ) -> None:
         self.args, self.accelerator, self.tokenizer = args, accelerator, tokenizer
-        self.rewards, self.ref_model, self.figures, self.server = rewards, ref_model, figures, server
+        self.rewards, self.ref_model, self.figures, self.vllm = rewards, ref_model, figures, vllm
         self.kl_controller = KLController(args.kl_coef, args.adaptive_kl_target, args.kl_horizon)
         self.score_statistics = RunningStd()
         self._told_mode = False
@@ -116,8 +116,8 @@ class RolloutCollector:
         reference = (self.ref_model or "adapter off") if by_reference else None
         prompts = [example["prompt_input_ids"] for example in examples]
         with phase("rollout"):
-            if self.server is not None and reference is None:
-                rollout = self.server.answer(model, prompts, watch)
+            if self.vllm is not None and reference is None:
+                rollout = self.vllm.answer(model, prompts, watch)
             else:
                 rollout = generate_rollout(
                     model, self.tokenizer, prompts, self.args, self.accelerator, watch, reference

@@ -36,7 +36,7 @@ def check_sampling(watch: SampledLogprobs, rollout: Rollout, figures: RunningMea
             "scoring. PPO then learns from ratios that are off. Likely causes: a model that handles left padding "
             "or its cache differently in the two (compare attn_implementation='eager'), a merged adapter in "
             "bfloat16 or float16 (merge_lora_for_generation=False), a generation hook that changes logits, or a "
-            "vLLM server in another dtype (vllm_importance_sampling_correction corrects for rounding).",
+            "vLLM in another dtype (vllm_importance_sampling_correction corrects for rounding).",
             gap.item(),
         )
 

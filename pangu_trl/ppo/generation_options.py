@@ -3,8 +3,16 @@
 from dataclasses import dataclass, field
 
 ENGINES = ("auto", "generate", "continuous", "vllm")
-# Options that only a vLLM server has a use for.
-OF_VLLM = ("vllm_server_base_url", "vllm_server_timeout", "vllm_group_port")
+# Options that vLLM alone has a use for, by the mode that they belong to.
+OF_VLLM = {
+    "server": ("vllm_server_base_url", "vllm_server_timeout", "vllm_group_port"),
+    "colocate": (
+        "vllm_gpu_memory_utilization",
+        "vllm_tensor_parallel_size",
+        "vllm_enable_sleep_mode",
+        "vllm_model_impl",
+    ),
+}
 
 
 @dataclass
@@ -32,9 +40,9 @@ class GenerationOptions:
         default="auto",
         metadata={
             "help": "What samples the answers. generate: transformers' `generate`, which carries every answer of a "
-            "batch on until the longest has ended. continuous: our own loop, which answers leave as they end. vllm: a "
-            "vLLM server, which gets the policy's weights before each rollout; docs/ppo.md says how to start one (not "
-            "run against a real one yet: no GPU at hand). auto: continuous where it can be, otherwise generate.",
+            "batch on until the longest has ended. continuous: our own loop, which answers leave as they end. vllm: "
+            "vLLM, which gets the policy's weights before each rollout; docs/ppo.md says how (not run with a real one "
+            "yet: no GPU at hand). auto: continuous where it can be, otherwise generate.",
             "choices": list(ENGINES),
         },
     )
@@ -42,7 +50,7 @@ class GenerationOptions:
         default=None,
         metadata={
             "help": "Prompts answered at a time on each device. Larger is faster and needs memory for the key-value "
-            "cache. Default: per_device_train_batch_size."
+            "cache. Default: per_device_train_batch_size; of a colocated vLLM, its own."
         },
     )
     ds3_gather_for_generation: bool = field(
@@ -59,6 +67,14 @@ class GenerationOptions:
             "Faster; needs memory for a copy of the weights that it changes."
         },
     )
+    vllm_mode: str = field(
+        default="server",
+        metadata={
+            "help": "server: a vLLM server with GPUs of its own. colocate: a vLLM in each process of the training, on "
+            "its GPU.",
+            "choices": ["server", "colocate"],
+        },
+    )
     vllm_server_base_url: str = field(
         default="http://localhost:8000", metadata={"help": "Where the vLLM server listens."}
     )
@@ -67,4 +83,24 @@ class GenerationOptions:
     )
     vllm_group_port: int = field(
         default=51216, metadata={"help": "Port on this machine through which the weights go to the vLLM server."}
+    )
+    vllm_gpu_memory_utilization: float = field(
+        default=0.3, metadata={"help": "Share of a GPU's memory that a colocated vLLM takes."}
+    )
+    vllm_tensor_parallel_size: int = field(
+        default=1, metadata={"help": "Processes that share one colocated vLLM, each with a part of every weight."}
+    )
+    vllm_enable_sleep_mode: bool = field(
+        default=False,
+        metadata={
+            "help": "A colocated vLLM gives its memory back between rollouts, and gets the weights before each anew."
+        },
+    )
+    vllm_model_impl: str = field(
+        default="vllm",
+        metadata={
+            "help": "Whose code of the model a colocated vLLM runs: vLLM's own, or that of transformers. GPTPangu "
+            "needs transformers, and vLLM then runs the code in the model's folder.",
+            "choices": ["vllm", "transformers"],
+        },
     )

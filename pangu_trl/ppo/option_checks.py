@@ -20,6 +20,8 @@ NEEDS = {
 CHOICES = (
     "advantage_estimator",
     "rollout_engine",
+    "vllm_mode",
+    "vllm_model_impl",
     "scale_rewards",
     "share_backbone",
     "kl_estimator",
@@ -65,11 +67,14 @@ def _check_effects(config: Any) -> None:
                 f"PPOConfig: {name} has no effect without {switch}; set that, or leave {name} out. Got "
                 f"{getattr(config, name)!r}."
             )
-    for name in OF_VLLM:
-        if getattr(config, name) != defaults[name] and config.rollout_engine != "vllm":
+    needed = [("vllm_mode", "rollout_engine", "vllm")]
+    for mode, names in OF_VLLM.items():
+        needed += [(name, "rollout_engine", "vllm") for name in names] + [(name, "vllm_mode", mode) for name in names]
+    for name, switch, value in needed:
+        if getattr(config, name) != defaults[name] and getattr(config, switch) != value:
             raise ValueError(
-                f"PPOConfig: {name} has no effect with rollout_engine={config.rollout_engine!r}; set "
-                f"rollout_engine='vllm', or leave {name} out. Got {getattr(config, name)!r}."
+                f"PPOConfig: {name} has no effect with {switch}={getattr(config, switch)!r}; set {switch}={value!r}, "
+                f"or leave {name} out. Got {getattr(config, name)!r}."
             )
     if config.adaptive_kl_target is not None and not config.has_kl_penalty:
         raise ValueError(

@@ -46,8 +46,7 @@ from .config import PPOConfig
 from .data_checks import check_best_metric, check_data_columns, check_datasets
 from .evaluation import Evaluation, first_prompts
 from .first_pass import check_first_pass, largest_gap
-from .generation.engines import chosen_engine, resolve_engine
-from .generation.vllm_server import VLLMServer
+from .generation.engines import chosen_engine, resolve_engine, vllm_of
 from .losses import policy_loss, value_loss
 from .metrics import RunningMeans, update_figures
 from .passes import PassesOverRollout
@@ -183,9 +182,9 @@ class PPOTrainer(Trainer):
                 reward.prepare(self.accelerator)
         # 4. What collects rollouts, and what learns from them.
         self._figures = RunningMeans()
-        server = VLLMServer(args, self.accelerator, processing_class, models) if args.rollout_engine == "vllm" else None
-        if server is not None:
-            self.add_callback(server)
+        vllm = vllm_of(args, self.accelerator, processing_class, models)
+        if vllm is not None:
+            self.add_callback(vllm)
         self.collector = RolloutCollector(
             args,
             self.accelerator,
@@ -193,7 +192,7 @@ class PPOTrainer(Trainer):
             rewards,
             self.ref_model,
             self._figures,
-            server,
+            vllm,
             reference_is_start=not has_own_reference,
         )
         self.evaluation = Evaluation(self.collector, judge, needs_reference)

@@ -20,6 +20,7 @@ AT_LEAST_ONE = (
     "per_device_eval_batch_size",
     "per_device_train_batch_size",
     "steps_per_generation",
+    "vllm_tensor_parallel_size",
 )
 NOT_NEGATIVE = (
     "beta",
@@ -76,6 +77,7 @@ POSITIVE = (
     "target_kl",
     "temperature",
     "top_p",
+    "vllm_gpu_memory_utilization",
 )
 UP_TO_ONE = (
     "adam_beta1",
@@ -90,6 +92,7 @@ UP_TO_ONE = (
     "min_p",
     "top_entropy_quantile",
     "top_p",
+    "vllm_gpu_memory_utilization",
     "warmup_ratio",
 )
 

@@ -31,7 +31,8 @@ FREE_OPTIONS = frozenset(
     push_to_hub hub_model_id hub_strategy hub_token hub_private_repo hub_always_push hub_revision
     dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
     dataset_num_proc ddp_timeout ddp_backend ddp_bucket_cap_mb local_rank vllm_server_timeout vllm_server_base_url
-    vllm_group_port vllm_server_host vllm_server_port reward_service_timeout reward_service_retries
+    vllm_group_port vllm_server_host vllm_server_port
+    vllm_gpu_memory_utilization vllm_enable_sleep_mode reward_service_timeout reward_service_retries
     """.split()
 )
 # A run may be made longer or shorter; the learning rate then follows the schedule of the new length.

@@ -369,6 +369,14 @@ def test_what_cannot_be_planned_is_refused(tmp_path, capsys, recipe_text, config
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("stage", "text"), [("ppo", "rollout_engine: vllm"), ("grpo", "use_vllm: true")])
+def test_the_memory_of_a_colocated_vllm_is_not_planned(tmp_path, capsys, stage, text):
+    config = str(ROOT / "accelerate_configs" / "cpu.yaml")
+    (tmp_path / f"{stage}.yaml").write_text(f"model_name_or_path: tiny\n{text}\nvllm_mode: colocate")
+    assert main(["plan", "--config", f"{tmp_path}/{stage}.yaml", "--accelerate", config]) == 2
+    assert "vllm_gpu_memory_utilization of each GPU, which the plan does not count" in capsys.readouterr().err
+
+
 def test_precisions_with_which_deepspeed_does_not_start_are_refused(tmp_path, capsys):
     (tmp_path / "ppo.yaml").write_text("model_name_or_path: tiny")
     paths = ["--config", str(tmp_path / "ppo.yaml"), "--accelerate"]

@@ -222,7 +222,7 @@ def test_log_probabilities_of_another_distribution_are_not_compared_and_the_log_
 ):
     stub.model_config["logprobs_mode"] = mode
     assert not sampling_gaps(make_served(max_steps=1, **options))
-    assert f"policy/sampling_gap is left out: with {mode} the vLLM server" in caplog.text
+    assert f"policy/sampling_gap is left out: with {mode} vLLM gives" in caplog.text
     assert {request["logprobs"] for request in stub.requests} == {None}
 
 
@@ -230,7 +230,7 @@ def test_a_server_that_samples_from_other_weights_is_warned_of(make_served, stub
     stub._take_over = lambda: None
     make_served(max_steps=1).train()
     assert "log-probabilities of sampled tokens differ" in caplog.text
-    assert "vLLM server in another dtype" in caplog.text
+    assert "vLLM in another dtype" in caplog.text
 
 
 def test_the_log_says_that_a_server_samples(make_served, stub, caplog):

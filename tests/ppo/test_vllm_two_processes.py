@@ -1,4 +1,4 @@
-"""Two ranks that learn from a vLLM server's answers, under DDP, ZeRO-3 and FSDP2; a stub stands in for the server."""
+"""Two ranks that learn from vLLM's answers, under DDP, ZeRO-3 and FSDP2; a stand-in takes the place of vLLM."""
 
 from pathlib import Path
 
@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.launches, pytest.mark.slow]
 
-SCRIPT = Path(__file__).parent / "two_ranks_vllm.py"
+FOLDER = Path(__file__).parent
+# Of a server.
 RUNS = [
     ("full", "ddp"),
     ("lora", "ddp"),
@@ -17,6 +18,8 @@ RUNS = [
     ("full", "fsdp2"),
     ("lora", "fsdp2"),
 ]
+# Of colocated ones, and how many ranks share one.
+COLOCATED = [("full", "ddp", "2"), ("one_backbone", "zero3", "1"), ("lora", "fsdp2", "1")]
 # What `accelerate launch` makes of accelerate_configs/fsdp2.yaml.
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
@@ -27,29 +30,29 @@ FSDP2 = {
 }
 
 
-@pytest.fixture(params=RUNS, ids="-".join)
-def run(request) -> tuple[str, str]:
-    """Layout, and how the weights are shared out."""
+@pytest.fixture(params=RUNS + COLOCATED, ids="-".join)
+def run(request) -> tuple[str, ...]:
+    """Layout, how the weights are shared out, and of colocated ones how many ranks share a vLLM."""
     return request.param
 
 
 @pytest.fixture
 def two_ranks(models_dir, run, run_on_two_ranks) -> Path:
     """The folder in which two processes left what they found; they run once for all tests."""
-    layout, sharding = run
-    folder = models_dir / f"vllm-{layout}-{sharding}"
+    folder = models_dir / "-".join(["vllm", *run])
+    script = FOLDER / ("two_ranks_vllm.py" if run in RUNS else "two_ranks_colocated.py")
     if not (folder / "served.safetensors").exists():
-        run_on_two_ranks(SCRIPT, models_dir, layout, sharding, **(FSDP2 if sharding == "fsdp2" else {}))
+        run_on_two_ranks(script, models_dir, *run, **(FSDP2 if "fsdp2" in run else {}))
     return folder
 
 
-def test_both_ranks_learn_from_the_servers_answers_what_they_learn_from_generated_ones(two_ranks):
+def test_both_ranks_learn_from_its_answers_what_they_learn_from_generated_ones(two_ranks):
     served, generated = load_file(two_ranks / "served.safetensors"), load_file(two_ranks / "generated.safetensors")
     for name, tensor in generated.items():
         assert torch.equal(served[name], tensor), name
 
 
-def test_the_server_gets_the_policys_whole_weights_bit_for_bit(two_ranks):
+def test_it_gets_the_policys_whole_weights_bit_for_bit(two_ranks):
     weights, received = load_file(two_ranks / "served.safetensors"), load_file(two_ranks / "received.safetensors")
     expected = {}
     for name, tensor in weights.items():
@@ -68,6 +71,7 @@ def test_the_server_gets_the_policys_whole_weights_bit_for_bit(two_ranks):
         assert torch.equal(received[name], tensor), name
 
 
+@pytest.mark.parametrize("run", RUNS, ids="-".join, indirect=True)
 def test_both_ranks_end_with_the_words_of_a_server_that_fails(two_ranks):
     for rank in range(2):
         words = (two_ranks / f"failure-{rank}.txt").read_text("utf-8")

@@ -4,9 +4,10 @@ import inspect
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from pangu_trl.gptpangu.arguments_gptpangu import CACHE_ARGUMENT
@@ -15,9 +16,12 @@ from pangu_trl.models.padding_free import difference
 from pangu_trl.models.score_head import innermost
 from pangu_trl.models.sharding import is_sharded, runs_zero3
 
+from ..actor_critic.policy_value import PolicyAndValue
 from ..actor_critic.token_logprobs import completion_logprobs
 from ..config import PPOConfig
 from .continuous import RunningBatch
+from .vllm_sampler import VLLMSampler
+from .vllm_server import VLLMServer
 
 # Positions that hang on the longest sequence of a batch, which changes as answers join and leave.
 ROPE_BY_LENGTH = ("dynamic", "longrope")
@@ -26,7 +30,7 @@ ROPE_BY_LENGTH = ("dynamic", "longrope")
 def chosen_engine(args: PPOConfig, launch: Any, policy: nn.Module) -> str:
     """What `rollout_engine` comes to for a model in the training's own processes: generate or continuous.
 
-    A vLLM server samples for the policy alone; where the reference answers, the choice is that of `auto`.
+    vLLM samples for the policy alone; where the reference answers, the choice is that of `auto`.
 
     Args:
         args: Options.
@@ -60,6 +64,24 @@ def resolve_engine(args: PPOConfig, launch: Any, models: list[nn.Module]) -> Non
         if chosen_engine(args, launch, model) == "continuous" and not is_sharded(model):
             innermost(model).fails_in_running_batch = _trial(model)
     chosen_engine(args, launch, models[0])
+
+
+def vllm_of(
+    args: PPOConfig, accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase, models: PolicyAndValue
+) -> VLLMSampler | None:
+    """The vLLM that samples the policy's answers, if `rollout_engine` asks for one: a server's, or one that it starts.
+
+    Raises:
+        ValueError, ImportError, RuntimeError: It cannot be; the message says why.
+    """
+    if args.rollout_engine != "vllm":
+        return None
+    if args.vllm_mode == "server":
+        return VLLMServer(args, accelerator, tokenizer, models)
+    # Loads vLLM itself.
+    from .vllm_colocated import VLLMColocated
+
+    return VLLMColocated(args, accelerator, tokenizer, models)
 
 
 def _reason_of_launch(args: PPOConfig, launch: Any) -> str | None:

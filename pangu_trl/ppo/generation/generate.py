@@ -138,7 +138,9 @@ def generation_mode(model: nn.Module, args: PPOConfig, accelerator: Accelerator)
     """How answers are sampled, in words for the log."""
     if args.rollout_engine == "vllm":
         lora = ", LoRA added" if isinstance(accelerator.unwrap_model(model).policy, PeftModel) else ""
-        return f"vLLM server at {args.vllm_server_base_url}, which gets the policy's weights before each rollout{lora}"
+        is_server = args.vllm_mode == "server"
+        where = f"vLLM server at {args.vllm_server_base_url}" if is_server else "vLLM in the training's processes"
+        return f"{where}, which gets the policy's weights before each rollout{lora}"
     if not runs_zero3(accelerator.state):
         weights = "whole weights on every device"
     elif args.ds3_gather_for_generation:

@@ -87,7 +87,7 @@ def check_plain_weights(policy: nn.Module) -> None:
             refused.append(name)
     if refused:
         raise ValueError(
-            "PPOTrainer: rollout_engine='vllm' sends the server the base weights with the policy's LoRA added, and "
+            "PPOTrainer: rollout_engine='vllm' sends vLLM the base weights with the policy's LoRA added, and "
             f"these parts of the adapter cannot be added: {', '.join(refused)}. Use LoRA on linear layers without "
             "DoRA, lora_bias, modules_to_save and quantisation, and not on a head that is tied to the embedding; or "
             "leave out rollout_engine."
