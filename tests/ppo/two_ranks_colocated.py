@@ -20,6 +20,15 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from two_ranks import SAME_STEP, evaluate, make_trainer, weights
 
+from pangu_trl import PPOTrainer
+
+
+def answers_of_unequal_shares(trainer: PPOTrainer) -> list[list[int]]:
+    """Answers to two prompts on the first rank, and to three others on the second."""
+    examples = list(trainer.train_dataset)
+    own = examples[:2] if trainer.accelerator.is_main_process else examples[5:8]
+    return trainer.collector.answer(trainer.model_wrapped, own).completions()
+
 
 def main() -> None:
     torch.set_num_threads(1)
@@ -49,7 +58,7 @@ def main() -> None:
     assert any(hasattr(parameter, "ds_tensor") for parameter in parameters) is (sharding == "zero3")
     assert any(isinstance(parameter, DTensor) for parameter in parameters) is (sharding == "fsdp2")
     found = {"served": weights(colocated)}
-    metrics = evaluate(colocated)
+    metrics, answers = evaluate(colocated), answers_of_unequal_shares(colocated)
     (llm,) = started
     found["received"] = llm.received[-1]
     # What a group's ranks ask for must be the same, or each would sample answers of its own.
@@ -59,6 +68,7 @@ def main() -> None:
     generated.train()
     found["generated"] = weights(generated)
     assert metrics == evaluate(generated)
+    assert answers == answers_of_unequal_shares(generated)
     if state.is_main_process:
         out.mkdir(exist_ok=True)
         for name, tensors in found.items():
