@@ -97,6 +97,7 @@ IMPORTED: list[tuple[str, Any, str]] = [
             "MODEL_MAPPING_NAMES",
         )
     ),
+    ("transformers.modeling_outputs.MoeModelOutputWithPast", ANY, "what any backbone may answer, in the plan's trial"),
     ("transformers.processing_utils.Unpack", ANY, "annotations of native models"),
     ("transformers.tokenization_utils_base.TruncationStrategy", ANY, "the tokenizer truncates by itself"),
     ("transformers.trainer.TRAINING_ARGS_NAME", ANY, "the pickled options, which are not pushed"),

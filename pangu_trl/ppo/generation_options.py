@@ -11,6 +11,7 @@ OF_VLLM = {
         "vllm_tensor_parallel_size",
         "vllm_enable_sleep_mode",
         "vllm_model_impl",
+        "vllm_trust_remote_code",
     ),
 }
 
@@ -100,7 +101,10 @@ class GenerationOptions:
         default="vllm",
         metadata={
             "help": "Whose code of the model a colocated vLLM runs: vLLM's own, or that of transformers. GPTPangu "
-            "needs transformers, and vLLM then runs the code in the model's folder.",
+            "needs transformers, and vllm_trust_remote_code.",
             "choices": ["vllm", "transformers"],
         },
+    )
+    vllm_trust_remote_code: bool = field(
+        default=False, metadata={"help": "Lets a colocated vLLM run the code that the model's folder brings."}
     )

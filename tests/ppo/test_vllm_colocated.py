@@ -59,6 +59,7 @@ def make_colocated(request, make_trainer, started, tmp_path):
             request.getfixturevalue("reward_adapter")
             add_code(tmp_path / "base")
         colocated = dict(rollout_engine="vllm", vllm_mode="colocate", vllm_model_impl="transformers")
+        colocated["vllm_trust_remote_code"] = True
         return make_trainer(layout, **colocated | options)
 
     return make
@@ -274,7 +275,9 @@ def test_a_policy_of_vllms_own_architectures_runs_on_its_code(make_colocated, st
     model = GPT2LMHeadModel(GPT2Config(**size, bos_token_id=None, eos_token_id=tokenizer.eos_token_id))
     model.save_pretrained(tmp_path / "gpt2")
     model = GPT2LMHeadModel.from_pretrained(tmp_path / "gpt2")
-    trainer = make_colocated(models=dict(model=model), vllm_model_impl="vllm", max_steps=8)
+    trainer = make_colocated(
+        models=dict(model=model), vllm_model_impl="vllm", vllm_trust_remote_code=False, max_steps=8
+    )
     trainer.train()
     gaps = [entry["policy/sampling_gap"] for entry in trainer.state.log_history if "policy/sampling_gap" in entry]
     assert len(gaps) == 2 and max(gaps) < 1e-5
@@ -308,6 +311,7 @@ def test_a_policy_that_vllm_cannot_start_from_is_refused(make_colocated, started
 
     config = json.loads((start / "config.json").read_text("utf-8"))
     refuse("vLLM has no implementation of GPTPangu. Set vllm_model_impl='transformers'", vllm_model_impl="vllm")
+    refuse("would have to run the code that .* brings. Look at it, then allow", vllm_trust_remote_code=False)
     (start / "config.json").write_text(json.dumps(config | {"vocab_size": 260}), "utf-8")
     refuse("a model with a vocabulary of 260 tokens, and the policy has 250. Save the policy")
     del config["auto_map"]

@@ -49,7 +49,9 @@ def main() -> None:
     # Two rollouts, of which the second wants other weights.
     options = SAME_STEP | dict(num_generations=2, num_rollout_batches=2, max_steps=8)
     setup = dict(layout=layout, zero_stage=3 if sharding == "zero3" else 0, **options)
-    vllm = dict(rollout_engine="vllm", vllm_mode="colocate", vllm_model_impl="transformers")
+    vllm = dict(
+        rollout_engine="vllm", vllm_mode="colocate", vllm_model_impl="transformers", vllm_trust_remote_code=True
+    )
     vllm |= dict(vllm_tensor_parallel_size=group_size, vllm_enable_sleep_mode=True)
     started = vllm_fake.install(pytest.MonkeyPatch())
     colocated = make_trainer(folder, out.name, **vllm, **setup)

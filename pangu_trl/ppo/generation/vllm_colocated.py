@@ -77,7 +77,7 @@ class VLLMColocated(VLLMSampler):
             max_num_seqs=args.generation_batch_size and args.generation_batch_size * args.vllm_tensor_parallel_size,
             enable_sleep_mode=args.vllm_enable_sleep_mode,
             model_impl=args.vllm_model_impl,
-            trust_remote_code=_runs_code_of_folder(policy),
+            trust_remote_code=args.vllm_trust_remote_code,
             temperature=args.temperature,
             top_p=args.top_p,
             top_k=args.top_k,
@@ -143,13 +143,20 @@ class VLLMColocated(VLLMSampler):
                 f"tokens, and the policy has {self._vocab_size}. Save the policy and its tokenizer with "
                 "save_pretrained, and load it from there."
             )
-        if not _is_gptpangu(policy):
-            return
-        if self.args.vllm_model_impl != "transformers":
+        is_gptpangu = config.get("model_type") in MODEL_TYPES
+        if is_gptpangu and self.args.vllm_model_impl != "transformers":
             raise ValueError(
                 "PPOTrainer: vLLM has no implementation of GPTPangu. Set vllm_model_impl='transformers', with which "
                 f"vLLM runs the code that {name} brings, or leave out rollout_engine."
             )
+        has_own_code = type(innermost(policy)).__module__.startswith("transformers_modules.")
+        if (is_gptpangu or has_own_code) and not self.args.vllm_trust_remote_code:
+            raise ValueError(
+                f"PPOTrainer: a colocated vLLM would have to run the code that {name} brings. Look at it, then allow "
+                "it with vllm_trust_remote_code: true, or leave out rollout_engine."
+            )
+        if not is_gptpangu:
+            return
         if "AutoModel" not in (config.get("auto_map") or {}):
             raise ValueError(
                 f"PPOTrainer: with vllm_model_impl='transformers' vLLM runs GPTPangu's code from the model's folder, "
@@ -226,12 +233,3 @@ def _config_of(model_id: str) -> dict[str, Any] | None:
         return PreTrainedConfig.get_config_dict(model_id)[0] or None
     except OSError:
         return None
-
-
-def _runs_code_of_folder(policy: nn.Module) -> bool:
-    """Whether vLLM may run the code in the model's folder: code that loading the policy has run already, or ours."""
-    return _is_gptpangu(policy) or type(innermost(policy)).__module__.startswith("transformers_modules.")
-
-
-def _is_gptpangu(policy: nn.Module) -> bool:
-    return innermost(policy).config.model_type in MODEL_TYPES
