@@ -28,7 +28,7 @@ from pangu_trl.data.conversations import EncodingColumns
 from pangu_trl.data.tokenizing import NOTHING_SAID, encode_prompt
 from pangu_trl.models.cached_reading import reads_right_from_cache
 from pangu_trl.models.loading import load_with_adapter
-from pangu_trl.models.modes import evaluation_mode, position_limit, without_generation_defaults
+from pangu_trl.models.modes import contiguous_states, evaluation_mode, position_limit, without_generation_defaults
 from pangu_trl.models.vocabulary import check_vocabulary, num_token_ids, padding_ids
 
 
@@ -142,6 +142,7 @@ def sample_answers(
     with (
         evaluation_mode(model),
         without_generation_defaults(model),
+        contiguous_states(model),
         torch.no_grad(),
         tqdm(total=len(jobs), desc="sampling", unit="answer", disable=not show_progress) as progress,
     ):

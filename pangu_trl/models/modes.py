@@ -3,9 +3,10 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
@@ -25,6 +26,29 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, was_training in modes:
             module.training = was_training
+
+
+@contextmanager
+def contiguous_states(model: nn.Module) -> Iterator[None]:
+    """Has the head get the last states of a batch in one piece while a model generates.
+
+    Models cut them out of the states of all tokens, so that they lie apart. PyTorch then multiplies row by row, for
+    which a CPU in bfloat16 copies a frozen head once a row: 4 GB for 80 rows, 576 units and 49,152 words.
+    """
+    owner = model.get_base_model() if isinstance(model, PeftModel) else model
+    head = owner.get_output_embeddings()
+    if head is None:
+        yield
+        return
+
+    def in_one_piece(_: nn.Module, states: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(state.contiguous() if isinstance(state, Tensor) else state for state in states)
+
+    hook = head.register_forward_pre_hook(in_one_piece)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager

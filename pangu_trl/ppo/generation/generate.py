@@ -15,7 +15,7 @@ from pangu_trl.data.answer_end import stop_tokens
 from pangu_trl.data.collators import pad_sequences
 from pangu_trl.models.adapter_selection import merged_policy_adapter, selected_adapter
 from pangu_trl.models.cached_reading import reads_right_from_cache
-from pangu_trl.models.modes import evaluation_mode, without_generation_defaults
+from pangu_trl.models.modes import contiguous_states, evaluation_mode, without_generation_defaults
 from pangu_trl.models.sharding import gathered, runs_zero3, whole_weights
 from pangu_trl.models.vocabulary import known_ids, padding_ids
 
@@ -177,6 +177,7 @@ def _generator(
         if gather:
             stack.enter_context(gathered(list(generator.parameters()), engine))
         stack.enter_context(whole_weights(unwrapped, generator))
+        stack.enter_context(contiguous_states(generator))
         if reference == "adapter off":
             stack.enter_context(selected_adapter(generator, None))
         elif _merges(generator, args, accelerator):
