@@ -4,7 +4,7 @@ All text in them is English, since matplotlib's fonts have no Chinese characters
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import matplotlib
@@ -40,12 +40,13 @@ OVERVIEW_THEME = {
 }
 
 
-def draw_overview(results: RunResults, path: Path) -> None:
-    """Writes the pictures as one PNG; a picture without data says what is missing."""
+def draw_overview(results: RunResults, path: Path, stages: Container[str]) -> None:
+    """Writes the pictures of these stages as one PNG; a picture without data says what is missing."""
+    pictures = [(title, draw) for stage, title, draw in PICTURES if stage in stages]
     with matplotlib.rc_context(OVERVIEW_THEME):
-        figure = Figure(figsize=(4.1 * len(PICTURES), 3.3), layout="constrained")
+        figure = Figure(figsize=(4.1 * len(pictures), 3.3), layout="constrained")
         figure.get_layout_engine().set(wspace=0.04)
-        for axes, (title, draw) in zip(figure.subplots(1, len(PICTURES)), PICTURES.items(), strict=True):
+        for axes, (title, draw) in zip(figure.subplots(1, len(pictures)), pictures, strict=True):
             axes.set_title(title, fontsize=11, fontweight="bold")
             try:
                 draw(axes, results)
@@ -91,12 +92,12 @@ def _draw_judgements(axes: Axes, results: RunResults) -> None:
     axes.legend()
 
 
-PICTURES: dict[str, Callable[[Axes, RunResults], None]] = {
-    "SFT: loss": _draw_sft_loss,
-    "Reward model: pair accuracy": _draw_pair_accuracy,
-    "PPO: reward": _draw_reward,
-    "PPO: scores of the judge": _draw_judgements,
-}
+PICTURES: list[tuple[str, str, Callable[[Axes, RunResults], None]]] = [
+    ("sft", "SFT: loss", _draw_sft_loss),
+    ("reward", "Reward model: pair accuracy", _draw_pair_accuracy),
+    ("ppo", "PPO: reward", _draw_reward),
+    ("ppo", "PPO: scores of the judge", _draw_judgements),
+]
 
 
 def _draw_curves(axes: Axes, results: RunResults, stage: str, labels: dict[str, str]) -> None:

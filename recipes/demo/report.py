@@ -88,11 +88,11 @@ def write_report(run_dir: Path, story: Story) -> Path:
 
 
 def plot_overview(run_dir: Path, story: Story) -> Path:
-    """Writes `pictures/overview.png` of a run: the four pictures that tell the story, side by side."""
+    """Writes `pictures/overview.png` of a run: the pictures that tell the story, side by side."""
     path = run_dir / "pictures" / "overview.png"
     results = read_results(run_dir, tuple(story.samples), story.policy_before)
     path.parent.mkdir(exist_ok=True)
-    draw_overview(results, path)
+    draw_overview(results, path, story.sections)
     return path
 
 

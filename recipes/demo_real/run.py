@@ -29,7 +29,7 @@ sys.path.append(str(HERE.parent / "demo"))
 from base_model import write_base_model  # noqa: E402
 from likelihoods import measure_likelihoods  # noqa: E402
 from real_story import REAL_STORY  # noqa: E402
-from report import write_report  # noqa: E402
+from report import plot_overview, write_report  # noqa: E402
 from stage_launching import ROOT, launch_recipe, move_aside, run_command, short  # noqa: E402
 from summary import peak_memory_gib, summarise, write_figures, write_samples, write_times  # noqa: E402
 
@@ -270,6 +270,7 @@ def main() -> None:
     except KeyboardInterrupt:
         raise SystemExit(f"Interrupted. Start it again, and it goes on with {short(args.run_dir)}.") from None
     report = write_report(args.run_dir, REAL_STORY)
+    plot_overview(args.run_dir, REAL_STORY)
     print(f"\n{write_samples(summary)}\n\n{write_figures(summary)}\n\n{write_times(summary)}")
     print(f"\nAll figures: {short(args.run_dir / 'summary.json')}. Report: {report} (open it in a browser).")
 

@@ -1,5 +1,6 @@
 import json
 import struct
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -233,6 +234,14 @@ def test_overview_is_one_wide_picture_even_of_an_empty_run(report, run_dir, tmp_
         path = report.plot_overview(folder, story)
         width, height = struct.unpack(">II", path.read_bytes()[16:24])
         assert width > 4 * height
+
+
+def test_overview_leaves_out_a_stage_that_the_story_has_not(report, run_dir, story):
+    whole = struct.unpack(">I", report.plot_overview(run_dir, story).read_bytes()[16:20])[0]
+    sections = {name: section for name, section in story.sections.items() if name != "sft"}
+    shorter = report.plot_overview(run_dir, replace(story, sections=sections))
+    # Three pictures of four.
+    assert struct.unpack(">I", shorter.read_bytes()[16:20])[0] == pytest.approx(0.75 * whole, abs=2)
 
 
 def test_best_and_worst_answers_skip_ties(results):
