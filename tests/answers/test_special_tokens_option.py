@@ -54,5 +54,6 @@ def test_split_and_keep_give_other_scores_and_go_with_the_records(folder) -> Non
         )
         written[mode] = [json.loads(line) for line in Path(mode).read_text("utf-8").splitlines()]
         assert [record["special_tokens_in_text"] for record in written[mode]] == [mode, mode]
-    assert written["split"][0]["scores"] == written["keep"][0]["scores"]
+    # The other record has another length, so that the batch may be rounded differently.
+    assert written["split"][0]["scores"] == pytest.approx(written["keep"][0]["scores"], rel=1e-5)
     assert written["split"][1]["scores"] != written["keep"][1]["scores"]
