@@ -34,8 +34,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", choices=("full", "smoke"), default="full", help="size of the demo")
     parser.add_argument("--folder", type=Path, default=Path("runs/demo-seeds"), help="default: %(default)s")
+    parser.add_argument("--output", type=Path, help="write the figures of each seed as JSON")
     options = parser.parse_args()
     rows = {seed: run(seed, options.steps, options.folder / f"{options.steps}-{seed}") for seed in options.seeds}
+    if options.output is not None:
+        options.output.write_text(json.dumps(rows, indent=2) + "\n", "utf-8")
     print(table(rows))
 
 

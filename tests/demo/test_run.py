@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +107,20 @@ def test_a_demo_that_stops_says_why_and_keeps_the_folder(tmp_path, monkeypatch, 
     with pytest.raises(SystemExit, match=message):
         run.main()
     assert (tmp_path / "demo").exists()
+
+
+@pytest.fixture(scope="module")
+def demo_seeds():
+    return runpy.run_path(str(ROOT / "benchmarks" / "demo_seeds.py"))
+
+
+def test_seeds_have_a_row_each_then_mean_and_range(demo_seeds):
+    rows = {seed: dict.fromkeys(demo_seeds["FIGURES"], value) for seed, value in ((0, 0.5), (1, 120.4))}
+    *_, mean, spread = demo_seeds["table"](rows).splitlines()
+    assert mean.startswith("| mean | 60.45 | 60.45 |")
+    assert spread.startswith("| range | 0.50 to 120 | 0.50 to 120 |")
+
+
+def test_readme_shows_the_figures_of_the_seeds(demo_seeds):
+    rows = json.loads((ROOT / "docs" / "demo-seeds.json").read_text("utf-8"))
+    assert demo_seeds["table"](rows) in (ROOT / "README.md").read_text("utf-8")
