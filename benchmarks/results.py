@@ -35,7 +35,7 @@ METHODS = ("start", "sft", "best_of_4", "dpo", "grpo", "ppo")
 TRAINED = ("sft", "dpo", "grpo", "ppo")
 # On top of the recipe of a method; what is not here is in the recipe.
 SETTINGS: dict[str, dict[str, object]] = {
-    # As many answers as SFT learns from, 400; a pass over all pairs takes twice as long as PPO.
+    # As many answers as SFT learns from, 400; a pass over all pairs would take longer than PPO.
     "dpo": {"max_steps": 25},
     # 512 answers, as PPO of the demo has them, 64 at a time.
     "grpo": {"max_steps": 32, "generation_batch_size": 64},
