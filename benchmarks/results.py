@@ -3,13 +3,13 @@
     python benchmarks/results.py --demo runs/demo-real --folder results
     python benchmarks/results.py --demo runs/demo-real --folder results-quick --quick    # a few steps of each
 
-Every method starts from the demo's base model and learns from the demo's rankings of the training prompts (SFT, DPO)
-or from its reward model (GRPO, PPO), GRPO from as many answers as PPO. SFT, DPO and GRPO have the LoRA recipes of
-recipes/generic, PPO that of the demo; the demo's own policy is the one of its seed. Best-of-4 keeps that of the four
-answers of the start model which the reward model prefers. The judge, whom no method sees, scores four answers
-(best-of-4: one) to each held-out prompt; the win rate is against the demo's answers of the start model, of which
-`start` has none. Each method and seed is a process of its own and one JSON file; a call that was stopped goes on with
-those that are missing.
+The demo must have got past its reward model. Every method starts from the demo's base model and learns from about 400
+answers: from the demo's rankings of the training prompts (SFT, DPO), or from its reward model's scores of answers of its
+own (GRPO, PPO). SFT, DPO and GRPO have the LoRA recipes of recipes/generic, PPO that of the demo. Best-of-4 keeps that
+of the four answers of the start model which the reward model prefers. The judge, whom no method sees, scores two answers
+(start: four, best-of-4: one) to each held-out prompt; the win rate is against the demo's answers of the start model.
+Each method and seed is a process of its own and one JSON file; a call that was stopped goes on with those that are
+missing.
 """
 
 import argparse
@@ -23,7 +23,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import yaml
 from results_tables import draw, summarise, write_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,11 +34,14 @@ METHODS = ("start", "sft", "best_of_4", "dpo", "grpo", "ppo")
 TRAINED = ("sft", "dpo", "grpo", "ppo")
 # On top of the recipe of a method; what is not here is in the recipe.
 SETTINGS: dict[str, dict[str, object]] = {
-    # As many answers as SFT learns from, 400; a pass over all pairs would take longer than PPO.
+    # 200 pairs, of as many answers as SFT learns from; a pass over all pairs would take longer than PPO.
     "dpo": {"max_steps": 25},
-    # 512 answers, as PPO of the demo has them, 64 at a time.
-    "grpo": {"max_steps": 32, "generation_batch_size": 64},
+    # 384 answers, 64 at a time.
+    "grpo": {"max_steps": 24, "generation_batch_size": 64},
+    "ppo": {"max_steps": 24},
 }
+# To each held-out prompt; the answers of `start` are those that best-of-4 chooses from.
+NUM_ANSWERS = {"start": 4, "sft": 2, "dpo": 2, "grpo": 2, "ppo": 2}
 SPENT = ("seconds", "cpu_seconds", "peak_gib")
 QUICK = {
     "sft": {"max_steps": 1, "per_device_train_batch_size": 2},
@@ -58,7 +60,7 @@ QUICK = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--demo", type=Path, default=Path("runs/demo-real"), help="folder of a finished real demo")
+    parser.add_argument("--demo", type=Path, default=Path("runs/demo-real"), help="folder of a real demo")
     parser.add_argument("--folder", type=Path, default=Path("results"), help="where models, answers and figures go")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[42, 43, 44])
@@ -99,24 +101,17 @@ def measure(args: argparse.Namespace, method: str, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     settings, base = read_json(args.demo / "settings.json"), args.demo / "base"
     spent = dict.fromkeys(SPENT)
-    if method == "ppo" and seed == demo_seed() and not args.quick:
-        # The demo has trained, sampled and measured it.
-        answers, spent = args.demo / "samples" / "ppo.jsonl", read_json(args.demo / "times.json")["ppo"]
-        known = read_json(args.demo / "likelihoods.json")
-        likelihoods = {"perplexity": known["perplexity_ppo"], "kl": known["kl"]}
-    elif method in TRAINED:
+    if method in TRAINED:
         model, spent = train(args, method, seed, folder, settings)
-        answers = judged_answers(args, settings, folder, model, seed=1000 + seed)
+        answers = judged_answers(args, settings, method, seed, model)
         likelihoods = likelihood_figures(base, model, read_jsonl(answers), settings["temperature"])
     else:
-        # Of one seed, best-of-4 chooses among the answers that `start` has.
-        start = args.folder / f"start-{seed}"
-        answers = judged_answers(args, settings, start, base, seed=1000 + seed)
+        answers = judged_answers(args, settings, "start", seed, base)
         if method == "best_of_4":
-            answers = best_answers(args, start / "answers.jsonl", folder)
+            answers = best_answers(args, answers.with_name("answers.jsonl"), folder)
         likelihoods = likelihood_figures(base, None, read_jsonl(answers), settings["temperature"])
-    baseline = args.demo / "samples" / "start.jsonl"
-    run_once(folder / "comparison.json", "evaluate", answers, "--against", baseline, "--score-column", "judge")
+    baseline = args.demo / "samples" / "ranked.test.jsonl"
+    run_once(folder / "comparison.json", "evaluate", answers, "--against", baseline, "--score-column", "scores")
     records = read_jsonl(answers)
     figures: dict[str, Any] = {
         **text_figures(records),
@@ -134,10 +129,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def recipe_of(method: str) -> Path:
     return RECIPES / ("demo_real/ppo.yaml" if method == "ppo" else f"generic/{method}/lora.yaml")
-
-
-def demo_seed() -> int:
-    return yaml.safe_load(recipe_of("ppo").read_text("utf-8"))["seed"]
 
 
 def train(
@@ -188,12 +179,13 @@ def launch(method: str, recipe: Path, options: dict[str, object], record: Path) 
     return spent
 
 
-def judged_answers(args: argparse.Namespace, settings: dict[str, Any], folder: Path, model: Path, seed: int) -> Path:
-    """Four answers to each held-out prompt with the judge's scores."""
+def judged_answers(args: argparse.Namespace, settings: dict[str, Any], method: str, seed: int, model: Path) -> Path:
+    """Answers of a model to the held-out prompts with the judge's scores."""
+    folder = args.folder / f"{method}-{seed}"
     limit = ["--limit", 4] if args.quick else []
     options = ["--max-new-tokens", settings["answer_tokens"], "--temperature", settings["temperature"]]
-    words = ["--model", model, "--prompts", prompts_file("held-out"), "--seed", seed, "--batch-size", 80]
-    run_once(folder / "answers.jsonl", "sample", *words, *options, "--num-answers", 4, *limit)
+    words = ["--model", model, "--prompts", prompts_file("held-out"), "--seed", 1000 + seed, "--batch-size", 80]
+    run_once(folder / "answers.jsonl", "sample", *words, *options, "--num-answers", NUM_ANSWERS[method], *limit)
     return judge_once(folder / "answers.jsonl", folder / "judged.jsonl")
 
 
@@ -210,7 +202,7 @@ def best_answers(args: argparse.Namespace, sampled: Path, folder: Path) -> Path:
 
 def judge_once(answers: Path, output: Path) -> Path:
     judge = f"{RECIPES / 'demo_real' / 'friendly_judge.py'}:friendliness"
-    run_once(output, "score", answers, "--judge", judge, "--score-column", "judge")
+    run_once(output, "score", answers, "--judge", judge, "--score-column", "scores")
     return output
 
 
@@ -268,7 +260,7 @@ def text_figures(records: list[dict[str, Any]]) -> dict[str, float]:
     from friendly_judge import answer_text
 
     texts = [answer_text(response) for record in records for response in record["responses"]]
-    scores = [score for record in records for score in record["judge"]]
+    scores = [score for record in records for score in record["scores"]]
     words = [text.lower().split() for text in texts]
     return {
         "judge": sum(scores) / len(scores),
