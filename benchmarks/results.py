@@ -4,12 +4,12 @@
     python benchmarks/results.py --demo runs/demo-real --folder results-quick --quick    # a few steps of each
 
 The demo must have got past its reward model. Every method starts from the demo's base model and learns from about 400
-answers: from the demo's rankings of the training prompts (SFT, DPO), or from its reward model's scores of answers of its
-own (GRPO, PPO). SFT, DPO and GRPO have the LoRA recipes of recipes/generic, PPO that of the demo. Best-of-4 keeps that
-of the four answers of the start model which the reward model prefers. The judge, whom no method sees, scores two answers
-(start: four, best-of-4: one) to each held-out prompt; the win rate is against the demo's answers of the start model.
-Each method and seed is a process of its own and one JSON file; a call that was stopped goes on with those that are
-missing.
+answers: from the demo's rankings of the training prompts (SFT, DPO), or from its reward model's scores of answers of
+its own (GRPO, PPO). SFT, DPO and GRPO have the LoRA recipes of recipes/generic, PPO that of the demo. Best-of-4 keeps
+that of the four answers of the start model which the reward model prefers. The judge, whom no method sees, scores two
+answers (start: four, best-of-4: one) to each held-out prompt; the win rate is against the demo's answers of the start
+model. Each method and seed is a process of its own and one JSON file; a call that was stopped goes on with those that
+are missing.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from results_tables import draw, summarise, write_table
+from results_tables import draw, summarise, write_samples, write_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "recipes"
@@ -76,7 +76,7 @@ def main() -> None:
             run_cell(args, method, seed)
     table = summarise(args.folder, args.methods, args.seeds)
     (args.folder / "results.json").write_text(json.dumps(table, indent=2) + "\n", "utf-8")
-    print(write_table(table))
+    print(f"{write_table(table)}\n\n{write_samples(table)}")
     if args.picture is not None:
         draw(table, args.picture)
 
@@ -118,7 +118,9 @@ def measure(args: argparse.Namespace, method: str, seed: int) -> None:
         "win_rate": read_json(folder / "comparison.json")["against/win_rate"],
         **likelihoods,
         **{name: spent[name] for name in SPENT},
-        "first_answers": [[record["prompt"][-1]["content"], first_text(record)] for record in records[:5]],
+        "first_answers": [
+            [record["prompt"][-1]["content"], first_text(record), record["scores"][0]] for record in records[:5]
+        ],
     }
     (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
 

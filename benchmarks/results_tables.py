@@ -28,13 +28,13 @@ T_QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 
 
 def summarise(folder: Path, methods: list[str], seeds: list[int]) -> dict[str, Any]:
-    """Mean of each figure over the seeds, and half of its 95 % interval by Student's t; the first seed's answers."""
-    table, answers = {}, {}
+    """Each figure of each method, one value a seed, and the first seed's first answers."""
+    figures, answers = {}, {}
     for method in methods:
         cells = [json.loads((folder / f"{method}-{seed}" / "figures.json").read_text("utf-8")) for seed in seeds]
-        table[method] = {name: interval([cell[name] for cell in cells]) for name in FIGURES}
+        figures[method] = {name: [cell[name] for cell in cells] for name in FIGURES}
         answers[method] = cells[0]["first_answers"]
-    return {"seeds": seeds, "methods": table, "first_answers": answers}
+    return {"seeds": seeds, "methods": figures, "first_answers": answers}
 
 
 def interval(values: list[float | None]) -> dict[str, float | None] | None:
@@ -49,10 +49,10 @@ def interval(values: list[float | None]) -> dict[str, float | None] | None:
 
 
 def write_table(table: dict[str, Any]) -> str:
-    """The summary as a table in Markdown."""
+    """The mean of each figure over the seeds, and half of its 95 % interval by Student's t, in Markdown."""
     lines = ["| | " + " | ".join(heading for heading, _ in FIGURES.values()) + " |", "|---" * (len(FIGURES) + 1) + "|"]
     for method, figures in table["methods"].items():
-        cells = [write_figure(figures[name], digits) for name, (_, digits) in FIGURES.items()]
+        cells = [write_figure(interval(figures[name]), digits) for name, (_, digits) in FIGURES.items()]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -64,12 +64,24 @@ def write_figure(figure: dict[str, float | None] | None, digits: int) -> str:
     return f"{figure['mean']:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
 
 
+def write_samples(table: dict[str, Any]) -> str:
+    """Each method's first answer to the first held-out prompts, with the judge's score."""
+    width = max(map(len, table["first_answers"]))
+    blocks = []
+    for answers in zip(*table["first_answers"].values(), strict=True):
+        rows = zip(table["first_answers"], answers, strict=True)
+        lines = [f"  {method:>{width}} {score:.2f}  {' '.join(text.split())}" for method, (_, text, score) in rows]
+        blocks.append("\n".join([answers[0][0], *lines]))
+    return "\n\n".join(blocks)
+
+
 def draw(table: dict[str, Any], picture: Path) -> None:
     """Judge's score, win rate and KL of each method, with the intervals that there are."""
     names = ("judge", "win_rate", "kl")
     plot, axes = plt.subplots(1, len(names), figsize=(11, 3.2), layout="constrained")
     for name, ax in zip(names, axes, strict=True):
-        found = {method: figures[name] for method, figures in table["methods"].items() if figures[name] is not None}
+        figures = {method: interval(values[name]) for method, values in table["methods"].items()}
+        found = {method: figure for method, figure in figures.items() if figure is not None}
         ax.bar(
             list(found),
             [figure["mean"] for figure in found.values()],

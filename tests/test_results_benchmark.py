@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -48,13 +49,27 @@ def test_interval_is_students_over_the_seeds(tables):
 
 
 def test_a_row_has_means_with_half_intervals_and_leaves_out_what_there_is_not(tables):
-    figures = dict.fromkeys(tables["FIGURES"]) | {
-        "judge": {"mean": 0.61249, "half_interval": 0.0213},
-        "kl": {"mean": 9.96, "half_interval": None},
-    }
+    # Half an interval of 0.01 * 4.303 / sqrt(3) = 0.0248; one seed has none.
+    figures = {name: [None] for name in tables["FIGURES"]} | {"judge": [0.60, 0.61, 0.62], "kl": [9.96]}
     header, _, row = tables["write_table"]({"methods": {"ppo": figures}}).splitlines()
-    assert row == "| ppo | 0.612 ± 0.021 |  | 10.0 |" + "  |" * 7
+    assert row == "| ppo | 0.610 ± 0.025 |  | 10.0 |" + "  |" * 7
     assert header.count("|") == row.count("|")
+
+
+def test_samples_have_the_answers_of_all_methods_below_each_prompt(tables):
+    answers = {
+        "start": [["Why?", "No\nidea.", 0.5], ["Who?", "Me.", 1.0]],
+        "ppo": [["Why?", "Yes!", 0.75], ["Who?", "", 0]],
+    }
+    assert tables["write_samples"]({"first_answers": answers}).splitlines() == [
+        "Why?",
+        "  start 0.50  No idea.",
+        "    ppo 0.75  Yes!",
+        "",
+        "Who?",
+        "  start 1.00  Me.",
+        "    ppo 0.00  ",
+    ]
 
 
 def test_distinct_counts_ngrams_over_all_answers(results):
@@ -135,9 +150,9 @@ def test_every_method_gets_a_row_and_a_second_call_measures_nothing_anew(demo, t
     methods = ["start", "sft", "best_of_4", "dpo", "grpo", "ppo"]
     assert list(table["methods"]) == methods
     rows = [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("| ")]
-    assert rows[-6:] == methods
+    assert rows[-6:] == methods and len(re.findall(r"^ +(start|best_of_4|ppo) \d\.\d\d", printed, re.M)) == 3 * 4
     for method, figures in table["methods"].items():
-        assert 0 <= figures["judge"]["mean"] <= 1 and figures["perplexity"]["mean"] > 1
-        assert (figures["kl"] is None) == (figures["peak_gib"] is None) == (method in ("start", "best_of_4"))
+        assert 0 <= figures["judge"][0] <= 1 and figures["perplexity"][0] > 1
+        assert (figures["kl"] == [None]) == (figures["peak_gib"] == [None]) == (method in ("start", "best_of_4"))
     again = call(*words)
     assert again.count("is there already.") == 6 and "$" not in again
