@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig, SFTConfig, SFTTrainer
 
@@ -176,6 +177,28 @@ def test_a_frozen_base_in_bfloat16_is_no_matter(tokenizer, tmp_path, caplog):
     trainer.model.model.norm.weight.requires_grad_(True)
     guard(trainer)
     assert not [record for record in caplog.records if "bfloat16" in record.getMessage()]
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_a_head_beside_an_adapter_learns_in_float32_where_the_run_computes_in_bfloat16(
+    bf16, tokenizer, tmp_path, caplog
+):
+    base = LlamaForCausalLM(config(tokenizer)).to(torch.bfloat16)
+    lora = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    data = Dataset.from_list([{"input_ids": [20, 21, 22], "labels": [20, 21, 22]}] * 4)
+    args = SFTConfig(output_dir=tmp_path, **OPTIONS | {"learning_rate": 1e-6, "bf16": bf16})
+    trainer = SFTTrainer(get_peft_model(base, lora), args, train_dataset=data, processing_class=tokenizer)
+    head = trainer.model.base_model.model.lm_head.modules_to_save["default"].weight
+    before = head.detach().float()
+    guard(trainer)
+    trainer.train()
+    moved = (head.detach().float() != before).float().mean()
+    warned = [record.getMessage() for record in caplog.records if "are bfloat16" in record.getMessage()]
+    if bf16:
+        assert head.dtype == torch.float32 and moved > 0.5 and not warned
+    else:
+        assert head.dtype == torch.bfloat16 and moved < 0.1
+        assert len(warned) == 1 and "set bf16 to true" in warned[0] and "use_peft" not in warned[0]
 
 
 def test_sound_training_goes_on(tokenizer, tmp_path):
