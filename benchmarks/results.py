@@ -4,12 +4,12 @@
     python benchmarks/results.py --demo runs/demo-real --folder results-quick --quick    # a few steps of each
 
 The demo must have got past its reward model. Every method starts from the demo's base model and learns from 200 to
-256 answers: from the demo's rankings of the training prompts (SFT, DPO), or from its reward model's scores of answers of
-its own (GRPO, PPO). SFT, DPO and GRPO have the LoRA recipes of recipes/generic, PPO that of the demo. Best-of-4 keeps
-that of the four answers of the start model which the reward model prefers. The judge, whom no method sees, scores two
-answers (start: four, best-of-4: one) to each held-out prompt; the win rate is against the demo's answers of the start
-model. Each method and seed is a process of its own and one JSON file; a call that was stopped goes on with those that
-are missing.
+256 answers: from the demo's rankings of the training prompts (SFT, DPO), or from its reward model's scores of answers
+of its own (GRPO, PPO). SFT, DPO and GRPO have the LoRA recipes of recipes/generic, PPO that of the demo. Best-of-4
+keeps that of the four answers of the start model which the reward model prefers. The judge, whom no method sees, scores
+two answers (start: four, best-of-4: one) to each held-out prompt; the win rate is against the demo's answers of the
+start model. Each method and seed is a process of its own and one JSON file; a call that was stopped goes on with those
+that are missing.
 """
 
 import argparse
