@@ -56,10 +56,11 @@ def keep_whole_checkpoints(trainer: Trainer, write_more: Callable[[Path], None] 
         try:
             with saving_to(folder):
                 save_parts(model, trial)
-                if not args.save_only_model:
-                    write_more(folder)
         finally:
             args.push_to_hub, args.save_total_limit = pushes, limit
+        if not args.save_only_model:
+            with saving_to(folder):
+                write_more(folder)
         trainer.accelerator.wait_for_everyone()
         if pushes and args.should_save:
             # It would not be pushed, and a mark that counts it would call what comes back from the Hub incomplete.

@@ -23,7 +23,9 @@ from pangu_trl.runs.checkpoints import (
 from pangu_trl.runs.record import read_options
 
 STAGES = ["sft", "reward", "ppo", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("dpo", "grpo"))]
-SAVING = dict(save_strategy="steps", save_steps=2, max_steps=4, lr_scheduler_type="linear", bf16=False)
+SAVING = dict(
+    save_strategy="steps", save_steps=2, save_total_limit=3, max_steps=4, lr_scheduler_type="linear", bf16=False
+)
 
 
 @pytest.fixture(params=STAGES)
@@ -62,6 +64,7 @@ def test_a_run_ends_resumes_and_refuses_what_is_damaged(run_recipe, options, sta
         trainer = run_recipe(stage, **options, resume_from_checkpoint="true")
         assert trainer.state.global_step == 4
         assert "checkpoint-4 is at step 4 of 4: nothing is left to train" in caplog.text
+        assert "holds from here on" not in caplog.text
         assert history(folder) == figures
         for name, tensor in weights(folder).items():
             assert torch.equal(tensor, ended[name]), name
