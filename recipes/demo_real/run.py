@@ -273,6 +273,8 @@ def main() -> None:
     plot_overview(args.run_dir, REAL_STORY)
     print(f"\n{write_samples(summary)}\n\n{write_figures(summary)}\n\n{write_times(summary)}")
     print(f"\nAll figures: {short(args.run_dir / 'summary.json')}. Report: {report} (open it in a browser).")
+    models = " ".join(short(args.run_dir / name) for name in ("base", "ppo"))
+    print(f"Ask both models yourself: pangu-trl chat {models} --temperature 0.8")
 
 
 if __name__ == "__main__":
