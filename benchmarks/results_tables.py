@@ -76,20 +76,26 @@ def write_samples(table: dict[str, Any]) -> str:
 
 
 def draw(table: dict[str, Any], picture: Path) -> None:
-    """Judge's score, win rate and KL of each method, with the intervals that there are."""
-    names = ("judge", "win_rate", "kl")
-    plot, axes = plt.subplots(1, len(names), figsize=(11, 3.2), layout="constrained")
-    for name, ax in zip(names, axes, strict=True):
-        figures = {method: interval(values[name]) for method, values in table["methods"].items()}
-        found = {method: figure for method, figure in figures.items() if figure is not None}
+    """Judge's score and win rate of each method, with intervals if there are any, and each seed's win rate by KL."""
+    plot, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    methods = table["methods"]
+    colours = dict(zip(methods, plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
+    for name, ax in zip(("judge", "win_rate"), axes, strict=False):
+        found = {method: interval(figures[name]) for method, figures in methods.items()}
         ax.bar(
             list(found),
             [figure["mean"] for figure in found.values()],
             yerr=[figure["half_interval"] or 0.0 for figure in found.values()],
-            color="#2f6fb3",
+            color=[colours[method] for method in found],
             capsize=3,
         )
-        ax.set_title(FIGURES[name][0])
+        ax.set_title({"judge": "judge's score", "win_rate": "win rate against the start model"}[name])
         ax.tick_params(axis="x", labelrotation=45)
+    axes[1].axhline(0.5, color="grey", linewidth=0.8)
+    for method, figures in methods.items():
+        if None not in figures["kl"]:
+            axes[2].scatter(figures["kl"], figures["win_rate"], label=method, color=colours[method])
+    axes[2].set(title="win rate by distance, a dot a seed", xlabel="KL from the start model, nats an answer")
+    axes[2].legend()
     plot.savefig(picture, dpi=130)
     plt.close(plot)
