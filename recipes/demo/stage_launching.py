@@ -12,10 +12,12 @@ from pangu_trl.runs.process import end_with_parent
 ROOT = Path(__file__).resolve().parents[2]
 # What a stage's process keeps when it frees memory: blocks of the size of activations, as fresh pages for each took
 # half of the time where they are dear (a virtual machine on an AMD CPU without AVX512); no larger ones, and at most
-# half a GiB at the end of its heap. And few of the products that oneDNN compiles for lengths that do not come again.
+# half a GiB at the end of its heap. What is new comes in large pages. And few of the products that oneDNN compiles for
+# lengths that do not come again.
 LEAN = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
+    "THP_MEM_ALLOC_ENABLE": "1",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
 }
 # How `pangu-trl` ends after Ctrl-C.
