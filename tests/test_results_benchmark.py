@@ -72,6 +72,15 @@ def test_samples_have_the_answers_of_all_methods_below_each_prompt(tables):
     ]
 
 
+def test_page_has_the_table_and_the_samples_of_its_json(tables):
+    docs = ROOT / "docs"
+    table = json.loads((docs / "results.json").read_text("utf-8"))
+    page = (docs / "results.md").read_text("utf-8")
+    assert len(table["seeds"]) == 3 and list(table["methods"]) == ["start", "sft", "best_of_4", "dpo", "grpo", "ppo"]
+    assert tables["write_table"](table) in page
+    assert tables["write_samples"](table) in page
+
+
 def test_distinct_counts_ngrams_over_all_answers(results):
     # a b, b a / a b: 2 of 3 pairs differ; 2 of 5 words.
     texts = [["a", "b", "a"], ["a", "b"]]
