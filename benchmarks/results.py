@@ -116,8 +116,8 @@ def measure(args: argparse.Namespace, method: str, seed: int) -> None:
         if method == "best_of_4":
             answers = best_answers(args, answers.with_name("answers.jsonl"), folder)
         likelihoods = likelihood_figures(base, None, read_jsonl(answers), settings["temperature"])
-    baseline = args.demo / "samples" / "ranked.test.jsonl"
-    run_once(folder / "comparison.json", "evaluate", answers, "--against", baseline, "--score-column", "scores")
+    baseline = judge_once(args.demo / "samples" / "start.held-out.jsonl", folder / "baseline.jsonl")
+    run_once(folder / "comparison.json", "evaluate", answers, "--against", baseline, "--score-column", "judge")
     records = read_jsonl(answers)
     figures: dict[str, Any] = {
         **text_figures(records),
@@ -125,7 +125,7 @@ def measure(args: argparse.Namespace, method: str, seed: int) -> None:
         **likelihoods,
         **{name: spent[name] for name in SPENT},
         "first_answers": [
-            [record["prompt"][-1]["content"], first_text(record), record["scores"][0]] for record in records[:5]
+            [record["prompt"][-1]["content"], first_text(record), record["judge"][0]] for record in records[:5]
         ],
     }
     (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
@@ -210,7 +210,7 @@ def best_answers(args: argparse.Namespace, sampled: Path, folder: Path) -> Path:
 
 def judge_once(answers: Path, output: Path) -> Path:
     judge = f"{RECIPES / 'demo_real' / 'friendly_judge.py'}:friendliness"
-    run_once(output, "score", answers, "--judge", judge, "--score-column", "scores")
+    run_once(output, "score", answers, "--judge", judge, "--score-column", "judge")
     return output
 
 
@@ -268,7 +268,7 @@ def text_figures(records: list[dict[str, Any]]) -> dict[str, float]:
     from friendly_judge import answer_text
 
     texts = [answer_text(response) for record in records for response in record["responses"]]
-    scores = [score for record in records for score in record["scores"]]
+    scores = [score for record in records for score in record["judge"]]
     words = [text.lower().split() for text in texts]
     return {
         "judge": sum(scores) / len(scores),

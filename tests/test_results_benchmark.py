@@ -132,11 +132,8 @@ def demo(tmp_path_factory):
     ranked = [{"prompt": prompt, "responses": texts, "scores": [0.9, 0.1, 0.7, 0.2]} for prompt in prompts[:8]]
     write_jsonl(folder / "samples" / "ranked.train.jsonl", ranked)
     # The answers that every method is compared with: those to the four held-out prompts that `--quick` takes.
-    compared = [
-        {"prompt": prompt, "responses": texts, "finished": [True] * 4, "scores": [0.9, 0.1, 0.7, 0.2]}
-        for prompt in prompts[400:404]
-    ]
-    write_jsonl(folder / "samples" / "ranked.test.jsonl", compared)
+    compared = [{"prompt": prompt, "responses": texts, "finished": [True] * 4} for prompt in prompts[400:404]]
+    write_jsonl(folder / "samples" / "start.held-out.jsonl", compared)
     words = ["--model_name_or_path", folder / "base", "--train_data", folder / "samples" / "ranked.train.jsonl"]
     words += ["--output_dir", folder / "reward", "--max_steps", "1", "--use_peft", "true", "--lora_r", "4"]
     words += ["--save_strategy", "no", "--report_to", "none", "--activation_checkpointing", "false"]
