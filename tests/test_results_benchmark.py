@@ -77,7 +77,7 @@ def test_page_has_the_table_and_the_samples_of_its_json(tables):
     table = json.loads((docs / "results.json").read_text("utf-8"))
     page = (docs / "results.md").read_text("utf-8")
     assert len(table["seeds"]) == 3 and list(table["methods"]) == ["start", "sft", "best_of_4", "dpo", "grpo", "ppo"]
-    assert tables["write_table"](table) in page
+    assert tables["write_table"](table) in page and tables["write_table"](table["tried"]) in page
     assert tables["write_samples"](table) in page
 
 
