@@ -1,6 +1,7 @@
 """The demo on several seeds: what its figures are on this machine, and how far they lie apart.
 
     python benchmarks/demo_seeds.py --seeds 0 1 2 3 4 --folder runs/demo-seeds
+    python benchmarks/demo_seeds.py --seeds 0 --steps large     # a GPTPangu of 25 million weights
 
 A seed draws everything anew: which reviews teach and which are held out, the first weights, the answers, the order of
 training. Each run is that of `make demo`; one that has ended is not repeated, so the benchmark goes on where it was
@@ -32,7 +33,7 @@ FIGURES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--steps", choices=("full", "smoke"), default="full", help="size of the demo")
+    parser.add_argument("--steps", choices=("full", "large", "smoke"), default="full", help="size of the demo")
     parser.add_argument("--folder", type=Path, default=Path("runs/demo-seeds"), help="default: %(default)s")
     parser.add_argument("--output", type=Path, help="write the figures of each seed as JSON")
     options = parser.parse_args()

@@ -58,6 +58,11 @@ def test_the_version_is_the_package_s(capsys):
     assert said(capsys, "--version")[:2] == (0, f"pangu-trl {__version__}\n")
 
 
+def test_the_module_is_the_command():
+    command = [sys.executable, "-m", "pangu_trl", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == f"pangu-trl {__version__}\n"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -154,11 +159,14 @@ def test_a_stage_ends_with_the_exit_status_of_its_recipe(launched, monkeypatch, 
         assert said(capsys, "sft", "--output_dir", "o", "--accelerate", "cpu") == (expected, "", "")
 
 
-def test_a_run_is_told_to_go_on_with_the_command_that_was_typed(monkeypatch):
-    typed = ["/usr/bin/python3", "/usr/bin/pangu-trl", "sft", "--config", "my sft.yaml"]
+@pytest.mark.parametrize(
+    "program, said", [(("/usr/bin/pangu-trl",), "pangu-trl"), (("-m", "pangu_trl"), "python3 -m pangu_trl")]
+)
+def test_a_run_is_told_to_go_on_with_the_command_that_was_typed(monkeypatch, program, said):
+    typed = ["/usr/bin/python3", *program, "sft", "--config", "my sft.yaml"]
     monkeypatch.setattr(process, "_words_of", lambda _: [*typed, "--resume_from_checkpoint", "true"])
     monkeypatch.setattr(process, "is_launched", lambda: True)
-    assert process.launch_command() == "pangu-trl sft --config 'my sft.yaml'"
+    assert process.launch_command() == f"{said} sft --config 'my sft.yaml'"
 
 
 def test_an_accelerate_configuration_is_a_file_before_it_is_a_name():

@@ -117,11 +117,13 @@ def recipe_command() -> str:
 def launch_command() -> str:
     """The command line of the launcher, where there is one and it can be read, else of this process."""
     words = _words_of(os.getppid()) if is_launched() else []
-    if not any(name in word for word in words[:4] for name in LAUNCHERS):
+    if words[1:3] != ["-m", "pangu_trl"] and not any(name in word for word in words[:4] for name in LAUNCHERS):
         words = [Path(sys.executable).name, *sys.argv]
     if len(words) > 1 and Path(words[1]).name == "pangu-trl":
         # As it was typed, without the interpreter.
         words = ["pangu-trl", *words[2:]]
+    elif words[1:3] == ["-m", "pangu_trl"]:
+        words = [Path(words[0]).name, *words[1:]]
     kept = []
     skips = False
     for word in words:

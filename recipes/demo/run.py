@@ -4,8 +4,8 @@
     make demo STEPS=smoke      # the same with tiny settings, to see that everything runs
     make demo STEPS=large      # a model ten times as large, trained three times as long; not run to its end yet
 
-Every stage is a command that works alone, and is printed before it runs: three recipes under `accelerate launch`, and
-`pangu-trl sample`, `score` and `evaluate` in between. A run that stands in the folder already is moved aside.
+Every stage is a command that works alone, and is printed before it runs: `pangu-trl sft`, `reward` and `ppo`, and
+`sample`, `score` and `evaluate` in between. A run that stands in the folder already is moved aside.
 """
 
 import argparse

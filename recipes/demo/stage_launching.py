@@ -25,7 +25,10 @@ INTERRUPTED = 130
 
 
 def launch_recipe(stage: str, config: Path, options: Mapping[str, object]) -> None:
-    """Runs recipes/STAGE.py under `accelerate launch`, on CPU.
+    """Trains one stage on CPU, in processes of its own.
+
+    After Ctrl-C, which reaches them too, they are waited for: a recipe saves a checkpoint before it ends. A second one
+    ends them at once.
 
     Args:
         stage: Name of the recipe.
@@ -34,14 +37,25 @@ def launch_recipe(stage: str, config: Path, options: Mapping[str, object]) -> No
 
     Raises:
         subprocess.CalledProcessError: It failed.
+        KeyboardInterrupt: It was interrupted, and has ended.
     """
-    words = ["accelerate", "launch", "--config_file", short(ROOT / "accelerate_configs" / "cpu.yaml")]
-    words += [short(ROOT / "recipes" / f"{stage}.py"), "--config", short(config)]
+    words = [stage, "--config", short(config), "--accelerate", "cpu"]
     words += [word for name, value in options.items() for word in (f"--{name}", short(value))]
-    print("$ " + " ".join(words), flush=True)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *words[2:]]
+    print("$ pangu-trl " + " ".join(words), flush=True)
+    command = [sys.executable, "-m", "pangu_trl", *words]
     environment = LEAN | os.environ | {"HF_HUB_OFFLINE": "1"}
-    subprocess.run(command, check=True, env=environment, preexec_fn=end_with_parent)
+    process = subprocess.Popen(command, env=environment, preexec_fn=end_with_parent)
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            process.kill()
+            process.wait()
+        raise
+    if process.returncode != 0:
+        raise subprocess.CalledProcessError(process.returncode, command)
 
 
 def run_command(*words: object) -> None:

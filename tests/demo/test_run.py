@@ -78,7 +78,7 @@ def test_report_and_overview_are_written(finished):
     assert "Left out" not in page
     assert (run_dir / "pictures" / "overview.png").stat().st_size > 10_000
     assert "report.html (open it in a browser)" in printed
-    assert "$ accelerate launch" in printed and "$ pangu-trl sample" in printed
+    assert "$ pangu-trl sft" in printed and "$ pangu-trl sample" in printed
 
 
 @takes_fifteen_processes

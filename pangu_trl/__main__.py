@@ -1,0 +1,7 @@
+"""`python -m pangu_trl` is `pangu-trl`, where its script is not on the path."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())
