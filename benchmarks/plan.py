@@ -55,11 +55,13 @@ WHOLE = {"activation_checkpointing": False}
 CHECKPOINTED = {"activation_checkpointing": True}
 CASES = [
     Case("sft", "tiny", options=WHOLE),
+    Case("sft", "tiny", options=WHOLE | {"label_smoothing_factor": 0.1}),
     Case("sft", "base", options=WHOLE),
     Case("sft", "base", options=CHECKPOINTED),
     Case("sft", "base", options=LORA | WHOLE),
     Case("sft", "base", options=LORA | WHOLE | {"dtype": "bfloat16"}),
     Case("reward", "tiny", options=WHOLE),
+    Case("reward", "tiny", options=WHOLE | {"per_device_train_batch_size": 16, "lm_coefficient": 0.1}),
     Case("reward", "base", options=CHECKPOINTED),
     Case("ppo", "tiny"),
     Case("ppo", "base"),

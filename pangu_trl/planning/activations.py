@@ -61,8 +61,27 @@ def tile_bytes(shape: ModelShape, precision: Precision, num_predictions: int, co
     """
     tokens = min(num_predictions, TILE_TOKENS)
     copies = TILE_COPIES_ON_CPU * min(shape.vocab_size, columns) * 4 if on_cpu else 0
-    head = 4 * shape.vocab_size * shape.hidden_size if shape.num_frozen == 0 else 0
-    return tokens * (columns * precision.compute + copies) + head
+    return tokens * (columns * precision.compute + copies) + _gradient_of_head(shape)
+
+
+def best_answer_bytes(shape: ModelShape, precision: Precision, num_answers: int, num_tokens: int) -> int:
+    """Bytes of the language-model loss of a K-wise reward model, which takes one answer of each prompt at a time.
+
+    Args:
+        shape: The model.
+        precision: Of the logits; what the loss keeps of them until its backward pass is in float32.
+        num_answers: Answers that have it, one of each prompt.
+        num_tokens: Tokens of one of them.
+    """
+    cast = 0 if precision.compute == 4 else precision.compute
+    # Kept of all; of one the gradients of its likelihoods and of its logits.
+    size = num_tokens * shape.vocab_size * (4 * num_answers + 8 + cast)
+    return size + _gradient_of_head(shape)
+
+
+def _gradient_of_head(shape: ModelShape) -> int:
+    """Bytes of the gradient of an output head that learns, in float32, before it joins that of the weight."""
+    return 4 * shape.vocab_size * shape.hidden_size if shape.num_frozen == 0 else 0
 
 
 def cache_bytes(shape: ModelShape, element_size: int, num_tokens: int) -> int:

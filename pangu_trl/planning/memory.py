@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from pangu_trl.models.modes import sequence_limit
 from pangu_trl.ppo.actor_critic.tiled_head import TILE, needs_tiles
 
-from .activations import TRL_COLUMNS, activation_bytes, cache_bytes, logit_bytes, tile_bytes
+from .activations import TRL_COLUMNS, activation_bytes, best_answer_bytes, cache_bytes, logit_bytes, tile_bytes
 from .launch import Launch
 from .models import ModelShape, count
 from .policy_head import policy_with_tiles
@@ -215,6 +215,10 @@ class Plan:
             size = activation_bytes(shape, self.precision, tokens, settings.checkpoints_activations, has_dropout)
             yield Item(f"{name}: activations", passes * size, BACKWARD)
         if settings.stage == "reward":
+            if settings["lm_coefficient"] is not None:
+                prompts = settings["per_device_train_batch_size"]
+                size = best_answer_bytes(self._policy, self.precision, prompts, self.max_tokens)
+                yield Item("logits of the best answers", size, BACKWARD)
             return
         if settings.stage == "ppo":
             yield self._logprobs("", settings["max_completion_length"])
@@ -223,6 +227,9 @@ class Plan:
                 size = activation_bytes(shape, self.precision, tokens, settings.checkpoints_activations, has_dropout)
                 yield Item("texts: activations", size, BACKWARD)
                 yield self._logprobs("texts: ", self.max_tokens - 1)
+            return
+        if settings.smooths_labels:
+            yield Item("whole logits and loss", logit_bytes(self._policy, self.precision, tokens), BACKWARD)
             return
         predictions = tokens
         if settings.stage == "grpo":

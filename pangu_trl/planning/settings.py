@@ -69,6 +69,11 @@ class Settings:
         return bool(self["use_peft"]) and self["lora_dropout"] > 0 and not is_off
 
     @property
+    def smooths_labels(self) -> bool:
+        """Whether SFT reads all logits at once: TRL's other losses go through tiles of them."""
+        return self.stage == "sft" and self["label_smoothing_factor"] > 0 and self["loss_type"] == "nll"
+
+    @property
     def samples_by_vllm(self) -> bool:
         """Whether vLLM samples the answers: a server, which takes none of the training's memory; others are refused."""
         return self["rollout_engine"] == "vllm" if self.stage == "ppo" else bool(self["use_vllm"])

@@ -274,6 +274,31 @@ def test_logits_have_the_copies_that_each_loss_makes(plan):
     assert sizes["tile of logits"] == 4096 * (32768 * 4 + 7 * 32768 * 4) + 4 * V * H
 
 
+def test_label_smoothing_reads_all_logits_at_once(plan):
+    def sizes(text):
+        return {item.name: item.num_bytes for item in plan("sft", Launch(1, "none", bf16=True), text).items}
+
+    smoothed = sizes("per_device_train_batch_size: 2\nlabel_smoothing_factor: 0.1")
+    assert smoothed["whole logits and loss"] == 2 * 512 * V * (3 * 4 + 2)
+    assert "tile of logits" not in smoothed
+    # TRL leaves the smoothing out with its other loss.
+    assert "tile of logits" in sizes("label_smoothing_factor: 0.1\nloss_type: dft")
+
+
+def test_the_language_model_loss_of_a_reward_model_has_the_logits_of_its_best_answers(plan):
+    def sizes(text):
+        return {item.name: item.num_bytes for item in plan("reward", Launch(1, "none", bf16=True), text).items}
+
+    text = "per_device_train_batch_size: 8"
+    assert "logits of the best answers" not in sizes(text)
+    # Likelihoods of eight answers in float32; of one their gradients, and those of its logits in both precisions.
+    expected = 512 * V * (8 * 4 + 4 + 4 + 2)
+    whole = sizes(f"{text}\nlm_coefficient: 0.1")
+    assert whole["logits of the best answers"] == expected + 4 * V * H
+    # Of a head that does not learn there is no gradient.
+    assert sizes(f"{text}\nlm_coefficient: 0.1\nuse_peft: true")["logits of the best answers"] == expected
+
+
 def test_offloaded_states_are_in_the_memory_of_the_host(plan):
     on_device, offloaded = (
         plan("sft", Launch(8, "zero3", True, offload_optimizer=off, offload_weights=off)) for off in (False, True)
