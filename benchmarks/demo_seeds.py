@@ -86,7 +86,7 @@ def table(rows: dict[int, dict[str, float]]) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2f}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:z.2f}"
 
 
 if __name__ == "__main__":
