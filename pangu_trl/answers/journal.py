@@ -128,4 +128,6 @@ def fingerprint(source: str | None) -> str | None:
     if not path.is_dir() or not source:
         return None
     files = sorted(file for file in path.iterdir() if file.is_file())
+    # The page on a run, which `pangu-trl report` writes anew, and a model card make no other model.
+    files = [file for file in files if not file.name.startswith("_") and file.name != "README.md"]
     return digest([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)

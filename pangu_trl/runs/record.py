@@ -149,8 +149,9 @@ def fingerprint_of_model(name: str) -> str | None:
     if path.is_dir():
         suffixes = (".safetensors", ".bin", ".json")
         files = [file for file in sorted(path.iterdir()) if file.suffix in suffixes and file.is_file()]
-        # What training leaves beside its model.
-        files = [file for file in files if file.name not in ("training_args.bin", "trainer_state.json")]
+        # What training leaves beside its model; two runs with the same weights differ in it.
+        beside = ("training_args.bin", "trainer_state.json")
+        files = [file for file in files if file.name not in beside and not file.name.startswith("_")]
     elif path.is_file():
         files = [path]
     else:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pangu_trl.answers.journal import Journal
+from pangu_trl.answers.journal import Journal, fingerprint
 from pangu_trl.cli import main
+from pangu_trl.runs.record import fingerprint_of_model
 
 JUDGE = """
 import os
@@ -96,6 +97,16 @@ def test_two_calls_at_once_are_told_apart(tmp_path: Path) -> None:
     with Journal(tmp_path / "o", {}):
         with pytest.raises(ValueError, match="another call is writing it"):
             Journal(tmp_path / "o", {})
+
+
+def test_what_is_written_beside_a_model_makes_no_other_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    before = fingerprint(str(tmp_path)), fingerprint_of_model(str(tmp_path))
+    for name in ("_report.html", "_run_log.json", "README.md"):
+        (tmp_path / name).write_text("{}")
+    assert (fingerprint(str(tmp_path)), fingerprint_of_model(str(tmp_path))) == before
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    assert fingerprint(str(tmp_path)) != before[0] and fingerprint_of_model(str(tmp_path)) != before[1]
 
 
 def test_a_judge_or_records_that_changed_are_no_longer_the_same(capsys: pytest.CaptureFixture[str]) -> None:
