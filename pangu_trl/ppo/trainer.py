@@ -246,7 +246,7 @@ class PPOTrainer(Trainer):
         is_new = self.lr_scheduler is None
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         if is_new and self.args.critic_warmup_steps:
-            delay_policy(scheduler, self.args.critic_warmup_steps)
+            delay_policy(scheduler, self.args.critic_warmup_steps, num_training_steps)
         return scheduler
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:

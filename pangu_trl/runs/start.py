@@ -33,6 +33,7 @@ from .coarse_weights import check_coarse_weights
 from .ending import tell_end
 from .folders import MERGED_BASE_FOLDER
 from .hang_guard import watch_for_hangs
+from .learning_rates import check_learning_rates
 from .lock import LOCK_FILE, lock_folder, unlock_folder
 from .options import StrictParser
 from .process import recipe_command, stage_of_process
@@ -195,7 +196,8 @@ def loading_options(model_args: ModelConfig) -> dict[str, Any]:
 def guard(trainer: Trainer, *arguments: Any) -> None:
     """Stops broken training, resumes exactly, marks whole checkpoints, pushes no options, saves when told to stop.
 
-    It also has all examples evaluated, names ranks that wait for others, and keeps the run's log for the page on it.
+    It also refuses a run whose warm-up leaves nothing to learn with, has all examples evaluated, names ranks that wait
+    for others, and keeps the run's log for the page on it.
 
     The trainers of this package look at the dtype of their weights themselves.
 
@@ -205,6 +207,7 @@ def guard(trainer: Trainer, *arguments: Any) -> None:
     """
     if not type(trainer).__module__.startswith("pangu_trl."):
         check_coarse_weights(trainer)
+    check_learning_rates(trainer)
     stop_on_broken_training(trainer)
     resume_exactly(trainer, *arguments)
     keep_options_private(trainer)

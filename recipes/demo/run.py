@@ -84,8 +84,14 @@ SIZES = {
         num_layers=2,
         answer_tokens=8,
         overrides={
-            "sft": {"max_steps": 6, "eval_steps": 3, "logging_steps": 2},
-            "reward": {"max_steps": 4, "eval_steps": 2, "logging_steps": 2, "per_device_train_batch_size": 4},
+            "sft": {"max_steps": 6, "warmup_steps": 2, "eval_steps": 3, "logging_steps": 2},
+            "reward": {
+                "max_steps": 4,
+                "warmup_steps": 1,
+                "eval_steps": 2,
+                "logging_steps": 2,
+                "per_device_train_batch_size": 4,
+            },
             "ppo": {
                 "max_steps": 4,
                 "eval_steps": 2,

@@ -69,9 +69,16 @@ SIZES = {
         answer_tokens=12,
         prompts={"train": 8, "held-out": 4},
         overrides={
-            "reward": {"max_steps": 2, "eval_steps": 1, "logging_steps": 1, "per_device_train_batch_size": 4},
+            "reward": {
+                "max_steps": 2,
+                "warmup_steps": 1,
+                "eval_steps": 1,
+                "logging_steps": 1,
+                "per_device_train_batch_size": 4,
+            },
             "ppo": {
                 "max_steps": 4,
+                "warmup_steps": 1,
                 "logging_steps": 1,
                 "save_steps": 2,
                 "per_device_train_batch_size": 2,

@@ -1,5 +1,6 @@
 """What steers a run: penalties, scaling of rewards, early stops of the passes, a critic that learns first."""
 
+import logging
 import copy
 
 import pytest
@@ -117,6 +118,14 @@ def test_the_critic_learns_alone_while_it_warms_up(make_trainer, layout):
         if parameter.requires_grad and not later.model.is_critic(name) and not torch.equal(parameter, before[name])
     ]
     assert moved
+
+
+def test_a_run_in_which_only_the_critic_learns_is_said(make_trainer, caplog):
+    make_trainer(max_steps=2, critic_warmup_steps=1).create_optimizer_and_scheduler(num_training_steps=2)
+    assert "only the critic learns" not in caplog.text
+    with caplog.at_level(logging.WARNING):
+        make_trainer(max_steps=2, critic_warmup_steps=4).create_optimizer_and_scheduler(num_training_steps=2)
+    assert "critic_warmup_steps is 4, and this run has 2: only the critic learns" in caplog.text
 
 
 def test_after_the_warm_up_of_the_critic_the_policys_schedule_is_where_it_would_be(make_trainer):

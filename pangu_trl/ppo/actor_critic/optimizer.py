@@ -1,5 +1,6 @@
 """One optimiser, in which policy and critic have their own learning rates and schedule."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..config import PPOConfig
 from .policy_value import PolicyAndValue
+
+logger = logging.getLogger(__name__)
 
 
 def parameter_groups(model: PolicyAndValue, args: PPOConfig, decayed: set[str]) -> list[dict[str, Any]]:
@@ -41,8 +44,13 @@ def parameter_groups(model: PolicyAndValue, args: PPOConfig, decayed: set[str]) 
     return groups
 
 
-def delay_policy(scheduler: Any, num_steps: int) -> None:
+def delay_policy(scheduler: Any, num_steps: int, num_training_steps: int) -> None:
     """Sets the learning rate of the policy's groups to 0 for the first steps; the schedule itself goes on.
+
+    Args:
+        scheduler: Of the optimiser with the groups of `parameter_groups`.
+        num_steps: How many steps.
+        num_training_steps: Those of the whole run; where they are no more, a warning says so.
 
     Raises:
         ValueError: The schedule is not a function of the step, or the optimiser does not tell policy from critic.
@@ -56,6 +64,15 @@ def delay_policy(scheduler: Any, num_steps: int) -> None:
         raise ValueError(
             "PPOTrainer: critic_warmup_steps needs a schedule that depends on the step alone (constant, linear, "
             f"cosine, ...); got {type(scheduler).__name__}."
+        )
+
+    if num_steps >= num_training_steps:
+        logger.warning(
+            "PPOTrainer: critic_warmup_steps is %d, and this run has %d: only the critic learns, and the policy stays "
+            "as it is. For a policy that learns lower critic_warmup_steps, or train for longer: more prompts, a larger "
+            "num_train_epochs or max_steps.",
+            num_steps,
+            num_training_steps,
         )
 
     def delayed(schedule: Callable[[int], float]) -> Callable[[int], float]:
