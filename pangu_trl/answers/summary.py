@@ -1,6 +1,7 @@
 """What sampled answers and their scores add up to, and how two sets of them compare."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,12 @@ from pangu_trl.data.records import answer_text
 
 from .records import Answers, Record, Scores
 
+# Scripts without spaces between words: Thai and Lao, Burmese, Khmer, kana, Han.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_WORD = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+")
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -19,7 +26,7 @@ def summarise_answers(answers: Answers, scores: Scores | None = None) -> dict[st
     """Sums up sampled answers, and their scores if there are any.
 
     Standard deviations are those of the answers themselves, not estimates for a larger population. Distinct-n counts
-    n-grams of characters.
+    n-grams of words, which are single characters in scripts that do not separate words.
     """
     records = answers.records
     texts = [answer_text(response) for record in records for response in record["responses"]]
@@ -39,8 +46,9 @@ def summarise_answers(answers: Answers, scores: Scores | None = None) -> dict[st
         metrics["share/finished"] = sum(finished) / len(texts)
     metrics["share/empty"] = answers.num_empty / len(texts)
     metrics["share/duplicate"] = answers.num_duplicates / len(texts)
-    metrics["distinct/1"] = distinct_ngrams(texts, 1)
-    metrics["distinct/2"] = distinct_ngrams(texts, 2)
+    words = [_words(text) for text in texts]
+    metrics["distinct/1"] = distinct_ngrams(words, 1)
+    metrics["distinct/2"] = distinct_ngrams(words, 2)
     return metrics
 
 
@@ -97,11 +105,16 @@ def _prompt_keys(records: Sequence[Record]) -> list[tuple[str, int]]:
     return keys
 
 
+def _words(text: str) -> list[str]:
+    """Words between spaces, in lower case; each character in scripts that do not separate words."""
+    return _WORD.findall(text.lower())
+
+
 def distinct_ngrams(answers: Sequence[Sequence[Any]], n: int) -> float:
     """Share of different n-grams among all n-grams of the answers (distinct-n, Li et al. 2016, arXiv:1510.03055).
 
     Args:
-        answers: Texts, whose characters are counted, or token ids.
+        answers: Lists of words, or token ids.
         n: Length of the n-grams.
     """
     ngrams = [tuple(answer[start : start + n]) for answer in answers for start in range(len(answer) - n + 1)]

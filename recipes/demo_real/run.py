@@ -34,6 +34,7 @@ from stage_launching import ROOT, launch_recipe, move_aside, run_command, short 
 from summary import peak_memory_gib, summarise, write_figures, write_samples, write_times  # noqa: E402
 
 from pangu_trl.runs.checkpoints import last_whole_checkpoint  # noqa: E402
+from pangu_trl.runs.lock import LOCK_FILE  # noqa: E402
 
 JUDGE = f"{HERE / 'friendly_judge.py'}:friendliness"
 PROMPTS = {
@@ -147,8 +148,9 @@ class RealDemo:
         path = self.run_dir / "settings.json"
         if path.exists() and _read_json(path) != settings:
             raise ValueError(
-                f"{short(self.run_dir)} holds a run with other settings or prompts (see {short(path)}); name another "
-                "folder with --run-dir, or start anew with --fresh, which keeps it under another name"
+                f"{short(self.run_dir)} holds a run with other settings or prompts (see {short(path)}). Start anew "
+                "with --fresh (`make demo-real FRESH=1`), which keeps it under another name, or name another folder "
+                "with --run-dir"
             )
         self.run_dir.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
@@ -170,7 +172,7 @@ class RealDemo:
         if output_dir.exists() and not (output_dir / ADAPTER_FILE).exists():
             if _has_checkpoint(output_dir):
                 options["resume_from_checkpoint"] = "true"
-            else:
+            elif any(path.name != LOCK_FILE for path in output_dir.iterdir()):
                 move_aside(output_dir)
         self._make(output_dir / ADAPTER_FILE, lambda: launch_recipe(stage, HERE / f"{stage}.yaml", options))
 
@@ -255,7 +257,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", choices=SIZES, default="full", help="how much to train (default: %(default)s)")
     parser.add_argument(
-        "--run-dir", type=Path, default=Path("runs/demo-real"), help="folder of the run (default: %(default)s)"
+        "--run-dir",
+        type=Path,
+        help="folder of the run (default: runs/demo-real; of the smaller sizes runs/demo-real-SIZE)",
     )
     parser.add_argument(
         "--dtype",
@@ -265,22 +269,23 @@ def main() -> None:
     )
     parser.add_argument("--fresh", action="store_true", help="keep an earlier run under another name and start anew")
     args = parser.parse_args()
+    run_dir = args.run_dir or Path("runs") / ("demo-real" if args.steps == "full" else f"demo-real-{args.steps}")
     if args.fresh:
-        move_aside(args.run_dir)
+        move_aside(run_dir)
     try:
         dtype = quick_dtype() if args.dtype == "auto" else args.dtype
-        summary = RealDemo(args.run_dir, SIZES[args.steps], dtype).run()
+        summary = RealDemo(run_dir, SIZES[args.steps], dtype).run()
     except subprocess.CalledProcessError as error:
         raise SystemExit(f"The demo stopped: the last command ended with exit status {error.returncode}.") from None
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"The demo stopped: {error}") from None
     except KeyboardInterrupt:
-        raise SystemExit(f"Interrupted. Start it again, and it goes on with {short(args.run_dir)}.") from None
-    report = write_report(args.run_dir, REAL_STORY)
-    plot_overview(args.run_dir, REAL_STORY)
+        raise SystemExit(f"Interrupted. Start it again, and it goes on with {short(run_dir)}.") from None
+    report = write_report(run_dir, REAL_STORY)
+    plot_overview(run_dir, REAL_STORY)
     print(f"\n{write_samples(summary)}\n\n{write_figures(summary)}\n\n{write_times(summary)}")
-    print(f"\nAll figures: {short(args.run_dir / 'summary.json')}. Report: {report} (open it in a browser).")
-    models = " ".join(short(args.run_dir / name) for name in ("base", "ppo"))
+    print(f"\nAll figures: {short(run_dir / 'summary.json')}. Report: {report} (open it in a browser).")
+    models = " ".join(short(run_dir / name) for name in ("base", "ppo"))
     print(f"Ask both models yourself: pangu-trl chat {models} --temperature 0.8")
 
 

@@ -18,6 +18,13 @@ TARGETS = {
     ("ppo", "perplexity_ratio"): ("at most", 1.5),
 }
 
+PART_LABELS = ("tone", "ease of reading", "form")
+OTHER_FIGURES = (
+    ("words of an answer", "words"),
+    ("share of answers that end by themselves", "finished"),
+    ("share of different answers among all", "distinct"),
+)
+
 
 def summarise(run_dir: Path, times: dict[str, dict[str, float]]) -> dict:
     """Figures of a finished run.
@@ -132,7 +139,8 @@ def write_figures(summary: dict) -> str:
             targets["pair_accuracy_after"],
         ),
         ("win rate of PPO's answers by the judge", "0.5", f"{ppo['win_rate']:.3f}", targets["win_rate"]),
-        ("judge's score", f"{ppo['judge_before']:.3f}", f"{ppo['judge_after']:.3f}", ""),
+        ("judge's score, the mean of the next three", f"{ppo['judge_before']:.3f}", f"{ppo['judge_after']:.3f}", ""),
+        *(_described(answers, label, name) for name, label in zip(PARTS, PART_LABELS, strict=True)),
         ("KL divergence, nats an answer", "0", f"{ppo['kl']:.1f}", targets["kl"]),
         (
             "perplexity under the start model",
@@ -141,9 +149,13 @@ def write_figures(summary: dict) -> str:
             targets["perplexity_ratio"] + " times",
         ),
     ]
-    for name in ("words", "finished", "distinct"):
-        rows.append((f"{name}, see below", *(f"{answers[model][name]:.2f}" for model in ("start", "ppo")), ""))
+    rows += [_described(answers, label, name) for label, name in OTHER_FIGURES]
     return table(("", "before", "after", "meant to be"), rows)
+
+
+def _described(answers: dict[str, dict[str, float]], label: str, name: str) -> tuple[str, ...]:
+    """A row of what `describe_answers` found."""
+    return label, *(f"{answers[model][name]:.2f}" for model in ("start", "ppo")), ""
 
 
 def write_times(summary: dict) -> str:

@@ -165,9 +165,9 @@ def test_summary_of_answers_and_scores():
             "share/empty": 1 / 4,
             # The second aab; the ab of the other prompt repeats nothing.
             "share/duplicate": 1 / 4,
-            # Characters a, b among 8; pairs aa, ab among aa ab aa ab ab.
-            "distinct/1": 2 / 8,
-            "distinct/2": 2 / 5,
+            # Words aab, ab among aab aab ab.
+            "distinct/1": 2 / 3,
+            "distinct/2": 0.0,
         }
     )
 

@@ -188,8 +188,8 @@ SUMMARY = {
         "perplexity_ratio": 1.25,
     },
     "answers": {
-        "start": {"words": 18.44, "finished": 0.85, "distinct": 1.0},
-        "ppo": {"words": 12.0, "finished": 1.0, "distinct": 0.9},
+        "start": {"tone": 0.7, "ease": 0.4, "form": 0.73, "words": 18.44, "finished": 0.85, "distinct": 1.0},
+        "ppo": {"tone": 0.6, "ease": 0.9, "form": 0.975, "words": 12.0, "finished": 1.0, "distinct": 0.9},
     },
     "stages": {"prepare": {"seconds": 12.4, "cpu_seconds": 10.6, "peak_gib": 1.04}},
     "seconds": 12.4,
@@ -204,6 +204,9 @@ def test_figures_are_printed_beside_what_they_are_meant_to_be(summary):
     assert rows[0] == "|  | before | after | meant to be |"
     assert "| pair accuracy of the reward model, 479 held-out pairs | 0.432 | 0.765 | at least 0.7 |" in rows
     assert "| win rate of PPO's answers by the judge | 0.5 | 0.900 | at least 0.75 |" in rows
+    assert "| judge's score, the mean of the next three | 0.610 | 0.825 |  |" in rows
+    assert "| tone | 0.70 | 0.60 |  |" in rows and "| ease of reading | 0.40 | 0.90 |  |" in rows
+    assert "| share of different answers among all | 1.00 | 0.90 |  |" in rows
     assert "| KL divergence, nats an answer | 0 | 12.3 | at most 20 |" in rows
     assert "| perplexity under the start model | 4.00 | 5.00, 1.25 times | at most 1.5 times |" in rows
     assert summary.write_times(SUMMARY).splitlines()[2:] == ["| prepare | 11 | 12 | 1.0 |", "| all | 11 | 12 | 1.0 |"]
@@ -289,6 +292,32 @@ def test_a_training_that_stopped_before_its_first_checkpoint_starts_anew(run, tm
     ((stage, options),) = launched
     assert stage == "ppo" and "resume_from_checkpoint" not in options
     assert (options["max_completion_length"], options["temperature"]) == (12, 0.8)
+
+
+def test_a_training_that_was_stopped_before_it_wrote_anything_leaves_no_folder_behind(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "launch_recipe", lambda stage, config, options: None)
+    demo = run.RealDemo(tmp_path / "run", run.SIZES["smoke"])
+    (demo.run_dir / "ppo").mkdir()
+    (demo.run_dir / "ppo" / run.LOCK_FILE).write_text("")
+    demo._train("ppo", reward_model=Path("reward"))
+    assert not (demo.run_dir / "ppo.1").exists()
+
+
+@pytest.mark.parametrize(
+    "words, folder", [([], "demo-real"), (["--steps", "smoke"], "demo-real-smoke"), (["--run-dir", "mine"], "mine")]
+)
+def test_each_size_has_a_folder_of_its_own(run, tmp_path, monkeypatch, words, folder):
+    folders = []
+
+    def claim(run_dir, size, dtype):
+        folders.append(run_dir)
+        raise OSError("enough")
+
+    monkeypatch.setattr(run, "RealDemo", claim)
+    monkeypatch.setattr(sys, "argv", ["run.py", *words])
+    with pytest.raises(SystemExit, match="enough"):
+        run.main()
+    assert [path.name for path in folders] == [folder]
 
 
 def has_model() -> bool:

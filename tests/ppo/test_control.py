@@ -1,7 +1,7 @@
 """What steers a run: penalties, scaling of rewards, early stops of the passes, a critic that learns first."""
 
-import logging
 import copy
+import logging
 
 import pytest
 import torch
