@@ -224,8 +224,17 @@ def test_a_model_without_the_weights_of_its_head_is_refused(models_folder, tmp_p
 
 def test_answers_are_not_sampled_from_a_reward_model(models_folder, capsys):
     model = str(models_folder / "reward")
+    what = f"error: {model}: a reward model or critic (GPT2ForSequenceClassification), not a language model"
     assert main(["sample", "--model", model, "--prompts", "prompts.jsonl", "--output", "o.jsonl"]) == 2
-    assert "a reward model, which scores answers and writes none" in capsys.readouterr().err
+    assert what in capsys.readouterr().err
+    assert main(["chat", model]) == 2
+    assert what in capsys.readouterr().err
+
+
+def test_answers_are_not_scored_by_a_language_model(models_folder, capsys):
+    model = str(models_folder / "policy")
+    assert main(["score", "answers.jsonl", "--judge", model, "--output", "o.jsonl"]) == 2
+    assert f"error: {model}: a language model (GPT2LMHeadModel), not a reward model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("file", "content"), [("model.safetensors", "half"), ("config.json", '{"n_layer": "x"}')])
