@@ -85,10 +85,10 @@ def add_output(parser: argparse.ArgumentParser, metavar: str, content: str, requ
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
+def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int = 64) -> None:
     """How answers are drawn; see `answers.sampling.SamplingConfig`."""
     parser.add_argument(
-        "--max-new-tokens", type=int, default=64, help="longest answer, in tokens (default: %(default)s)"
+        "--max-new-tokens", type=int, default=max_new_tokens, help="longest answer, in tokens (default: %(default)s)"
     )
     parser.add_argument(
         "--temperature",
