@@ -107,6 +107,8 @@ def test_help_names_every_option(command, options, capsys):
 def test_from_prompts_to_a_ranking_that_the_reward_recipe_reads(models_folder, capsys):
     assert sample(models_folder) == 0
     assert "sampled.jsonl: 2 prompts, 6 answers" in capsys.readouterr().out
+    assert sample(models_folder, "--limit", "1", "--num-answers", "1", output="one.jsonl") == 0
+    assert "one.jsonl: 1 prompt, 1 answer, " in capsys.readouterr().out
     sampled = read_jsonl("sampled.jsonl")
     assert [(record["prompt"], record["topic"]) for record in sampled] == [("你好吗?", "问候"), ("ab", "字母")]
     for record in sampled:

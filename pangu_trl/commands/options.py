@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pangu_trl.runs.counts import counted
 from pangu_trl.runs.judge_form import FORM_HELP, FORMS
 
 if TYPE_CHECKING:
@@ -204,6 +205,6 @@ def note(args: argparse.Namespace, message: str) -> None:
 def count_answers(answers: "Answers") -> str:
     num_answers = sum(len(record["responses"]) for record in answers.records)
     return (
-        f"{len(answers.records)} prompts, {num_answers} answers, {answers.num_empty} empty, "
+        f"{counted(len(answers.records), 'prompt')}, {counted(num_answers, 'answer')}, {answers.num_empty} empty, "
         f"{answers.num_duplicates} repeating another answer to their prompt"
     )
