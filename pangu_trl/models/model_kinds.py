@@ -50,5 +50,5 @@ def _architecture(config: PreTrainedConfig) -> str:
 def _refuse_scoring(name: str, kind: str) -> None:
     raise ValueError(
         f"{name}: a reward model or critic ({kind}), not a language model: it scores answers and writes none. Give the "
-        "folder of a language model, as SFT or PPO wrote it; a critic lies in the folder of PPO's"
+        "folder of a language model, as SFT or PPO wrote it; PPO's is the one around its critic, value_model"
     )
