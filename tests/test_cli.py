@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model, PreTrainedTokenizerFast
 
+from pangu_trl.answers import chatting
 from pangu_trl.cli import main
 from pangu_trl.data.jsonl import read_jsonl
 from pangu_trl.data.loading import load_records
@@ -105,6 +107,8 @@ def test_help_names_every_option(command, options, capsys):
 def test_from_prompts_to_a_ranking_that_the_reward_recipe_reads(models_folder, capsys):
     assert sample(models_folder) == 0
     assert "sampled.jsonl: 2 prompts, 6 answers" in capsys.readouterr().out
+    assert sample(models_folder, "--limit", "1", "--num-answers", "1", output="one.jsonl") == 0
+    assert "one.jsonl: 1 prompt, 1 answer, " in capsys.readouterr().out
     sampled = read_jsonl("sampled.jsonl")
     assert [(record["prompt"], record["topic"]) for record in sampled] == [("你好吗?", "问候"), ("ab", "字母")]
     for record in sampled:
@@ -224,8 +228,17 @@ def test_a_model_without_the_weights_of_its_head_is_refused(models_folder, tmp_p
 
 def test_answers_are_not_sampled_from_a_reward_model(models_folder, capsys):
     model = str(models_folder / "reward")
+    what = f"error: {model}: a reward model or critic (GPT2ForSequenceClassification), not a language model"
     assert main(["sample", "--model", model, "--prompts", "prompts.jsonl", "--output", "o.jsonl"]) == 2
-    assert "a reward model, which scores answers and writes none" in capsys.readouterr().err
+    assert what in capsys.readouterr().err
+    assert main(["chat", model]) == 2
+    assert what in capsys.readouterr().err
+
+
+def test_answers_are_not_scored_by_a_language_model(models_folder, capsys):
+    model = str(models_folder / "policy")
+    assert main(["score", "answers.jsonl", "--judge", model, "--output", "o.jsonl"]) == 2
+    assert f"error: {model}: a language model (GPT2LMHeadModel), not a reward model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("file", "content"), [("model.safetensors", "half"), ("config.json", '{"n_layer": "x"}')])
@@ -436,3 +449,77 @@ def test_a_talk_that_is_too_long_is_told_and_goes_on(models_folder, monkeypatch,
     monkeypatch.setattr("sys.stdin", io.StringIO("abcdabcdabcdabcdabcdabcd\nab\n"))
     assert main(["chat", str(models_folder / "policy"), "--max-new-tokens", "5"]) == 0
     assert "together more than the 24 positions of the model" in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    """Lines that are typed."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def interrupt_at_token(monkeypatch, number: int) -> None:
+    """Presses Ctrl-C at a token of all that are sampled."""
+    put, tokens = chatting._Stream.put, []
+
+    def put_and_interrupt(stream, value):
+        put(stream, value)
+        new = stream.ids[-1:]
+        tokens.extend(new)
+        if new and len(tokens) == number:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(chatting._Stream, "put", put_and_interrupt)
+
+
+def test_ctrl_c_stops_one_answer_and_at_the_prompt_ends(models_folder, monkeypatch, capsys):
+    model = str(models_folder / "policy")
+    shutil.copytree(model, "second")
+    words = ["chat", model, "second", "--temperature", "0", "--max-new-tokens", "5"]
+    monkeypatch.setattr("sys.stdin", Terminal("ab\n"))
+    assert main(words) == 0
+    _, _, first, _, second = capsys.readouterr().out.replace("> ", "> \n").splitlines()[:5]
+    assert len(first) == 5
+    monkeypatch.setattr("sys.stdin", Terminal("ab\n/new\nab\n"))
+    interrupt_at_token(monkeypatch, 3)
+    assert main(words) == 0
+    shown, told = capsys.readouterr()
+    # The other model answers in full, and so does the first in the next turn.
+    answers = [line for line in shown.replace("> ", "").splitlines() if not line.startswith("[")]
+    assert [answer for answer in answers if answer] == [first[:3], second, first, second]
+    assert "Ctrl-C stops an answer" in told
+    assert told.count("stopped; what came stays in the talk") == 1
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", interrupted)
+    assert main(words) == 130
+
+
+def test_ctrl_c_ends_a_talk_whose_lines_come_from_a_file(models_folder, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("ab\nab\n"))
+    interrupt_at_token(monkeypatch, 3)
+    assert main(["chat", str(models_folder / "policy"), "--temperature", "0", "--max-new-tokens", "5"]) == 130
+
+
+def test_an_answer_that_was_cut_says_by_what(models_folder, monkeypatch, capsys):
+    model = str(models_folder / "policy")
+    monkeypatch.setattr("sys.stdin", io.StringIO("ab\n"))
+    assert main(["chat", model, "--temperature", "0", "--max-new-tokens", "1"]) == 0
+    assert "cut off after 1 token; a greater --max-new-tokens gives more" in capsys.readouterr().err
+    # The default is more than the 24 positions of the model hold, which is no reason not to answer.
+    monkeypatch.setattr("sys.stdin", io.StringIO("abcdabcdabcdabcdabcd\n"))
+    assert main(["chat", model, "--temperature", "0"]) == 0
+    shown, told = capsys.readouterr()
+    assert shown.strip()
+    assert "cut off, as the talk fills the positions of the model; /new begins anew" in told
+
+
+def test_bytes_that_are_no_utf_8_are_told_and_the_next_line_is_answered(models_folder, monkeypatch, capsys):
+    model = str(models_folder / "policy")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\nab\n"), encoding="utf-8"))
+    assert main(["chat", model, "--temperature", "0", "--max-new-tokens", "5"]) == 0
+    shown, told = capsys.readouterr()
+    assert "the terminal did not send UTF-8, so the line was left out" in told
+    assert len(shown.splitlines()) == 1 and len(shown.strip()) == 5

@@ -17,10 +17,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TemperatureLogitsWarper,
-    TextStreamer,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from pangu_trl.data.answer_end import sampled_text, stop_tokens
 from pangu_trl.data.collators import pad_sequences
@@ -94,7 +94,7 @@ def sample_answers(
     columns: Sequence[EncodingColumns] | None = None,
     known: Mapping[tuple[int, int], SampledAnswer] | None = None,
     keep: Callable[[dict[tuple[int, int], SampledAnswer]], None] | None = None,
-    streamer: TextStreamer | None = None,
+    streamer: BaseStreamer | None = None,
 ) -> list[list[SampledAnswer]]:
     """Draws `num_answers` independent answers to each prompt.
 
@@ -208,7 +208,7 @@ def _sample_batch(
     prompts: list[list[int]],
     config: SamplingConfig,
     uniforms: Tensor,
-    streamer: TextStreamer | None = None,
+    streamer: BaseStreamer | None = None,
 ) -> list[SampledAnswer]:
     """Generates one answer to each of B encoded prompts, drawing its tokens with its row of `uniforms`, (B, C)."""
     pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]

@@ -5,6 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pangu_trl.runs.counts import counted
+
 from .options import add_json, print_json
 
 if TYPE_CHECKING:
@@ -59,7 +61,8 @@ def _prompts(answers: str | None) -> dict[str, str]:
 
 def _print(agreement: "Agreement") -> None:
     names = len(agreement.annotators)
-    print(f"{agreement.prompts} prompts ranked by {names} annotators, {agreement.shared_prompts} by two or more")
+    ranked = f"{counted(agreement.prompts, 'prompt')} ranked by {counted(names, 'annotator')}"
+    print(f"{ranked}, {agreement.shared_prompts} by two or more")
     if agreement.replaced:
         print(f"{agreement.replaced} decisions left out, as the same annotator decided on the same prompt again later")
     if agreement.shared_prompts:
@@ -84,7 +87,7 @@ def _print(agreement: "Agreement") -> None:
         print("everybody:")
         _print_bias(agreement.position_bias)
     cyclic = [dispute.line for dispute in agreement.disputes if dispute.cycles]
-    print(f"{len(agreement.disputes)} prompts with contradictions, {len(cyclic)} whose majority goes round")
+    print(f"{counted(len(agreement.disputes), 'prompt')} with contradictions, {len(cyclic)} whose majority goes round")
     if cyclic:
         print(f"  lines {', '.join(map(str, cyclic))}")
 
@@ -95,9 +98,9 @@ def _print_concordance(name: str, found: "Concordance") -> None:
         f"weighted tau {_number(found.tau)}",
         "no pair to compare"
         if found.pair_agreement is None
-        else f"{found.pair_agreement:.0%} of {found.pairs} pairs alike",
+        else f"{found.pair_agreement:.0%} of {counted(found.pairs, 'pair')} alike",
     ]
-    print(f"{name}: {', '.join(figures)} ({found.prompts} prompts compared)")
+    print(f"{name}: {', '.join(figures)} ({counted(found.prompts, 'prompt')} compared)")
 
 
 def _print_bias(bias: "PositionBias") -> None:

@@ -4,6 +4,8 @@ import argparse
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from pangu_trl.runs.counts import counted
+
 from .options import add_batch_size, add_judge_option, add_output, note, refuse_existing
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
         server.run()
         decisions = [kept.decision for kept in store.decisions()]
     ranked = sum(not decision.skipped for decision in decisions)
-    print(f"{store.path}: {ranked} rankings, {len(decisions) - ranked} prompts skipped")
+    print(f"{store.path}: {counted(ranked, 'ranking')}, {counted(len(decisions) - ranked, 'prompt')} skipped")
     if args.output is not None and ranked:
         export_annotations.run(_export(args))
     elif args.output is not None:

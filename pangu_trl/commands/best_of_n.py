@@ -3,6 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from pangu_trl.runs.counts import counted
+
 from .options import (
     add_answers_and_batch_size,
     add_json,
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print_json({"prompts": len(selected), "score/mean_of_best": mean_best, "score/mean_of_all": mean})
         return
-    print(f"{args.output}: {len(selected)} prompts, mean score {mean_best:.4g}; of all answers {mean:.4g}")
+    print(f"{args.output}: {counted(len(selected), 'prompt')}, mean score {mean_best:.4g}; of all answers {mean:.4g}")
 
 
 def _select(args: argparse.Namespace, answers: "Answers", scores: list[list[float]] | None) -> list[dict[str, Any]]:

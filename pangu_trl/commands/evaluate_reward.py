@@ -5,6 +5,8 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 
+from pangu_trl.runs.counts import counted
+
 from .options import (
     add_format,
     add_json,
@@ -93,7 +95,8 @@ def run(args: argparse.Namespace) -> None:
         ends = "" if interval is None else "  ({:.4g} to {:.4g})".format(*interval)
         print(f"{name:42}  {value:.4g}{ends}")
     for name, probe in evaluation.probes.items():
-        print(f"{f'best answer beats {name}':42}  {probe['best_answer_wins']:.4g}  ({probe['prompts']} prompts)")
+        prompts = counted(probe["prompts"], "prompt")
+        print(f"{f'best answer beats {name}':42}  {probe['best_answer_wins']:.4g}  ({prompts})")
     for verdict in probe_verdicts(evaluation.probes):
         print(verdict)
 

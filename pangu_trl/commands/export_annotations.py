@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pangu_trl.runs.counts import counted
+
 from .options import add_output, note, refuse_existing
 
 if TYPE_CHECKING:
@@ -92,7 +94,8 @@ def _write_rankings(
     write_jsonl(args.output, found.records, overwrite=args.overwrite)
     _put_in_place(card_path, lambda path: path.write_text(card, "utf-8"))
     names = {name for record in found.records for name in record["annotators"]}
-    print(f"{args.output}: {len(found.records)} rankings by {len(names)} annotators; {card_path}: their data card")
+    rankings, annotators = counted(len(found.records), "ranking"), counted(len(names), "annotator")
+    print(f"{args.output}: {rankings} by {annotators}; {card_path}: their data card")
 
 
 def _say_what_is_missing(args: argparse.Namespace, found: "Rankings") -> None:
@@ -130,7 +133,7 @@ def _write_other(args: argparse.Namespace, answers: "Answers", decisions: Sequen
     if lost:
         what = "; ".join(f"{name} ({count})" for name, count in sorted(lost.items()))
         note(args, f"{args.form} has no place for: {what}")
-    print(f"{args.output}: {len(answers.records)} prompts, {len(decisions)} decisions")
+    print(f"{args.output}: {counted(len(answers.records), 'prompt')}, {counted(len(decisions), 'decision')}")
     if args.form == "label-studio":
         _put_in_place(beside, lambda path: path.write_text(labelling_interface(answers), "utf-8"))
         print(f"{beside}: the labelling interface to choose for the project")

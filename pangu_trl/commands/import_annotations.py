@@ -7,6 +7,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pangu_trl.runs.counts import counted
+
 from .options import note, refuse_existing
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.answers.exists():
         refuse_existing(argparse.Namespace(output=args.answers, overwrite=False))
         write_jsonl(args.answers, found.records)
-        print(f"{args.answers}: {len(found.records)} prompts with their answers")
+        print(f"{args.answers}: {counted(len(found.records), 'prompt')} with their answers")
     file = AnswersFile.load(args.answers)
     decisions = _placed(args, found, file)
     known = 0
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
                     known += 1
     if known:
         note(args, f"{known} decisions left out, as the store has one of the same annotator on the same prompt already")
-    print(f"{store_path(args.answers)}: {len(decisions) - known} decisions taken over")
+    print(f"{store_path(args.answers)}: {counted(len(decisions) - known, 'decision')} taken over")
 
 
 def _read(args: argparse.Namespace, at: str) -> "Exchanged":

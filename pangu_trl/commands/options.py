@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pangu_trl.runs.counts import counted
 from pangu_trl.runs.judge_form import FORM_HELP, FORMS
 
 if TYPE_CHECKING:
@@ -85,10 +86,10 @@ def add_output(parser: argparse.ArgumentParser, metavar: str, content: str, requ
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
+def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int = 64) -> None:
     """How answers are drawn; see `answers.sampling.SamplingConfig`."""
     parser.add_argument(
-        "--max-new-tokens", type=int, default=64, help="longest answer, in tokens (default: %(default)s)"
+        "--max-new-tokens", type=int, default=max_new_tokens, help="longest answer, in tokens (default: %(default)s)"
     )
     parser.add_argument(
         "--temperature",
@@ -204,6 +205,6 @@ def note(args: argparse.Namespace, message: str) -> None:
 def count_answers(answers: "Answers") -> str:
     num_answers = sum(len(record["responses"]) for record in answers.records)
     return (
-        f"{len(answers.records)} prompts, {num_answers} answers, {answers.num_empty} empty, "
+        f"{counted(len(answers.records), 'prompt')}, {counted(num_answers, 'answer')}, {answers.num_empty} empty, "
         f"{answers.num_duplicates} repeating another answer to their prompt"
     )

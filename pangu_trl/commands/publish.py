@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from pangu_trl.runs.counts import counted
 from pangu_trl.runs.folders import STAGES
 
 from .options import note
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
     if published.deleted:
         note(args, f"deleted weights of an earlier version: {', '.join(published.deleted)}")
     card = " with a new model card" if publication.has_new_card and not published.kept_card else ""
-    print(f"{args.repo_id}: published {len(published.files)} files{card}, {published.url}")
+    print(f"{args.repo_id}: published {counted(len(published.files), 'file')}{card}, {published.url}")
 
 
 def _print_plan(args: argparse.Namespace, publication: "Publication") -> None:

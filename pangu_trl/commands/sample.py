@@ -3,6 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from pangu_trl.runs.counts import counted
+
 from .options import (
     ANSWER_COLUMNS,
     add_format,
@@ -95,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
         write_jsonl(args.output, records, overwrite=args.overwrite)
         journal.remove()
     num_unfinished = sum(not answer.finished for answers in sampled for answer in answers)
-    cut_off = f", {num_unfinished} cut off after {args.max_new_tokens} tokens"
+    cut_off = f", {num_unfinished} cut off after {counted(args.max_new_tokens, 'token')}"
     print(f"{args.output}: {count_answers(Answers(records, places))}{cut_off}")
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pangu_trl.runs.counts import counted
+
 from .options import add_format, positive_int
 
 SUMMARY = "train a vocabulary on text, with the rules and the special ids of the official one"
@@ -50,7 +52,8 @@ def run(args: argparse.Namespace) -> None:
 
     texts = [text for source in args.sources for text in _read_texts(source, args.split, args.format)]
     tokenizer = train_vocabulary(texts, args.output, args.vocab_size, args.num_threads)
-    print(f"{args.output}: {len(tokenizer)} pieces from {len(texts)} texts of {sum(map(len, texts))} characters")
+    size = f"{counted(len(texts), 'text')} of {sum(map(len, texts))} characters"
+    print(f"{args.output}: {len(tokenizer)} pieces from {size}")
 
 
 def _read_texts(source: str, split: str, data_format: str | None) -> Iterator[str]:

@@ -13,6 +13,9 @@ import jinja2
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+# What bytes that are no whole character decode to.
+HALF_CHARACTER = "\ufffd"
+
 # Stands in no template.
 _MARK = "a5c0b7"
 
@@ -94,10 +97,12 @@ def note_stop_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBa
 def sampled_text(tokenizer: "PreTrainedTokenizerBase", ids: list[int], ends: list[int]) -> tuple[str, bool]:
     """The text of a sampled answer up to its first end, and whether it has one.
 
-    The end is left out by its id: not every tokenizer counts the end of a turn among its special tokens.
+    The end is left out by its id: not every tokenizer counts the end of a turn among its special tokens. So is half a
+    character, of which an answer without an end lacks the other half.
     """
     end = next((index for index, token in enumerate(ids) if token in ends), None)
-    return tokenizer.decode(ids[:end], skip_special_tokens=True), end is not None
+    text = tokenizer.decode(ids[:end], skip_special_tokens=True)
+    return (text.rstrip(HALF_CHARACTER), False) if end is None else (text, True)
 
 
 def up_to_end(tokenizer: "PreTrainedTokenizerBase", ids: list[int], end: int) -> list[int]:

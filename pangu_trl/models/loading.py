@@ -5,7 +5,7 @@ frozen, which looks like a model to train and learns nothing; everything here go
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,6 +22,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 
 from .adapter_kinds import check_padding_is_unseen
 from .load_reports import reports_of_files
+from .model_kinds import modules_saved_whole, refuse_scoring_adapter, refuse_scoring_model
 from .vocabulary import check_vocabulary
 from .weight_files import refuse_broken_weights, refuse_pointers
 
@@ -87,7 +88,7 @@ def load_merged(
 
 def find_base_model(model_id: str, revision: str = "main") -> str | None:
     """Finds the base model that an adapter (folder or hub id) was trained on; None if `model_id` is no adapter."""
-    config = _read_adapter_config(model_id, revision)
+    config = read_adapter_config(model_id, revision)
     return None if config is None else config.base_model_name_or_path
 
 
@@ -128,7 +129,14 @@ def name_base_for_good(model: PreTrainedModel | PeftModel) -> None:
             config.base_model_name_or_path = lasting_name(named or None)
 
 
-def _read_adapter_config(model_id: str, revision: str, base_of: str | None = None) -> PeftConfig | None:
+def read_adapter_config(model_id: str, revision: str = "main", base_of: str | None = None) -> PeftConfig | None:
+    """The configuration of an adapter (folder or hub id) that names its base model; None if `model_id` is no adapter.
+
+    Args:
+        model_id: Folder or hub id.
+        revision: Branch, tag or commit on the hub.
+        base_of: The adapter whose base model this should be, for the message.
+    """
     model_id = adapter_folder(model_id)
     with _loading(model_id, base_of):
         if find_adapter_config_file(model_id, revision=revision) is None:
@@ -154,29 +162,36 @@ def _peft_config(adapter: str, revision: str = "main") -> PeftConfig:
 def _load(
     auto_class: Any, model_id: str, adapter: str | None, revision: str, **model_kwargs: Any
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, list[str]]:
-    own_config = _read_adapter_config(model_id, revision)
+    own_config = read_adapter_config(model_id, revision)
     base_id, base_revision, adapter_revision = model_id, revision, "main"
     own_id = model_id if adapter is None else adapter
-    heads: tuple[str, ...] | None = None
+    adapter_config = own_config
     if adapter is not None:
         # Before the base model is loaded for nothing.
         with _loading(adapter):
-            heads = _heads_of(_peft_config(adapter_folder(adapter)))
+            adapter_config = _peft_config(adapter_folder(adapter))
     if own_config is not None:
         base_id, base_revision = own_config.base_model_name_or_path, own_config.revision or "main"
         if adapter is not None:
             raise ValueError(
                 f"{model_id} is itself an adapter, on {base_id}; merge it into its base model before adding {adapter}"
             )
-        adapter, adapter_revision, heads = adapter_folder(model_id), revision, _heads_of(own_config)
-        if _read_adapter_config(base_id, base_revision, base_of=model_id) is not None:
+        adapter, adapter_revision = adapter_folder(model_id), revision
+        if read_adapter_config(base_id, base_revision, base_of=model_id) is not None:
             raise ValueError(
                 f"{model_id}: its base model {base_id} is itself an adapter, and one adapter on another is not "
                 "supported; merge the first into its base model, and name that in adapter_config.json"
             )
-    with _loading(base_id, base_of=None if own_config is None else model_id), reports_of_files(heads):
-        if auto_class is AutoModelForCausalLM:
-            _refuse_score_head(base_id, base_revision, model_kwargs)
+    base_of = None if own_config is None else model_id
+    if auto_class is AutoModelForCausalLM:
+        if adapter_config is not None:
+            refuse_scoring_adapter(own_id, adapter_config)
+        trust_remote_code = model_kwargs.get("trust_remote_code", False)
+        with _loading(base_id, base_of):
+            config = AutoConfig.from_pretrained(base_id, revision=base_revision, trust_remote_code=trust_remote_code)
+        refuse_scoring_model(_with_role(base_id, base_of), config)
+    heads = None if adapter_config is None else modules_saved_whole(adapter_config)
+    with _loading(base_id, base_of), reports_of_files(heads or None):
         model, info = auto_class.from_pretrained(
             base_id, revision=base_revision, output_loading_info=True, **model_kwargs
         )
@@ -197,11 +212,6 @@ def _load(
     tokenizer = load_tokenizer(tokenizer_id, tokenizer_revision, trust_remote_code)
     check_vocabulary(model, tokenizer, model_id)
     return model, tokenizer, missing
-
-
-def _heads_of(config: PeftConfig) -> tuple[str, ...] | None:
-    """Modules that an adapter brings whole, so that its base model need not have them."""
-    return tuple(getattr(config, "modules_to_save", None) or ()) or None
 
 
 def load_tokenizer(model_id: str, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -282,14 +292,8 @@ def _fitting(adapter: str, base_id: str, base: PreTrainedModel) -> Iterator[None
         ) from error
 
 
-def _refuse_score_head(model_id: str, revision: str, model_kwargs: Mapping[str, Any]) -> None:
-    """Refuses a reward model as a language model: with a tied head it would load, and its score be dropped."""
-    config = AutoConfig.from_pretrained(
-        model_id, revision=revision, trust_remote_code=model_kwargs.get("trust_remote_code", False)
-    )
-    kind = next(iter(config.architectures or ()), "")
-    if kind.endswith("ForSequenceClassification"):
-        raise ValueError(f"it is a reward model, which scores answers and writes none ({kind}); give a language model")
+def _with_role(model_id: str, base_of: str | None) -> str:
+    return model_id if base_of is None else f"{model_id} (the base model that the adapter {base_of} names)"
 
 
 @contextmanager
@@ -310,8 +314,8 @@ def _loading(model_id: str, base_of: str | None = None) -> Iterator[None]:
             )
         if Path(model_id).is_file():
             reason = "it is a file; give the folder that it lies in"
-        role = "" if base_of is None else f" (the base model that the adapter {base_of} names)"
-        raise ValueError(f"{model_id}{role}: not a folder or hub id that can be loaded; {reason}") from error
+        name = _with_role(model_id, base_of)
+        raise ValueError(f"{name}: not a folder or hub id that can be loaded; {reason}") from error
 
 
 def _has_tokenizer(adapter: str, revision: str) -> bool:

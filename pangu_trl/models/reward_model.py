@@ -21,7 +21,8 @@ from pangu_trl.data.records import answer_text
 from pangu_trl.data.tokenizing import NOTHING_SAID, encode_completion, encode_prompt
 
 from .attribute_head import attribute_weights, sum_up_attributes
-from .loading import find_base_model, load_with_adapter
+from .loading import load_with_adapter, read_adapter_config
+from .model_kinds import language_model_kind
 from .modes import evaluation_mode, position_limit
 from .padding_free import is_padding_free
 from .score_head import innermost
@@ -129,27 +130,31 @@ def load_reward_model(
         ValueError: If it cannot be loaded, has another number of labels than one, or its files hold no weights for the
             score head.
     """
-    is_adapter, num_labels = find_base_model(model_id) is not None, 1
-    if not is_adapter:
+    adapter_config, num_labels = read_adapter_config(model_id), 1
+    is_adapter = adapter_config is not None
+    if is_adapter:
+        writes = language_model_kind(adapter_config)
+    else:
         # An adapter's base is a language model, whose config knows nothing of the single label.
         try:
             config = AutoConfig.from_pretrained(model_id)
             num_labels = config.num_labels
         except (OSError, ValueError) as error:
             raise ValueError(f"{model_id}: no model that can be loaded; {error}") from error
+        writes = language_model_kind(config)
         if attribute_weights(config, model_id) is None and num_labels != 1:
-            raise ValueError(
-                f"{model_id}: a reward model has num_labels 1; this model has {num_labels}. Give the folder that "
-                "reward training wrote"
-            )
+            found = f"a reward model has num_labels 1; this model has {num_labels}"
+            if writes is not None:
+                found = _no_reward_model(writes)
+            raise ValueError(f"{model_id}: {found}. Give the folder that reward training wrote")
     model, tokenizer, missing = load(
         AutoModelForSequenceClassification, model_id, num_labels=num_labels, **model_kwargs
     )
     if missing:
-        raise ValueError(
-            f"{model_id}: the files hold no weights for {', '.join(missing)}, so every score would be random. Give "
-            "the folder that reward training wrote"
-        )
+        found = f"the files hold no weights for {', '.join(missing)}, so every score would be random"
+        if writes is not None:
+            found = f"{_no_reward_model(writes)}; {found}"
+        raise ValueError(f"{model_id}: {found}. Give the folder that reward training wrote")
     if not is_adapter:
         sum_up_attributes(model, model_id)
     # The base model of an adapter keeps its own pad id, which may not be the one that the adapter was trained with.
@@ -157,6 +162,10 @@ def load_reward_model(
     if tokenizer.pad_token_id is not None and (is_adapter or config.pad_token_id is None):
         config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
+
+
+def _no_reward_model(kind: str) -> str:
+    return f"a language model ({kind}), not a reward model: it writes answers and scores none"
 
 
 def encode_checked(

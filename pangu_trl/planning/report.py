@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pangu_trl.runs.counts import counted
+
 from .advice import changes_to_fit, fits
 from .memory import GIB, Plan
 from .states import ALWAYS
@@ -15,7 +17,7 @@ def describe(plan: Plan, device_memory: int) -> str:
     launch, settings = plan.launch, plan.settings
     place = "process" if launch.on_cpu else "GPU"
     lines = [
-        f"{settings.stage} of {settings.model}, {_number(launch.num_devices, place)}, {launch.sharding}, "
+        f"{settings.stage} of {settings.model}, {counted(launch.num_devices, place)}, {launch.sharding}, "
         f"{'LoRA' if settings['use_peft'] else 'all weights'}; computed, not measured",
         "",
         f"{'memory of each ' + place:<44} {'GiB':>9}  when",
@@ -52,10 +54,6 @@ def figures(plan: Plan, device_memory: int) -> dict[str, Any]:
             for transfer in step_transfers(plan)
         },
     }
-
-
-def _number(count: int, name: str) -> str:
-    return f"{count} {name}{'' if count == 1 else 'es' if name.endswith('s') else 's'}"
 
 
 def _verdict(plan: Plan, device_memory: int) -> list[str]:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from .counts import counted
 from .report.figures import changes
 from .report.page import PAGE_FILE, number, write_page
 from .report.reading import read_run
@@ -27,7 +28,7 @@ def tell_end(folder: Path) -> str:
     language = "zh" if os.environ.get("LC_ALL", os.environ.get("LANG", "")).startswith("zh") else "en"
     write_page(folder / PAGE_FILE, [run], language)
     say = words("en")
-    lines = [f"{run.stage or 'training'}: {run.step} steps"]
+    lines = [f"{run.stage or 'training'}: {counted(run.step, 'step')}"]
     for change in changes(run):
         kind = "held out" if change.held_out else "training"
         verdict = {1: "  better", -1: "  worse", 0: ""}[change.verdict]

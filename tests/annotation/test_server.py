@@ -352,8 +352,8 @@ def test_the_command_serves_until_it_is_interrupted_and_refuses_a_second_one(pla
         process.wait()
     assert process.returncode == 0, warned
     first, second = printed.splitlines()
-    assert first == f"{store_path(place.path)}: 1 rankings, 0 prompts skipped"
-    assert second.startswith(f"{output}: 1 rankings by 1 annotators")
+    assert first == f"{store_path(place.path)}: 1 ranking, 0 prompts skipped"
+    assert second.startswith(f"{output}: 1 ranking by 1 annotator")
     (record,) = map(json.loads, output.read_text("utf-8").splitlines())
     # Ranked as shown, and exported in the order of the file: 3 points for the best of four.
     order = [record["responses"].index(parts[0]["text"]) for parts in state["page"]["answers"]]

@@ -137,8 +137,20 @@ def test_a_saved_reward_model_loads_with_its_tokenizer(tokenizer, tmp_path):
 
 
 def test_a_language_model_is_refused_as_a_reward_model(tokenizer, tmp_path):
-    folder = save(AutoModelForCausalLM.from_config(llama_config()), tokenizer, tmp_path)
-    with pytest.raises(ValueError, match="a reward model has num_labels 1; this model has 2"):
+    model = AutoModelForCausalLM.from_config(llama_config())
+    folder = save(model, tokenizer, tmp_path / "whole")
+    with pytest.raises(ValueError, match=r"whole: a language model \(LlamaForCausalLM\), not a reward model"):
+        load_reward_model(folder)
+    model.name_or_path = folder
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    folder = save(adapted, tokenizer, tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"adapter: a language model \(an adapter of type CAUSAL_LM\), not a reward"):
+        load_reward_model(folder)
+
+
+def test_a_classifier_of_two_labels_is_refused_as_a_reward_model(tokenizer, tmp_path):
+    folder = save(reward_model(llama_config(), num_labels=2), tokenizer, tmp_path)
+    with pytest.raises(ValueError, match=f"^{folder}: a reward model has num_labels 1; this model has 2"):
         load_reward_model(folder)
 
 

@@ -221,6 +221,12 @@ def test_a_run_ends_with_figures_before_and_after_and_the_next_command(folder):
     assert f"model {folder}" in lines and f"next pangu-trl chat {folder}" in lines
 
 
+def test_a_run_of_one_step_says_so_in_the_singular(folder):
+    content = json.loads((folder / LOG_FILE).read_text("utf-8"))
+    (folder / LOG_FILE).write_text(json.dumps(content | {"step": 1}), "utf-8")
+    assert tell_end(folder).splitlines()[0] == "ppo: 1 step"
+
+
 def test_what_is_collected_is_still_printed(monkeypatch, capsys):
     monkeypatch.setattr(run_log, "_collecting", None)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])

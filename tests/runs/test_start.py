@@ -1,6 +1,7 @@
 """Recipes in this process: what a run starts from, adapters handed from stage to stage, wrong input."""
 
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -118,9 +119,31 @@ def test_an_adapter_is_not_merged_under_zero_3(monkeypatch, base, adapter):
     load_merged(AutoModelForCausalLM, base)
 
 
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        (dict(task_type="SEQ_CLS"), "an adapter of type SEQ_CLS"),
+        (dict(modules_to_save=["score"]), "an adapter with a score head"),
+    ],
+    ids=["SEQ_CLS", "no task"],
+)
+def test_the_adapter_of_a_reward_model_is_refused_as_a_language_model(tmp_path, base, options, kind):
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    get_peft_model(model, LoraConfig(r=2, **options)).save_pretrained(tmp_path / "reward")
+    reward = str(tmp_path / "reward")
+    refused = re.escape(f"{reward}: a reward model or critic ({kind}), not a language model")
+    for load, names in ((load_merged, (reward,)), (load_with_adapter, (reward,)), (load_with_adapter, (base, reward))):
+        with pytest.raises(ValueError, match=f"^{refused}.*Give the folder of a language model"):
+            load(AutoModelForCausalLM, *names)
+
+
 def test_adapter_weights_that_have_no_place_are_refused_by_name(tmp_path, base):
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     get_peft_model(model, LoraConfig(r=2, task_type="SEQ_CLS")).save_pretrained(tmp_path / "reward")
+    config = PeftConfig.from_pretrained(tmp_path / "reward")
+    # Nothing in its description says what it is.
+    config.task_type, config.modules_to_save = None, None
+    config.save_pretrained(tmp_path / "reward")
     with pytest.raises(ValueError, match=r"GPTPanguForCausalLM has no place for: .*score"):
         load_merged(AutoModelForCausalLM, str(tmp_path / "reward"))
 
@@ -201,12 +224,12 @@ def test_a_start_without_its_weights_is_refused_by_name(tmp_path, reward_model, 
     # Tied or not, a reward model is none to start from.
     reward_model.save_pretrained(tmp_path / "reward")
     tokenizer.save_pretrained(tmp_path / "reward")
-    with pytest.raises(ValueError, match="a reward model, which scores answers and writes none"):
+    with pytest.raises(ValueError, match=r"reward: a reward model or critic \(GPTPangu\w+\), not a"):
         load_start(AutoModelForCausalLM, ModelConfig(model_name_or_path=str(tmp_path / "reward")), args)
 
 
 def test_ppo_refuses_a_language_model_as_reward_model(run_recipe, tmp_path, base):
-    with pytest.raises(ValueError, match="a reward model has num_labels 1; this model has 2"):
+    with pytest.raises(ValueError, match=r"a language model \(GPTPanguForCausalLM\), not a reward model"):
         run_recipe("ppo", model_name_or_path=base, reward_model=base, output_dir=tmp_path / "run")
 
 
