@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pangu_trl import __version__
+from pangu_trl.data.near_names import did_you_mean
 from pangu_trl.runs.folders import STAGES
-from pangu_trl.runs.given_options import did_you_mean
 
 # In the order of a run, and what one needs beside it. The stages share a module.
 COMMANDS = (

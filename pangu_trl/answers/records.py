@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from pangu_trl.data.jsonl import read_numbered_jsonl
-from pangu_trl.data.records import RecordError, answer_text, is_finite_number, validate_record
+from pangu_trl.data.records import (
+    RecordError,
+    answer_text,
+    fields_of,
+    is_finite_number,
+    public_format_of,
+    validate_record,
+)
 from pangu_trl.data.typed_tokens import MODE_COLUMN
 
 Record = dict[str, Any]
@@ -39,6 +46,7 @@ class Answers:
         answers = cls([], [])
         for line, record in read_numbered_jsonl(path):
             place = f"{path}:{line}"
+            _refuse_other_records(record, place)
             _check_answers(validate_record(record, "prompt", place), place)
             if special_tokens_in_text is not None:
                 record[MODE_COLUMN] = special_tokens_in_text
@@ -102,6 +110,19 @@ def first_occurrences(responses: Sequence[Any]) -> list[int]:
 def is_empty(response: Any) -> bool:
     """Whether an answer holds nothing but blanks."""
     return not answer_text(response).strip()
+
+
+def _refuse_other_records(record: Record, place: str) -> None:
+    """Refuses what is no answers file; its readers take no `--format`, which other refusals advise."""
+    missing = next((name for name in ("prompt", "responses") if record.get(name) is None), None)
+    if missing is None:
+        return
+    data_format = public_format_of(record)
+    source = "" if data_format is None else f"; that reads records like these with `--format {data_format}`"
+    raise RecordError(
+        f"{place}: '{missing}' must be present; the record has {fields_of(record)}. Answers to prompts are read here, "
+        f"as `pangu-trl sample` writes them{source}"
+    )
 
 
 def _check_answers(record: Record, place: str) -> None:

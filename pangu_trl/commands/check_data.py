@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from .options import add_json, add_special_tokens, note, positive_int, print_json
+from .options import add_format, add_json, add_special_tokens, note, positive_int, print_json
 
 SUMMARY = "look for faults in records, all in one run, and sum the records up"
 EXAMPLE = "pangu-trl check-data train.jsonl --model runs/sft --max-length 512 --against held-out.jsonl"
@@ -14,9 +14,10 @@ KINDS = ("demonstration", "ranking", "prompt", "text")
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="DATA", help="a .jsonl file, a .md data card, a folder or a hub dataset")
     parser.add_argument(
-        "--kind", choices=KINDS, help="kind of record (default: the card's, or what the fields of the first record say)"
+        "--kind", choices=KINDS, help="kind of record (default: the card's, or what the first record says)"
     )
     parser.add_argument("--split", default="train", help="split of the data (default: %(default)s)")
+    add_format(parser)
     parser.add_argument(
         "--model", help="folder or hub id whose tokenizer counts lengths and knows special tokens (default: characters)"
     )
@@ -27,7 +28,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="count what training with this max_length would leave out; of prompts the longest allowed; needs --model",
     )
     parser.add_argument(
-        "--against", metavar="OTHER", help="look for the same records and prompts in these, e.g. the held-out ones"
+        "--against",
+        metavar="OTHER",
+        help="look for the same records and prompts in these, e.g. the held-out ones; they have the format of DATA, or "
+        "are a card",
     )
     parser.add_argument(
         "--no-near-duplicates",
@@ -55,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     options = CheckOptions(
         args.kind,
         args.split,
+        args.format,
         tokenizer,
         args.max_length,
         args.against,

@@ -81,8 +81,11 @@ def _texts_of_record(record: Mapping[str, Any], where: Callable[[], str]) -> Ite
             found = True
             yield text
     if not found:
+        from pangu_trl.data.records import hint_of_format
+
         raise ValueError(
-            f"{where()}: must hold text in one of {', '.join(_TEXT_COLUMNS)}; got {', '.join(map(repr, record))}"
+            f"{where()}: must hold text in one of {', '.join(_TEXT_COLUMNS)}; got {', '.join(map(repr, record))}."
+            f"{hint_of_format(record)}"
         )
 
 

@@ -17,10 +17,20 @@ from transformers import PreTrainedTokenizerBase
 from .cards import CardError
 from .columns import Columns
 from .conversations import EncodingColumns
-from .loading import READING_ERRORS, SERVING_KINDS, Origin, Row, kind_of_card, read_rows
+from .formats import FORMATS
+from .loading import (
+    READING_ERRORS,
+    SERVING_KINDS,
+    Origin,
+    Row,
+    is_card,
+    kind_of_card,
+    read_rows,
+    refuse_wrong_format,
+)
 from .near_duplicates import NearDuplicates, is_available
 from .preferences import Preferences
-from .records import RecordError, answer_text, validate_record
+from .records import RecordError, answer_text, public_format_of, validate_record
 from .tokenizing import encode_completion, encode_prompt, encode_text, typed_special_tokens
 from .typed_tokens import MODE_COLUMN
 
@@ -33,8 +43,9 @@ class CheckOptions:
     """What to look for.
 
     Attributes:
-        kind: Kind of record; None takes it from the card or from the fields of the first record.
+        kind: Kind of record; None takes it from the card, or from the first record.
         split: Split of the source.
+        format: The public format of the rows, as of `load_records`, also of those of `against` where that is no card.
         tokenizer: Counts lengths in its tokens and finds its special tokens; None counts characters.
         max_length: Longest record in tokens (of prompts: longest prompt); longer ones are left out by the trainers.
         against: Another source, e.g. the held-out records, in which none of these should occur.
@@ -44,6 +55,7 @@ class CheckOptions:
 
     kind: str | None = None
     split: str = "train"
+    format: str | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     max_length: int | None = None
     against: str | Path | None = None
@@ -91,11 +103,13 @@ def check_source(source: str | Path, options: CheckOptions, on_fault: Callable[[
         on_fault: Gets each fault as one line, which begins with its place.
 
     Raises:
-        ValueError: The kind of record cannot be told, `max_length` is given without a tokenizer, or `against` cannot
-            be read.
+        ValueError: The kind of record cannot be told, `max_length` is given without a tokenizer, the format does not
+            go with the source or the kind, or `against` cannot be read.
     """
     if options.max_length is not None and options.tokenizer is None:
         raise ValueError("a longest length is counted in tokens; name the model whose tokenizer counts them")
+    refuse_wrong_format(source, options.format, options.kind)
+    kind = options.kind or _kind_of_card(source) or _kind_of_format(source, options.split, options.format)
     others = None
     if options.against is not None:
         others = _read_others(options)
@@ -106,8 +120,7 @@ def check_source(source: str | Path, options: CheckOptions, on_fault: Callable[[
         faults += 1
         on_fault(" ".join(str(error).split()))
 
-    kind = options.kind or _kind_of_card(source)
-    rows = _read_on(Origin(source, kind or "text", options.split), count_fault)
+    rows = _read_on(Origin(source, kind or "text", options.split, options.format), count_fault)
     if kind is None:
         first = next(rows, None)
         if first is None:
@@ -237,8 +250,9 @@ class _Check:
 def _read_others(options: CheckOptions) -> _Seen:
     """Hashes of the source that is compared with; its own faults are errors."""
     seen = _Seen(texts=NearDuplicates() if options.near_duplicates and is_available() else None)
-    kind = options.kind or _kind_of_card(options.against)
-    for place, row in read_rows(Origin(options.against, kind or "text", "train")):
+    data_format = None if is_card(options.against) else options.format
+    kind = options.kind or _kind_of_card(options.against) or _kind_of_format(options.against, "train", data_format)
+    for place, row in read_rows(Origin(options.against, kind or "text", "train", data_format)):
         kind = kind or _kind_of_record(place, row)
         record = validate_record(row, kind, place)
         seen.add(record, kind)
@@ -263,6 +277,21 @@ def _kind_of_card(source: str | Path) -> str | None:
         return "text"
 
 
+def _kind_of_format(source: str | Path, split: str, data_format: str | None) -> str | None:
+    """The first kind of the format that the source's first row can become; None without a format."""
+    if data_format is None:
+        return None
+    kinds = FORMATS[data_format].kinds
+    for kind in kinds:
+        try:
+            if next(read_rows(Origin(source, kind, split, data_format)), None) is not None:
+                return kind
+        except READING_ERRORS:
+            continue
+    # The checking of the rows says what is wrong.
+    return kinds[0]
+
+
 def _kind_of_record(place: str, record: Mapping[str, Any]) -> str:
     names = {name for name, value in record.items() if value is not None}
     if names & {"responses", "chosen", "rejected"}:
@@ -270,9 +299,15 @@ def _kind_of_record(place: str, record: Mapping[str, Any]) -> str:
     for field_name, kind in (("completion", "demonstration"), ("prompt", "prompt"), ("text", "text")):
         if field_name in names:
             return kind
+    data_format = public_format_of(record)
+    if data_format is not None:
+        raise ValueError(
+            f"{place}: its fields {', '.join(sorted(names))} are those of the public format {data_format}; say so with "
+            f"--format {data_format}, or map the fields in a data card"
+        )
     raise ValueError(
-        f"{place}: the kind of record cannot be told from its fields {', '.join(sorted(names)) or '(none)'}; say it, "
-        f"one of {', '.join(SERVING_KINDS)}, or map the fields in a data card"
+        f"{place}: the kind of record cannot be told from its fields {', '.join(sorted(names)) or '(none)'}; say it "
+        f"with --kind, one of {', '.join(SERVING_KINDS)}, or map the fields in a data card"
     )
 
 

@@ -16,7 +16,7 @@ from .columns import Columns, cached_table
 from .mixtures import Mixture, Part, is_mixture
 from .readers import Row
 from .records import OnFault, RecordError, raise_fault, validate_record
-from .sources import Reader, reader_of_card, reader_of_source
+from .sources import Reader, check_format, reader_of_card, reader_of_source
 from .typed_tokens import MODE_COLUMN, check_mode
 
 logger = logging.getLogger(__name__)
@@ -157,22 +157,34 @@ def kind_of_card(source: str | Path) -> str | None:
     Raises:
         CardError, OSError: The card cannot be read.
     """
-    return read_kind(Path(source), read_block(Path(source))) if _is_card(source) else None
+    return read_kind(Path(source), read_block(Path(source))) if is_card(source) else None
+
+
+def refuse_wrong_format(source: str | Path, data_format: str | None, kind: str | None) -> None:
+    """Refuses a format beside a card, and one that `check_format` refuses.
+
+    Raises:
+        CardError, RecordError: It is refused.
+    """
+    if data_format is None:
+        return
+    if is_card(source):
+        raise CardError(
+            f"{source}: a card names its format itself, with the key 'format'; got {data_format!r} beside it."
+        )
+    check_format(source, data_format, kind)
 
 
 def is_mixture_card(source: str | Path) -> bool:
     """Whether a source is the card of a mixture; raises CardError if it is a card that cannot be read."""
-    return _is_card(source) and is_mixture(source)
+    return is_card(source) and is_mixture(source)
 
 
 def _reader(origin: Origin) -> Callable[..., Iterator[tuple[Row, int]]]:
     """How to get the records of a source as they are, with the number of the part of a mixture that each belongs to."""
-    if not _is_card(origin.source):
+    refuse_wrong_format(origin.source, origin.format, origin.kind)
+    if not is_card(origin.source):
         return _numbered([reader_of_source(origin.source, origin.split, origin.format, origin.kind)])
-    if origin.format is not None:
-        raise CardError(
-            f"{origin.source}: a card names its format itself, with the key 'format'; got {origin.format!r} beside it."
-        )
     if not is_mixture(origin.source):
         card = DataCard.load(origin.source)
         _check_kind(card, origin.kind)
@@ -199,7 +211,8 @@ def _numbered(readers: list[Reader]) -> Callable[..., Iterator[tuple[Row, int]]]
     return lambda on_fault=raise_fault: ((row, number) for number, read in enumerate(readers) for row in read(on_fault))
 
 
-def _is_card(source: str | Path) -> bool:
+def is_card(source: str | Path) -> bool:
+    """Whether a source is a data card or the card of a mixture, by its name."""
     return Path(source).suffix.lower() == ".md" and not (Path(source).is_dir() and any(Path(source).iterdir()))
 
 

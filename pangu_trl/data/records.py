@@ -9,13 +9,18 @@ KINDS = ("demonstration", "ranking", "prompt", "text")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 LONGEST_QUOTE = 60
 
-# By which a format is told that somebody did not name.
-COLUMNS_OF_FORMATS = {
-    "conversations": "sharegpt",
-    "messages": "messages",
-    "completions": "ultrafeedback",
-    "instruction": "alpaca",
-    "message_tree_id": "oasst",
+# Fields by which a public format is told that somebody did not name; of several that fit, the one of most fields.
+SIGNS_OF_FORMATS = {
+    ("conversations",): "sharegpt",
+    ("messages",): "messages",
+    ("instruction",): "alpaca",
+    ("message_tree_id",): "oasst",
+    ("messages", "functions"): "openai",
+    ("input", "preferred_output", "non_preferred_output"): "openai",
+    ("instruction", "completions"): "ultrafeedback",
+    ("prompt", "response", "helpfulness"): "helpsteer",
+    ("prompt", "answers"): "nectar",
+    ("input", "responses", "rank"): "cheems",
 }
 
 
@@ -120,6 +125,18 @@ def is_finite_number(value: Any) -> bool:
         return math.isfinite(value)
     except (TypeError, OverflowError):
         return False
+
+
+def public_format_of(record: Mapping[str, Any]) -> str | None:
+    """The public format that the fields of a record are those of; None if they are of none, or of several."""
+    found = {signs: name for signs, name in SIGNS_OF_FORMATS.items() if all(_has(record, sign) for sign in signs)}
+    most = max(map(len, found), default=0)
+    names = {name for signs, name in found.items() if len(signs) == most}
+    if not names and not _has(record, "prompt") and _has(record, "chosen") and _has(record, "rejected"):
+        # The same two fields, so their values have to tell.
+        chosen = record["chosen"]
+        names = {"messages"} if isinstance(chosen, list) else {"hh"} if "\n\nHuman:" in str(chosen) else set()
+    return names.pop() if len(names) == 1 else None
 
 
 def _canonical_ranking(record: Mapping[str, Any], prompt: str | list[Message], where: str) -> dict[str, Any]:
@@ -238,18 +255,27 @@ def _check_text(value: Any, where: str, field: str) -> None:
 
 def _field(record: Mapping[str, Any], field: str, where: str) -> Any:
     if not _has(record, field):
-        present = ", ".join(name for name in record if _has(record, name)) or "no field at all"
         raise RecordError(
-            f"{where}: '{field}' must be present; the record has {present}. Rename the field in the file, or map it "
-            f"with 'columns' in a data card.{_hint_of_format(record)}"
+            f"{where}: '{field}' must be present; the record has {fields_of(record)}. Rename the field in the file, or "
+            f"map it with 'columns' in a data card.{hint_of_format(record)}"
         )
     return record[field]
 
 
-def _hint_of_format(record: Mapping[str, Any]) -> str:
-    """Which public format a record looks like that lacks our fields."""
-    found = next((name for column, name in COLUMNS_OF_FORMATS.items() if _has(record, column)), None)
-    return f" If it is of the public format {found}, say that as the format." if found else ""
+def fields_of(record: Mapping[str, Any]) -> str:
+    """The fields that a record has, for messages."""
+    return ", ".join(name for name in record if _has(record, name)) or "no field at all"
+
+
+def hint_of_format(record: Mapping[str, Any]) -> str:
+    """How to read a record of a public format that lacks our fields."""
+    found = public_format_of(record)
+    if found is None:
+        return ""
+    return (
+        f" If it is of the public format {found}, say so: `--format {found}`, in a recipe `train_format` or "
+        f"`eval_format`, in a data card `format: {found}`."
+    )
 
 
 def _has(record: Mapping[str, Any], field: str) -> bool:

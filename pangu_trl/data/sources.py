@@ -11,6 +11,7 @@ import datasets
 from .cards import FILE_FORMATS, CardError, DataCard
 from .data_files import DataFile, as_data_file, folder_splits, identify, known_suffixes
 from .formats import FORMATS, convert_rows
+from .near_names import did_you_mean
 from .readers import ReadOptions, Row, rows_of_files
 from .records import OnFault, RecordError, raise_fault
 from .tables import rows_of_dataset
@@ -30,6 +31,8 @@ OWN_READERS = {"json", "csv", "parquet", "text", "arrow"}
 def reader_of_source(source: str | Path, split: str, data_format: str | None, kind: str) -> Reader:
     """How to get the rows of a file, a folder or a Hub dataset, with their places, as often as they are needed.
 
+    `check_format` has seen the format.
+
     Raises:
         RecordError, OSError: If there is no such source or split; and the reader, if a row cannot be read.
     """
@@ -39,7 +42,7 @@ def reader_of_source(source: str | Path, split: str, data_format: str | None, ki
         read = _single_file(Path(source), split)
     else:
         read = _hub(str(source), split)
-    return _converted(read, data_format, kind, str(source))
+    return _converted(read, data_format, kind)
 
 
 def reader_of_card(card: DataCard, split: str, kind: str) -> Reader:
@@ -59,24 +62,35 @@ def reader_of_card(card: DataCard, split: str, kind: str) -> Reader:
 
     # A prompt may be taken from a demonstration or a ranking.
     wanted = kind if card.format is None or kind in FORMATS[card.format].kinds else card.kind
-    read_records = _converted(read_renamed, card.format, wanted, str(card.file))
+    read_records = _converted(read_renamed, card.format, wanted)
     if card.special_tokens_in_text is None:
         return read_records
     own = {MODE_COLUMN: card.special_tokens_in_text}
     return lambda on_fault=raise_fault: ((where, {**row, **own}) for where, row in read_records(on_fault))
 
 
-def _converted(read: Reader, data_format: str | None, kind: str, source: str) -> Reader:
-    """Makes records out of rows of a public format; without one, the rows are records."""
-    if data_format is None:
-        return read
+def check_format(source: str | Path, data_format: str, kind: str | None) -> None:
+    """Refuses a format that there is not, and one without records of a kind; None stands for any kind.
+
+    Raises:
+        RecordError: It is one of these.
+    """
     if data_format not in FORMATS:
-        raise RecordError(f"{source}: the format must be one of {', '.join(FORMATS)}; got {data_format!r}.")
-    if kind not in FORMATS[data_format].kinds:
+        raise RecordError(
+            f"{source}: the format must be one of {', '.join(FORMATS)}; got {data_format!r}"
+            f"{did_you_mean(data_format, FORMATS)}."
+        )
+    if kind is not None and kind not in FORMATS[data_format].kinds:
         raise RecordError(
             f"{source}: the format {data_format} has records of the kind {' or '.join(FORMATS[data_format].kinds)}; "
             f"got {kind!r}."
         )
+
+
+def _converted(read: Reader, data_format: str | None, kind: str) -> Reader:
+    """Makes records out of rows of a public format; without one, the rows are records."""
+    if data_format is None:
+        return read
     return lambda on_fault=raise_fault: convert_rows(read(on_fault), data_format, FORMATS[data_format], kind, on_fault)
 
 

@@ -1,6 +1,5 @@
 """What a recipe is told: the words of its command line and its YAML file, held against the names that there are."""
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from pangu_trl.data.near_names import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,6 @@ def unknown_options(names: Iterable[str], known: Iterable[str]) -> str:
     """Says that there are no options of these names, and which ones may be meant."""
     known = list(known)
     return f"there is no option {', '.join(name + did_you_mean(name, known) for name in names)}."
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The nearest of the known names as a hint in brackets, or nothing."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _take_config(words: Sequence[str]) -> tuple[list[str], Path | None]:

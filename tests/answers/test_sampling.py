@@ -221,7 +221,7 @@ def write_lines(path: Path, *records: object) -> Path:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"prompt": "a"}, "'responses' must be a list of one or more answers"),
+        ({"prompt": "a"}, "'responses' must be present; the record has prompt. Answers to prompts are read here"),
         ({"prompt": "a", "responses": []}, "'responses' must be a list of one or more answers"),
         ({"prompt": "a", "responses": ["b", 3]}, "'responses' must be a list of one or more answers"),
         (
@@ -234,6 +234,15 @@ def write_lines(path: Path, *records: object) -> Path:
             "'finished' must hold one true or false an answer",
         ),
         ({"responses": ["b"]}, "'prompt' must be present"),
+        # Other records get no advice that the readers of answers cannot follow.
+        (
+            {"messages": [{"role": "user", "content": "a"}]},
+            "'prompt' must be present; .* reads records like these with `--format messages`",
+        ),
+        (
+            {"prompt": "a", "answers": [{"answer": "b", "rank": 1}]},
+            "'responses' must be present; .* with `--format nectar`",
+        ),
     ],
 )
 def test_a_malformed_record_is_refused_with_file_and_line(tmp_path, record, message):

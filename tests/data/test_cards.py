@@ -3,6 +3,7 @@
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from pangu_trl.data.data_files import COMPRESSIONS
 from pangu_trl.data.data_files import FORMATS as SUFFIXES
 from pangu_trl.data.formats import FORMATS
 from pangu_trl.data.mixtures import MIXTURE_KEYS, Part
+from pangu_trl.data.records import public_format_of
 from pangu_trl.data.typed_columns import TYPES
 
 CARDS = Path(__file__).parents[2] / "data_cards"
@@ -215,9 +217,35 @@ def test_what_a_hand_made_mapping_of_alpaca_loses_is_said(tmp_path: Path, caplog
 
 
 @pytest.mark.parametrize(
-    ("column", "name"), [("conversations", "sharegpt"), ("messages", "messages"), ("instruction", "alpaca")]
+    ("row", "name"),
+    [
+        ({"conversations": "x"}, "sharegpt"),
+        ({"messages": "x"}, "messages"),
+        ({"messages": "x", "functions": "x"}, "openai"),
+        ({"input": "x", "preferred_output": "x", "non_preferred_output": "x"}, "openai"),
+        ({"instruction": "x", "input": "x", "output": "x"}, "alpaca"),
+        ({"instruction": "x", "completions": "x"}, "ultrafeedback"),
+        ({"message_tree_id": "x", "text": "x"}, "oasst"),
+        ({"input": "x", "responses": "x", "rank": "x"}, "cheems"),
+        ({"chosen": "\n\nHuman: x", "rejected": "\n\nHuman: y"}, "hh"),
+        ({"chosen": [{"role": "user"}], "rejected": [{"role": "user"}]}, "messages"),
+    ],
 )
-def test_rows_of_a_public_format_say_which(tmp_path: Path, column: str, name: str) -> None:
-    (tmp_path / "rows.jsonl").write_text(json.dumps({column: "x"}) + "\n", "utf-8")
-    with pytest.raises(ValueError, match=rf"'prompt' must be present.* of the public format {name}, say that"):
+def test_rows_of_a_public_format_say_which(tmp_path: Path, row: dict[str, Any], name: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    with pytest.raises(ValueError, match=rf"'prompt' must be present.* the public format {name}, .*`--format {name}`"):
         load_records(tmp_path / "rows.jsonl", "prompt")
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"prompt": "x", "answers": "x"}, "nectar"),
+        ({"prompt": "x", "response": "x", "helpfulness": 1}, "helpsteer"),
+        ({"conversations": "x", "messages": "x"}, None),
+        ({"chosen": "x", "rejected": "y"}, None),
+        ({"question": "x"}, None),
+    ],
+)
+def test_a_format_is_named_where_the_fields_are_those_of_one_alone(row: dict[str, Any], name: str | None) -> None:
+    assert public_format_of(row) == name

@@ -82,6 +82,13 @@ def test_json_holds_faults_and_figures_and_the_exit_code_is_0_without_faults(
     [
         ('{"text": "a"}\n', ["--max-length", "3"], "--max-length counts tokens"),
         ('{"question": "a"}\n', [], "rows.jsonl:1: the kind of record cannot be told from its fields question"),
+        ('{"messages": []}\n', [], "rows.jsonl:1: its fields messages are those of the public format messages; say so"),
+        ('{"messages": []}\n', ["--format", "mesages"], "got 'mesages' (did you mean messages?)"),
+        (
+            '{"messages": []}\n',
+            ["--format", "messages", "--kind", "text"],
+            "demonstration or ranking or prompt; got 't",
+        ),
         ("", [], "no record can be read, so the kind cannot be told"),
         ('{"text": "a"}\n', ["--against", "absent.jsonl"], "absent.jsonl: no such file"),
         ('{"text": "a"}\n', ["--model", "absent"], "loaded from it; there is no such folder, nor that Hub id"),
@@ -101,6 +108,49 @@ def test_a_source_that_cannot_be_read_is_a_fault(source: str) -> None:
     Path("broken.md").write_text("# no header", encoding="utf-8")
     figures, faults = check(source, kind="prompt")
     assert figures["records"] == 0 and len(faults) == 1 and faults[0].startswith(source)
+
+
+def turns(*contents: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(contents)]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "kind"),
+    [
+        ("messages", {"messages": turns("a", "b")}, "demonstration"),
+        ("messages", {"messages": turns("a", "b", "c")}, "prompt"),
+        ("messages", {"chosen": turns("a", "b"), "rejected": turns("a", "c")}, "ranking"),
+        ("alpaca", {"instruction": "a", "input": "", "output": "b"}, "demonstration"),
+        ("alpaca", {"instruction": "a", "chosen": "b", "rejected": "c"}, "ranking"),
+        ("nectar", {"prompt": "\n\nHuman: a", "answers": [{"answer": x, "rank": ord(x)} for x in "bc"]}, "ranking"),
+    ],
+)
+def test_public_formats_are_read_as_the_kind_that_their_rows_give(
+    name: str, row: dict[str, Any], kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("rows.jsonl", row, row, {"other": 1})
+    command = ["check-data", "rows.jsonl", "--format", name, "--json", "--no-near-duplicates"]
+    # OTHER has the format of DATA.
+    assert main([*command, "--against", write("other.jsonl", row)]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kind"], found["records"], found["duplicate_records"], found["in_other"]["records"]) == (
+        kind,
+        2,
+        1,
+        2,
+    )
+    (fault,) = found["faults"]
+    assert fault.startswith(f"rows.jsonl:3: as {name} the row must have some of")
+
+
+def test_a_format_is_for_what_is_no_card(capsys: pytest.CaptureFixture[str]) -> None:
+    write("rows.jsonl", {"messages": turns("a", "b")})
+    block = {"kind": "demonstration", "path": "json", "format": "messages", "data_files": "rows.jsonl"}
+    Path("card.md").write_text(f"---\npangu_trl: {json.dumps(block)}\n---\n")
+    command = ["check-data", "--format", "messages", "--no-near-duplicates"]
+    assert main([*command, "card.md"]) == 2
+    assert "card.md: a card names its format itself" in capsys.readouterr().err
+    assert main([*command, "rows.jsonl", "--against", "card.md"]) == 0
 
 
 def test_rankings_are_counted_by_hand() -> None:
