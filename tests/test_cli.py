@@ -207,15 +207,48 @@ def test_bad_prompts_are_refused_by_line_and_nothing_is_written(models_folder, c
 def test_missing_files_and_models_are_user_errors(models_folder, capsys):
     assert sample(models_folder, prompts="absent.jsonl") == 2
     assert "error: absent.jsonl: no such file" in capsys.readouterr().err
-    for model in ("./absent", "nobody/absent"):
-        assert main(["sample", "--model", model, "--prompts", "prompts.jsonl", "--output", "o.jsonl"]) == 2
-        error = capsys.readouterr().err
-        assert error.startswith(f"pangu-trl sample: error: {model}: not a folder or hub id that can be loaded")
-        assert error.count("\n") == 1
-    assert sample(models_folder, "--adapter", "./absent") == 2
-    assert "error: ./absent: not a folder or hub id that can be loaded" in capsys.readouterr().err
-    assert main(["score", "answers.jsonl", "--judge", "./absent", "--output", "o.jsonl"]) == 2
-    assert "error: ./absent: not a folder or hub id that can be loaded" in capsys.readouterr().err
+    model = "nobody/absent"
+    assert main(["sample", "--model", model, "--prompts", "prompts.jsonl", "--output", "o.jsonl"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"pangu-trl sample: error: {model}: not a folder or hub id that can be loaded")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sample", "--prompts", "prompts.jsonl", "--output", "o.jsonl", "--model"],
+        ["sample", "--prompts", "prompts.jsonl", "--output", "o.jsonl", "--model", "POLICY", "--adapter"],
+        ["score", "answers.jsonl", "--output", "o.jsonl", "--judge"],
+        ["evaluate-reward", "--data", "rankings.jsonl", "--output", "o"],
+        ["average", "--output", "o", "REWARD"],
+        ["merge", "--output", "o"],
+        ["chat"],
+        ["check-data", "prompts.jsonl", "--no-near-duplicates", "--model"],
+        ["plan", "--stage", "sft", "--accelerate", "zero3", "--config"],
+    ],
+)
+def test_a_misspelt_folder_of_a_model_is_told_with_the_nearest_one(models_folder, tmp_path, capsys, words):
+    (tmp_path / "runs" / "demo" / "base").mkdir(parents=True)
+    # A file is no model, however near its name.
+    (tmp_path / "runs" / "demo" / "bse.log").touch()
+    Path("rankings.jsonl").write_text('{"prompt": "a", "responses": ["b", "c"]}\n')
+    words = [str(models_folder / word.lower()) if word in ("POLICY", "REWARD") else word for word in words]
+    misspelt = "runs/demo/bse"
+    if words[0] == "plan":
+        Path("sft.yaml").write_text(f"model_name_or_path: {misspelt}\ntrain_data: prompts.jsonl\noutput_dir: o\n")
+        misspelt = "sft.yaml"
+    assert main([*words, misspelt]) == 2
+    error = capsys.readouterr().err
+    assert "runs/demo/bse: there is no such folder (looked for " in error
+    assert error.endswith(") (did you mean runs/demo/base?)\n")
+    assert not Path("o").exists() and not Path("o.jsonl").exists()
+
+
+def test_a_misspelt_folder_that_could_be_a_hub_id_is_told_with_the_nearest_one(tmp_path, capsys):
+    (tmp_path / "runs" / "base").mkdir(parents=True)
+    assert main(["chat", "runs/bse"]) == 2
+    assert "runs/bse: not a folder (did you mean runs/base?) or hub id that can be loaded; " in capsys.readouterr().err
 
 
 def test_a_model_without_the_weights_of_its_head_is_refused(models_folder, tmp_path, capsys):

@@ -10,6 +10,7 @@ import yaml
 
 from .data_files import matching_files
 from .formats import FORMATS
+from .near_names import nearest_path
 from .readers import ReadOptions
 from .records import KINDS, RecordError
 from .text_lines import check_encoding
@@ -164,7 +165,7 @@ def read_block(file: Path) -> dict[str, Any]:
     if file.is_dir():
         raise CardError(f"{file}: must be a data card; got a folder. Name the card in it, or a folder without .md.")
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such data card (looked for {file.absolute()}).")
+        raise FileNotFoundError(f"{file}: no such data card (looked for {file.absolute()}){nearest_path(str(file))}.")
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

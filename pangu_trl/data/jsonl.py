@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .near_names import nearest_path
 from .records import OnFault, RecordError, raise_fault
 from .strict_json import parse_json
 from .text_lines import numbered_lines
@@ -27,7 +28,7 @@ def read_numbered_jsonl(path: str | Path, on_fault: OnFault = raise_fault) -> It
     if path.is_dir():
         raise IsADirectoryError(f"{path}: must be a JSON lines file; got a folder. Name one of the files in it.")
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file (looked for {path.absolute()}).")
+        raise FileNotFoundError(f"{path}: no such file (looked for {path.absolute()}){nearest_path(str(path))}.")
     with path.open("rb") as file:
         yield from numbered_records(file, str(path), on_fault=on_fault)
 

@@ -1,7 +1,6 @@
 """Rows of a source of any kind: a file, a folder, a data card, or a dataset on the Hub."""
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import datasets
 from .cards import FILE_FORMATS, CardError, DataCard
 from .data_files import DataFile, as_data_file, folder_splits, identify, known_suffixes
 from .formats import FORMATS, convert_rows
-from .near_names import did_you_mean
+from .near_names import HUB_ID, did_you_mean, nearest_path
 from .readers import ReadOptions, Row, rows_of_files
 from .records import OnFault, RecordError, raise_fault
 from .tables import rows_of_dataset
@@ -23,7 +22,6 @@ logger = logging.getLogger(__name__)
 # Called with what to do about single rows that are wrong; it raises where nothing is said.
 Reader = Callable[..., Iterator[Row]]
 
-HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[^@]+))?")
 # Packaged builders of `datasets` whose files our readers read.
 OWN_READERS = {"json", "csv", "parquet", "text", "arrow"}
 
@@ -136,7 +134,7 @@ def _file_of_card(card: DataCard, path: str) -> DataFile:
 def _single_file(path: Path, split: str) -> Reader:
     file = as_data_file(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file (looked for {path.absolute()}).")
+        raise FileNotFoundError(f"{path}: no such file (looked for {path.absolute()}){nearest_path(str(path))}.")
     if split != "train":
         # Another split must not silently be the training data.
         raise RecordError(f"{path}: the split of a file must be 'train', the whole file; got {split!r}.")
@@ -165,8 +163,8 @@ def _hub(source: str, split: str) -> Reader:
     found = HUB_ID.fullmatch(source)
     if found is None:
         raise FileNotFoundError(
-            f"{source}: no such file or folder (looked for {Path(source).absolute()}), and not the id of a dataset on "
-            "the Hub, OWNER/NAME or OWNER/NAME@REVISION."
+            f"{source}: no such file or folder (looked for {Path(source).absolute()}){nearest_path(source)}, and "
+            "not the id of a dataset on the Hub, OWNER/NAME or OWNER/NAME@REVISION."
         )
     return _hub_dataset(found["id"], None, found["revision"], None, split, ReadOptions())
 
@@ -211,7 +209,8 @@ def _from_hub(load: Callable[[], Any], place: str, address: str | None = None) -
         wanted = (
             f"{address} cannot be fetched"
             if address
-            else f"no such file or folder (looked for {Path(place).absolute()}), and no dataset on the Hub to be had"
+            else f"no such file or folder (looked for {Path(place).absolute()}){nearest_path(place)}, and no dataset "
+            "on the Hub to be had"
         )
         raise OSError(f"{place}: {wanted}; {_one_line(error)}") from error
 

@@ -20,6 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file, find_adapter_config_file
 
+from pangu_trl.data.near_names import is_path, nearest_path
+
 from .adapter_kinds import check_padding_is_unseen
 from .load_reports import reports_of_files
 from .model_kinds import modules_saved_whole, refuse_scoring_adapter, refuse_scoring_model
@@ -216,7 +218,10 @@ def _load(
 
 def load_tokenizer(model_id: str, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Loads the tokenizer of a folder or Hub id; raises ValueError if there is none."""
-    cure = "save the model's tokenizer there" if Path(model_id).is_dir() else "there is no such folder, nor that Hub id"
+    refuse_missing_folder(model_id)
+    cure = "save the model's tokenizer there"
+    if not Path(model_id).is_dir():
+        cure = f"there is no such folder{nearest_path(model_id, only_folders=True)}, nor that Hub id"
     remedy = f"{model_id}: no tokenizer can be loaded from it; {cure}"
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_id, revision=revision, trust_remote_code=trust_remote_code)
@@ -296,9 +301,27 @@ def _with_role(model_id: str, base_of: str | None) -> str:
     return model_id if base_of is None else f"{model_id} (the base model that the adapter {base_of} names)"
 
 
+def refuse_missing_folder(model_id: str, base_of: str | None = None) -> None:
+    """Refuses a path that leads nowhere, which transformers would take for an ill-formed Hub id.
+
+    Args:
+        model_id: Folder or hub id.
+        base_of: The adapter that names it as its base model.
+
+    Raises:
+        ValueError: There is no such folder; the message has the nearest one.
+    """
+    if is_path(model_id) and not Path(model_id).exists():
+        raise ValueError(
+            f"{_with_role(model_id, base_of)}: there is no such folder (looked for {Path(model_id).absolute()})"
+            f"{nearest_path(model_id, only_folders=True)}"
+        )
+
+
 @contextmanager
 def _loading(model_id: str, base_of: str | None = None) -> Iterator[None]:
     """Names the model in errors of the libraries that load it, some of which leave it out, and whose base it is."""
+    refuse_missing_folder(model_id, base_of)
     try:
         yield
     # Damaged weights, a config.json with wrong types, and kernels that are not installed.
@@ -315,7 +338,8 @@ def _loading(model_id: str, base_of: str | None = None) -> Iterator[None]:
         if Path(model_id).is_file():
             reason = "it is a file; give the folder that it lies in"
         name = _with_role(model_id, base_of)
-        raise ValueError(f"{name}: not a folder or hub id that can be loaded; {reason}") from error
+        hint = "" if Path(model_id).exists() else nearest_path(model_id, only_folders=True)
+        raise ValueError(f"{name}: not a folder{hint} or hub id that can be loaded; {reason}") from error
 
 
 def _has_tokenizer(adapter: str, revision: str) -> bool:

@@ -21,6 +21,7 @@ from trl import ModelConfig, get_peft_config
 
 from pangu_trl.gptpangu.conversion import named_config
 from pangu_trl.models.adapter_selection import can_merge
+from pangu_trl.models.loading import refuse_missing_folder
 from pangu_trl.models.lora_targets import resolve_single_target
 
 from .settings import SIZES, TINY
@@ -77,6 +78,7 @@ def load_config(model: str) -> PreTrainedConfig:
     import pangu_trl
 
     if model not in SIZES:
+        refuse_missing_folder(model)
         try:
             return AutoConfig.from_pretrained(model)
         except (OSError, ValueError) as error:

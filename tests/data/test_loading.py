@@ -186,3 +186,27 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
 
 def _shout(row: dict) -> dict:
     return {"prompt": row["prompt"] + "！"}
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("sets/tran.jsonl", " (did you mean sets/train.jsonl?)"),
+        ("set/train.jsonl", " (did you mean sets/train.jsonl?)"),
+        ("set/other.jsonl", " (did you mean sets?)"),
+        # They end alike, and are not near.
+        ("sets/nosuch.jsonl", ""),
+        ("sets/card.md", ""),
+        # A file is no folder that others could lie in.
+        ("sets/train.json/a/b", ""),
+    ],
+)
+def test_a_misspelt_path_is_told_with_the_nearest_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, hint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "sets" / "train.jsonl", [{"prompt": "a"}])
+    with pytest.raises(OSError) as refused:
+        load_records(name, "prompt")
+    assert f"(looked for {tmp_path / name}){hint}" in str(refused.value)
+    assert ("did you mean" in str(refused.value)) == bool(hint)

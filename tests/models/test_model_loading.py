@@ -94,7 +94,9 @@ def test_what_cannot_be_loaded_is_named_with_its_flaw(folder, tmp_path_factory):
         load(folder)
     adapter = {"peft_type": "LORA", "base_model_name_or_path": str(other / "gone")}
     (other / "adapter_config.json").write_text(json.dumps(adapter))
-    with pytest.raises(ValueError, match=rf"gone \(the base model that the adapter {other} names\): not a folder"):
+    with pytest.raises(
+        ValueError, match=rf"gone \(the base model that the adapter {other} names\): there is no such folder"
+    ):
         load(other)
     (other / "adapter_config.json").write_text(json.dumps(adapter | {"peft_type": "LORAX"}))
     with pytest.raises(ValueError, match=f"{other}: .* names the method 'LORAX', which this version of PEFT does not"):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from pangu_trl.models.adapter_selection import REWARD_ADAPTER, VALUE_ADAPTER, active_adapter
-from pangu_trl.models.loading import adapter_folder, load_with_adapter
+from pangu_trl.models.loading import adapter_folder, load_with_adapter, refuse_missing_folder
 from pangu_trl.models.quantised import is_quantised
 
 HEAD_SUFFIX = ".score.weight"
@@ -47,6 +47,7 @@ def read_reward_adapter(source: str | Path | PeftModel, policy: PeftModel, zero3
     else:
         name = adapter_folder(str(source))
         try:
+            refuse_missing_folder(name)
             config = PeftConfig.from_pretrained(name)
         except (OSError, ValueError) as error:
             raise ValueError(
