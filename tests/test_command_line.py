@@ -191,6 +191,7 @@ def test_a_recipe_of_the_package_is_found_from_any_folder(launched, capsys):
 @pytest.mark.parametrize("stage", STAGES)
 def test_init_writes_a_file_that_the_recipe_reads_and_never_a_second_time(stage, capsys):
     judge = ["--reward-model", "runs/reward"] if stage in ("ppo", "grpo") else []
+    Path("d.jsonl").touch()
     words = ["init", "新", "--stage", stage, "--model", "runs/sft", "--data", "d.jsonl", "--method", "lora", *judge]
     code, out, _ = said(capsys, *words)
     assert code == 0
@@ -218,6 +219,8 @@ def test_init_writes_a_file_that_the_recipe_reads_and_never_a_second_time(stage,
 
 
 def test_init_with_held_out_data_evaluates_before_and_after(capsys):
+    for name in ("d.jsonl", "e.jsonl"):
+        Path(name).touch()
     words = ["init", "run", "--stage", "sft", "--model", "m", "--data", "d.jsonl", "--eval-data", "e.jsonl"]
     assert said(capsys, *words)[0] == 0
     settings = yaml.safe_load(Path("run/sft.yaml").read_text("utf-8"))
@@ -230,6 +233,42 @@ def test_init_leaves_a_place_for_what_it_was_not_told(capsys):
     assert "\n# train_data:\n" in Path("run/ppo.yaml").read_text()
     code, _, error = said(capsys, "init", "run", "--stage", "sft", "--model", "m", "--reward-model", "r")
     assert (code, "--reward-model belongs to the stages ppo and grpo" in error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "hint"),
+    [
+        ("--data", "tran.jsonl", " (did you mean train.jsonl?)"),
+        ("--data", "nosuch.jsonl", ""),
+        ("--data", "card.md", ""),
+        ("--data", "./folder", ""),
+        ("--eval-data", "sets/heldout.parquet", " (did you mean sets/held-out.parquet?)"),
+        ("--model", "models/sft/bse", " (did you mean models/sft/base?)"),
+        ("--model", "model/sft/base", " (did you mean models/sft/base?)"),
+        ("--model", "~/nowhere-at-all", ""),
+        ("--reward-model", "../absent", ""),
+        ("--reward-model", "jugde.py:score", " (did you mean judge.py?)"),
+    ],
+)
+def test_init_refuses_a_path_that_leads_nowhere_before_it_writes(option, name, hint, capsys):
+    for path in ("train.jsonl", "sets/held-out.parquet", "models/sft/base/config.json", "judge.py"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
+    others = {"--model": "user/name", "--data": "train.jsonl", "--reward-model": "judge.py:score"}
+    words = [word for pair in (others | {option: name}).items() for word in pair]
+    code, out, error = said(capsys, "init", "run", "--stage", "ppo", *words)
+    assert (code, out, Path("run").exists()) == (2, "", False)
+    assert f"error: {option} {name}: there is no such file or folder (looked for " in error
+    assert error.endswith(f"){hint}; nothing is written\n")
+
+
+@pytest.mark.parametrize(
+    "judge", ["user/name", "judge.py:score", "package.module:score", "http://localhost:8000/score"]
+)
+def test_init_takes_hub_ids_functions_and_services(judge, capsys):
+    Path("judge.py").touch()
+    words = ["--model", "name", "--data", "user/name@v1.0", "--eval-data", "name", "--reward-model", judge]
+    assert said(capsys, "init", "run", "--stage", "ppo", *words)[0] == 0
 
 
 def test_env_tells_versions_and_nothing_private(monkeypatch, capsys):

@@ -5,6 +5,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from pangu_trl.data.near_names import names_file, nearest_path
 from pangu_trl.runs.folders import STAGES
 from pangu_trl.runs.given_options import read_yaml
 from pangu_trl.runs.option_sources import options_of_recipe
@@ -43,6 +44,8 @@ def run(args: argparse.Namespace) -> None:
     path = args.folder / f"{args.stage}.yaml"
     if path.exists():
         raise FileExistsError(f"{path}: exists already, and nothing is overwritten; give another folder or remove it")
+    for option in ("data", "eval_data", "model", "reward_model"):
+        _refuse_missing(option, getattr(args, option))
     recipes = shipped("recipes")
     helps = {option.name: option.help for option in options_of_recipe(recipes / f"{args.stage}.py")}
     settings = read_yaml(recipes / args.size / args.stage / f"{args.method}.yaml")
@@ -65,6 +68,24 @@ def run(args: argparse.Namespace) -> None:
     else:
         print(f"{path}: written. Next:")
     print(f"  pangu-trl {args.stage} --config {path}")
+
+
+def _refuse_missing(option: str, name: str | None) -> None:
+    """Refuses what is plainly a file or folder and is not there, before the stage would fail of it.
+
+    A name with the form of a Hub id may be one, or the folder of a run that is still to come.
+    """
+    if name is None or "://" in name:
+        return
+    # A reward function is path/to/file.py:function or package.module:function.
+    file, colon, _ = name.rpartition(":")
+    path = file if colon else name
+    is_meant_so = path.endswith(".py") if colon else names_file(path)
+    if is_meant_so and not Path(path).exists() and not Path(name).exists():
+        raise FileNotFoundError(
+            f"--{option.replace('_', '-')} {name}: there is no such file or folder (looked for "
+            f"{Path(path).absolute()}){nearest_path(path)}; nothing is written"
+        )
 
 
 def _text(args: argparse.Namespace, settings: dict[str, Any], helps: dict[str, str]) -> str:
