@@ -295,6 +295,8 @@ def test_debug_shows_the_traceback(models_folder):
         ["sample", "--model", "absent", "--prompts", "prompts.jsonl", "--output", "kept.jsonl"],
         ["score", "answers.jsonl", "--judge", "judges.py:length", "--output", "kept.jsonl"],
         ["evaluate", "answers.jsonl", "--judge", "judges.py:length", "--output", "kept.jsonl"],
+        ["best-of-n", "answers.jsonl", "--judge", "judges.py:length", "--output", "kept.jsonl"],
+        ["evaluate-reward", "absent", "--data", "answers.jsonl", "--output", "kept.jsonl"],
     ],
 )
 def test_an_existing_output_is_kept(command, capsys):

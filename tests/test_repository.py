@@ -93,6 +93,16 @@ def test_every_accelerate_config_is_one(path):
         assert getattr(arguments, option) == value, option
 
 
+@pytest.mark.parametrize("name", ["README.md", "README_zh.md", "docs/demo-real.md"])
+def test_commands_to_try_in_a_clone_write_where_git_does_not_look(name):
+    text = (ROOT / name).read_text("utf-8").replace("\\\n", "")
+    commands = re.findall(r"^    pangu-trl (?:sample|score|evaluate-reward|best-of-n|report) .*", text, flags=re.M)
+    outputs = [output for command in commands for output in re.findall(r"--output (\S+)", command)]
+    assert len(outputs) >= 3
+    assert [output for output in outputs if not output.startswith("runs/")] == []
+    assert "/runs/" in (ROOT / ".gitignore").read_text("utf-8").splitlines()
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_paths_and_commands_in_documents_exist(path):
     text = path.read_text("utf-8")
