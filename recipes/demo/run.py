@@ -2,7 +2,7 @@
 
     make demo                  # three to ten minutes
     make demo STEPS=smoke      # the same with tiny settings, to see that everything runs
-    make demo STEPS=large      # a model ten times as large, trained three times as long; not run to its end yet
+    make demo STEPS=large      # a model ten times as large, an hour or more; docs/small-gptpangu.md has its figures
 
 Every stage is a command that works alone, and is printed before it runs: `pangu-trl sft`, `reward` and `ppo`, and
 `sample`, `score` and `evaluate` in between. A run that stands in the folder already is moved aside.
@@ -62,7 +62,7 @@ SIZES = {
         num_layers=4,
         answer_tokens=16,
     ),
-    # How far a GPTPangu of 25 million weights gets on the same reviews.
+    # How far a GPTPangu of 25 million weights gets on the same reviews: docs/small-gptpangu.md.
     "large": Size(
         counts=SplitCounts(demonstrations_test=200, reward_train=3200, reward_test=250, ppo=1200, judge=150),
         vocabulary=6000,

@@ -124,3 +124,15 @@ def test_seeds_have_a_row_each_then_mean_and_range(demo_seeds):
 def test_readme_shows_the_figures_of_the_seeds(demo_seeds):
     rows = json.loads((ROOT / "docs" / "demo-seeds.json").read_text("utf-8"))
     assert demo_seeds["table"](rows) in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_page_on_small_models_shows_both_sizes(demo_seeds):
+    sizes = {"2.4 million": "demo-seeds.json", "25 million": "demo-large.json"}
+    rows = {
+        f"{weights}, {seed}": figures
+        for weights, name in sizes.items()
+        for seed, figures in json.loads((ROOT / "docs" / name).read_text("utf-8")).items()
+    }
+    *found, _, _ = demo_seeds["table"](rows).splitlines()
+    page = (ROOT / "docs" / "small-gptpangu.md").read_text("utf-8")
+    assert "\n".join(found).replace("| seed |", "| weights, seed |") in page
