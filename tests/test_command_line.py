@@ -160,7 +160,12 @@ def test_a_stage_ends_with_the_exit_status_of_its_recipe(launched, monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    "program, said", [(("/usr/bin/pangu-trl",), "pangu-trl"), (("-m", "pangu_trl"), "python3 -m pangu_trl")]
+    "program, said",
+    [
+        (("/usr/bin/pangu-trl",), "pangu-trl"),
+        (("-m", "pangu_trl"), "python3 -m pangu_trl"),
+        (("-P", "-m", "pangu_trl"), "python3 -P -m pangu_trl"),
+    ],
 )
 def test_a_run_is_told_to_go_on_with_the_command_that_was_typed(monkeypatch, program, said):
     typed = ["/usr/bin/python3", *program, "sft", "--config", "my sft.yaml"]

@@ -29,6 +29,8 @@ DEBUG = "PANGU_TRL_DEBUG"
 # All that `accelerate launch` sets for one process, and what torchrun sets for each.
 LAUNCHED = (("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"), ("TORCHELASTIC_RUN_ID",))
 LAUNCHERS = ("accelerate", "pangu-trl", "torchrun", "torch.distributed", "torch/distributed", "deepspeed")
+# How Python is told to run the command line; an option of its own may stand before.
+MODULE = ["-m", "pangu_trl"]
 SECONDS_TO_STOP = "PANGU_TRL_SECONDS_TO_STOP"
 
 # Loaded before a fork, in whose child nothing may be imported.
@@ -117,12 +119,13 @@ def recipe_command() -> str:
 def launch_command() -> str:
     """The command line of the launcher, where there is one and it can be read, else of this process."""
     words = _words_of(os.getppid()) if is_launched() else []
-    if words[1:3] != ["-m", "pangu_trl"] and not any(name in word for word in words[:4] for name in LAUNCHERS):
+    is_module = MODULE in (words[1:3], words[2:4])
+    if not is_module and not any(name in word for word in words[:4] for name in LAUNCHERS):
         words = [Path(sys.executable).name, *sys.argv]
     if len(words) > 1 and Path(words[1]).name == "pangu-trl":
         # As it was typed, without the interpreter.
         words = ["pangu-trl", *words[2:]]
-    elif words[1:3] == ["-m", "pangu_trl"]:
+    elif is_module:
         words = [Path(words[0]).name, *words[1:]]
     kept = []
     skips = False

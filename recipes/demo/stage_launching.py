@@ -42,7 +42,8 @@ def launch_recipe(stage: str, config: Path, options: Mapping[str, object]) -> No
     words = [stage, "--config", short(config), "--accelerate", "cpu"]
     words += [word for name, value in options.items() for word in (f"--{name}", short(value))]
     print("$ pangu-trl " + " ".join(words), flush=True)
-    command = [sys.executable, "-m", "pangu_trl", *words]
+    # Without the working folder, where a clone of this name would pass for the package.
+    command = [sys.executable, "-P", "-m", "pangu_trl", *words]
     environment = LEAN | os.environ | {"HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(command, env=environment, preexec_fn=end_with_parent)
     try:
