@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "dpo": {"max_steps": 16},
     # 256 answers of the policy's own, 64 at a time.
     "grpo": {"max_steps": 16, "generation_batch_size": 64, "learning_rate": 1e-3},
-    "ppo": {"max_steps": 16, "learning_rate": 1e-3, "critic_learning_rate": 1e-3},
+    "ppo": {"max_steps": 16, "learning_rate": 1e-3, "critic_learning_rate": 1e-3, "kl_coef": 0.06},
 }
 # To each held-out prompt; the answers of `start` are those that best-of-4 chooses from.
 NUM_ANSWERS = {"start": 4, "sft": 2, "dpo": 2, "grpo": 2, "ppo": 2}
@@ -50,11 +50,12 @@ NUM_ANSWERS = {"start": 4, "sft": 2, "dpo": 2, "grpo": 2, "ppo": 2}
 KEEPING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**26)}
 SPENT = ("seconds", "cpu_seconds", "peak_gib")
 QUICK = {
-    "sft": {"max_steps": 1, "per_device_train_batch_size": 2},
-    "dpo": {"max_steps": 1, "per_device_train_batch_size": 2},
-    "grpo": {"max_steps": 1, "per_device_train_batch_size": 4, "generation_batch_size": 4},
+    "sft": {"max_steps": 1, "warmup_steps": 0, "per_device_train_batch_size": 2},
+    "dpo": {"max_steps": 1, "warmup_steps": 0, "per_device_train_batch_size": 2},
+    "grpo": {"max_steps": 1, "warmup_steps": 0, "per_device_train_batch_size": 4, "generation_batch_size": 4},
     "ppo": {
         "max_steps": 2,
+        "warmup_steps": 0,
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 1,
         "num_rollout_batches": 2,

@@ -65,7 +65,7 @@ class Size:
 SIZES = {
     "full": Size(),
     # Half of the prompts, and half of the rollouts.
-    "short": Size(prompts={"train": 200, "held-out": 80}, overrides={"ppo": {"max_steps": 16}}),
+    "short": Size(prompts={"train": 200, "held-out": 80}, overrides={"ppo": {"max_steps": 20}}),
     "smoke": Size(
         answer_tokens=12,
         prompts={"train": 8, "held-out": 4},
