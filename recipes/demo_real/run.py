@@ -287,6 +287,7 @@ def main() -> None:
     print(f"\nAll figures: {short(run_dir / 'summary.json')}. Report: {report} (open it in a browser).")
     models = " ".join(short(run_dir / name) for name in ("base", "ppo"))
     print(f"Ask both models yourself: pangu-trl chat {models} --temperature 0.8")
+    print("End what you ask as the prompts of the demo end, 'Answer in one short sentence.': nothing else was trained.")
 
 
 if __name__ == "__main__":
