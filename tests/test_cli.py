@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -502,7 +501,7 @@ def interrupt_at_token(monkeypatch, number: int) -> None:
         new = stream.ids[-1:]
         tokens.extend(new)
         if new and len(tokens) == number:
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(chatting._Stream, "put", put_and_interrupt)
 

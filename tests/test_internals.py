@@ -64,6 +64,7 @@ IMPORTED: list[tuple[str, Any, str]] = [
     ("transformers.cache_utils.DynamicLayer", ANY, "a layer of the running cache keeps its other methods"),
     ("transformers.cache_utils.DynamicSlidingWindowLayer", ANY, "a layer that a running cache may keep whole"),
     ("transformers.dynamic_module_utils.get_relative_import_files", ["module_file"], "files of custom code"),
+    ("transformers.generation.streamers.BaseStreamer", ANY, "gets the tokens of an answer as they come"),
     ("transformers.generation.continuous_batching.PagedAttentionCache", ANY, "is no Cache, but comes as `cache`"),
     ("transformers.integrations.deepspeed.HfDeepSpeedConfig", ANY, "GRPO loads its reward model unsharded"),
     ("transformers.integrations.deepspeed.deepspeed_config", [], "GRPO restores it after that"),
