@@ -33,7 +33,7 @@ sys.path[:0] = [str(RECIPES / "demo"), str(RECIPES / "demo_real")]
 METHODS = ("start", "sft", "best_of_4", "dpo", "grpo", "ppo")
 TRAINED = ("sft", "dpo", "grpo", "ppo")
 # On top of the recipe of a method; what is not here is in the recipe. For so few steps GRPO and PPO get twice the rates
-# of their recipes, and SFT a shorter warm-up.
+# of their recipes, and SFT a shorter warm-up; PPO's kl_coef is that of the demo when docs/results.md was made.
 SETTINGS: dict[str, dict[str, object]] = {
     # The best answers to 200 prompts.
     "sft": {"max_steps": 25, "warmup_steps": 4},

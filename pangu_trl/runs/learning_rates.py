@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .counts import counted
+
 logger = logging.getLogger(__name__)
 
 
@@ -32,12 +34,14 @@ class CheckLearningRates(TrainerCallback):
             return
         warmup = args.get_warmup_steps(state.max_steps)
         cures = "set warmup_steps to 0, or train for longer: more records, a larger num_train_epochs, smaller batches"
-        count = f"{state.max_steps} optimiser step{'s' * (state.max_steps > 1)}"
-        said = f"This run has {count}, and warmup_steps is {warmup}"
+        said = f"This run has {counted(state.max_steps, 'optimiser step')}, and warmup_steps is {warmup}"
         if not any(schedule(step) for schedule in schedules for step in steps):
             raise ValueError(f"{said}: its learning rate is 0 all the time, so that it would learn nothing; {cures}.")
         if warmup >= state.max_steps and state.is_world_process_zero:
             most = max(schedule(step) for schedule in schedules for step in steps)
+            # The schedule `constant` has no warm-up, whatever warmup_steps says.
+            if most >= 1:
+                return
             logger.warning("%s: its learning rate gets to %.0f %% of what was asked; %s.", said, 100 * most, cures)
 
 

@@ -42,6 +42,14 @@ def test_one_step_without_a_warm_up_learns(run_recipe, base, tmp_path, schedule)
     assert trainer.state.global_step == 1
 
 
+def test_a_schedule_without_a_warm_up_is_left_alone(run_recipe, base, tmp_path, caplog):
+    options = dict(output_dir=tmp_path / "out", max_steps=2, warmup_steps=4, lr_scheduler_type="constant")
+    trainer = run_recipe("sft", model_name_or_path=base, **options)
+    rates = [logged["learning_rate"] for logged in trainer.state.log_history if "learning_rate" in logged]
+    assert rates == [1e-2, 1e-2]
+    assert not [record for record in caplog.records if record.name == LOGGER]
+
+
 def test_a_resumed_run_at_its_end_is_let_through(run_recipe, base, tmp_path):
     options = dict(model_name_or_path=base, output_dir=tmp_path / "out", max_steps=2)
     options |= dict(save_strategy="steps", save_steps=2)
